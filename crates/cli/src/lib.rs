@@ -1,0 +1,1 @@
+//! The command line's shared floor: opening models, drawing progress, printing tables.

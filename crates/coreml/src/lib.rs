@@ -1,0 +1,1 @@
+//! The Qwen3.5 graph as Core ML packages, written from a checkpoint.

@@ -1,0 +1,1 @@
+//! Runs an MLX model directory on the CPU, straight from the mapped file.

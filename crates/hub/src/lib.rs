@@ -1,0 +1,1 @@
+//! Finds a model by directory or hub id, fetching what is missing.

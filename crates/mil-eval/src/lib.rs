@@ -1,0 +1,1 @@
+//! Runs Core ML mlprogram packages on the CPU, operator by operator.

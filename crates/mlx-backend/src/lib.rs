@@ -1,0 +1,1 @@
+//! Runs an MLX model directory through MLX itself (mlx-rs).

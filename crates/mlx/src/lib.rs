@@ -1,0 +1,1 @@
+//! MLX model directories: written from a checkpoint, read back from any maker.

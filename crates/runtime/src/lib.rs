@@ -1,0 +1,1 @@
+//! Chat over the converted models: sessions, sampling, prompt cache, streaming.
