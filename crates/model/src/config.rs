@@ -94,7 +94,8 @@ impl TextConfig {
     /// Another architecture, an absent field, sizes of zero, or sizes that do not fit each other.
     pub fn from_json(root: &Value) -> Result<Self, ConfigError> {
         let text = root.get("text_config").unwrap_or(root);
-        let kind = text.get("model_type").or_else(|| root.get("model_type")).and_then(Value::as_str).unwrap_or("");
+        let kind =
+            text.get("model_type").or_else(|| root.get("model_type")).and_then(Value::as_str).unwrap_or("");
         if kind != "qwen3_5" && kind != "qwen3_5_text" {
             return Err(ConfigError::Architecture { found: kind.to_owned() });
         }
@@ -212,7 +213,12 @@ impl TextConfig {
                 })
             }
         };
-        divides("num_attention_heads", self.num_attention_heads, self.num_key_value_heads, "num_key_value_heads")?;
+        divides(
+            "num_attention_heads",
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            "num_key_value_heads",
+        )?;
         divides(
             "linear_num_value_heads",
             self.linear_num_value_heads,
@@ -317,11 +323,9 @@ impl<'a> Fields<'a> {
     /// Settings that would change the arithmetic are refused rather than ignored.
     fn refuse_foreign_settings(&self) -> Result<(), ConfigError> {
         let must_be = |field: &'static str, wanted: Value| match self.find(field) {
-            Some(found) if *found != wanted => Err(ConfigError::Invalid {
-                field,
-                expected: wanted.to_string(),
-                found: found.to_string(),
-            }),
+            Some(found) if *found != wanted => {
+                Err(ConfigError::Invalid { field, expected: wanted.to_string(), found: found.to_string() })
+            }
             _ => Ok(()),
         };
         must_be("hidden_act", "silu".into())?;
@@ -372,7 +376,8 @@ mod tests {
     #[test]
     fn layer_types_win_over_the_interval() {
         let mut json = flat();
-        json["layer_types"] = json!(["full_attention", "linear_attention", "linear_attention", "full_attention"]);
+        json["layer_types"] =
+            json!(["full_attention", "linear_attention", "linear_attention", "full_attention"]);
         json["full_attention_interval"] = json!(2);
         let config = TextConfig::from_json(&json).unwrap();
         assert_eq!(config.layers_of(LayerKind::FullAttention).collect::<Vec<_>>(), [0, 3]);

@@ -28,8 +28,12 @@ mod config;
 mod drive;
 mod snapshot;
 mod tensors;
+mod weights;
 
 pub use config::{ConfigError, LayerKind, TextConfig};
-pub use drive::{CancelToken, Discard, Model, ModelMemory, Observer, RecurrentState, Rows, RunError, Sequence, Site};
+pub use drive::{
+    CancelToken, Discard, Model, ModelMemory, Observer, RecurrentState, Rows, RunError, Sequence, Site,
+};
 pub use snapshot::{Snapshot, SnapshotTensor, StateType};
 pub use tensors::{Role, TensorSpec, tensor_table};
+pub use weights::{WeightError, Weights};

@@ -90,7 +90,11 @@ impl Table {
         self.push("linear_attn.in_proj_z.weight", &[values, hidden], Role::Linear);
         self.push("linear_attn.in_proj_b.weight", &[heads, hidden], Role::Linear);
         self.push("linear_attn.in_proj_a.weight", &[heads, hidden], Role::Linear);
-        self.push("linear_attn.conv1d.weight", &[channels, 1, config.linear_conv_kernel_dim], Role::Convolution);
+        self.push(
+            "linear_attn.conv1d.weight",
+            &[channels, 1, config.linear_conv_kernel_dim],
+            Role::Convolution,
+        );
         self.push("linear_attn.dt_bias", &[heads], Role::StepBias);
         self.push("linear_attn.A_log", &[heads], Role::DecayLog);
         self.push("linear_attn.norm.weight", &[config.linear_value_head_dim], Role::GatedNorm);
@@ -98,7 +102,8 @@ impl Table {
     }
 
     fn full_attention(&mut self, config: &TextConfig) {
-        let (hidden, query, kv) = (config.hidden_size, config.attention_query_dim(), config.attention_key_value_dim());
+        let (hidden, query, kv) =
+            (config.hidden_size, config.attention_query_dim(), config.attention_key_value_dim());
         self.push("self_attn.q_proj.weight", &[2 * query, hidden], Role::Linear);
         self.push("self_attn.k_proj.weight", &[kv, hidden], Role::Linear);
         self.push("self_attn.v_proj.weight", &[kv, hidden], Role::Linear);
