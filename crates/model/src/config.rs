@@ -226,7 +226,7 @@ impl TextConfig {
             "linear_num_key_heads",
         )?;
         let rotary = self.rotary_dim();
-        if rotary == 0 || rotary % 2 != 0 || rotary > self.head_dim {
+        if rotary == 0 || !rotary.is_multiple_of(2) || rotary > self.head_dim {
             return Err(ConfigError::Invalid {
                 field: "partial_rotary_factor",
                 expected: format!("an even, non-zero part of head_dim {}", self.head_dim),
