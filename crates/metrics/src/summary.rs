@@ -1,0 +1,234 @@
+//! What many positions come to.
+
+use crate::{RowComparison, Top1};
+
+/// Collects comparisons of positions, in their order; keeps sixteen bytes of each.
+#[derive(Clone, Debug, Default)]
+pub struct Summarizer {
+    kl: Vec<f64>,
+    same: usize,
+    tied: usize,
+    top5_sum: f64,
+    cosine_sum: f64,
+    cosine_min: f64,
+    max_abs_difference: f64,
+    first_different: Option<usize>,
+    largest_margin: f64,
+}
+
+/// Mean, quantiles and maximum of numbers that came one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spread {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Half lie at or below it.
+    pub median: f64,
+    /// 99 % lie at or below it.
+    pub p99: f64,
+    /// The largest.
+    pub max: f64,
+    /// Index of the largest, in the order of arrival.
+    pub max_at: usize,
+}
+
+impl Spread {
+    /// Of `values`; all zero when there are none.
+    pub fn of(values: &[f64]) -> Self {
+        if values.is_empty() {
+            return Self::default();
+        }
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        // Nearest rank: the smallest value with at least that part of all at or below it.
+        let rank =
+            |part: f64| sorted[((part * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1];
+        let max = sorted[sorted.len() - 1];
+        Self {
+            mean: values.iter().sum::<f64>() / values.len() as f64,
+            median: rank(0.5),
+            p99: rank(0.99),
+            max,
+            max_at: values.iter().position(|value| *value == max).unwrap_or(0),
+        }
+    }
+}
+
+/// The summary of all positions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Positions compared.
+    pub positions: usize,
+    /// KL(reference || candidate), in nats.
+    pub kl: Spread,
+    /// Part of the positions with the same likeliest token, exact ties counted as the same; 1 when there are none.
+    pub top1_agreement: f64,
+    /// Positions whose likeliest tokens differ only by an exact tie.
+    pub top1_ties: usize,
+    /// Largest preference, in logits, of the reference for its own token where the likeliest tokens differ.
+    pub largest_margin: f64,
+    /// Mean part of the five likeliest tokens that both share.
+    pub top5_overlap: f64,
+    /// Mean cosine of the raw logits.
+    pub cosine_mean: f64,
+    /// Worst cosine of the raw logits.
+    pub cosine_min: f64,
+    /// Largest absolute difference of two logits.
+    pub max_abs_difference: f64,
+    /// Index of the first position whose likeliest token differs, in the order of arrival.
+    pub first_different: Option<usize>,
+}
+
+impl Summarizer {
+    /// Adds the next position.
+    pub fn push(&mut self, row: &RowComparison) {
+        let index = self.kl.len();
+        self.kl.push(row.kl);
+        match row.top1 {
+            Top1::Same => self.same += 1,
+            Top1::Tied => self.tied += 1,
+            Top1::Different => {
+                self.first_different.get_or_insert(index);
+                self.largest_margin = self.largest_margin.max(row.margin);
+            }
+        }
+        self.top5_sum += row.top5_overlap;
+        self.cosine_sum += row.cosine;
+        self.cosine_min = if index == 0 { row.cosine } else { self.cosine_min.min(row.cosine) };
+        self.max_abs_difference = self.max_abs_difference.max(row.max_abs_difference);
+    }
+
+    /// KL of every position so far, in their order.
+    pub fn kl(&self) -> &[f64] {
+        &self.kl
+    }
+
+    /// The summary of what came.
+    pub fn finish(&self) -> Summary {
+        let positions = self.kl.len();
+        let mean = |sum: f64| if positions == 0 { 1.0 } else { sum / positions as f64 };
+        Summary {
+            positions,
+            kl: Spread::of(&self.kl),
+            top1_agreement: mean((self.same + self.tied) as f64),
+            top1_ties: self.tied,
+            largest_margin: self.largest_margin,
+            top5_overlap: mean(self.top5_sum),
+            cosine_mean: mean(self.cosine_sum),
+            cosine_min: if positions == 0 { 1.0 } else { self.cosine_min },
+            max_abs_difference: self.max_abs_difference,
+            first_different: self.first_different,
+        }
+    }
+}
+
+/// Perplexity of a text: the exponential of the mean negative log likelihood of its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Perplexity {
+    tokens: u64,
+    total: f64,
+}
+
+impl Perplexity {
+    /// Adds a token by its negative log likelihood in nats.
+    pub fn push(&mut self, negative_log_likelihood: f64) {
+        self.tokens += 1;
+        self.total += negative_log_likelihood;
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// The perplexity, if any token came.
+    pub fn value(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| (self.total / self.tokens as f64).exp())
+    }
+}
+
+/// How many values fall between powers of ten; for KL, which spans a dozen of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    /// Lower edge of the first bin, as a power of ten; what is below it, zero included, is counted in that bin.
+    pub lowest_exponent: i32,
+    /// Bins to a decade.
+    pub per_decade: usize,
+    /// Values in each bin.
+    pub counts: Vec<usize>,
+}
+
+impl Histogram {
+    /// From `10^lowest` to `10^highest` with `per_decade` bins in each decade; what is beyond the ends is counted
+    /// in the outermost bins.
+    pub fn of(values: &[f64], lowest: i32, highest: i32, per_decade: usize) -> Self {
+        let bins = (highest - lowest).max(1) as usize * per_decade.max(1);
+        let mut counts = vec![0; bins];
+        for value in values {
+            let place = (value.log10() - f64::from(lowest)) * per_decade as f64;
+            // log10(0) is minus infinity, and the cast saturates at both ends.
+            counts[(place as usize).min(bins - 1)] += 1;
+        }
+        Self { lowest_exponent: lowest, per_decade, counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare_rows;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quantiles_by_nearest_rank() {
+        let values: Vec<f64> = (1..=200).map(f64::from).collect();
+        let spread = Spread::of(&values);
+        assert_eq!((spread.median, spread.p99, spread.max, spread.max_at), (100.0, 198.0, 200.0, 199));
+        assert_eq!(spread.mean, 100.5);
+        let one = Spread::of(&[3.0]);
+        assert_eq!((one.median, one.p99, one.mean), (3.0, 3.0, 3.0));
+        assert_eq!(Spread::of(&[]), Spread::default());
+    }
+
+    #[test]
+    fn first_difference_and_agreement() {
+        let same = compare_rows(&[1.0, 0.0], &[2.0, 0.0]).unwrap();
+        let tied = compare_rows(&[1.0, 1.0], &[0.0, 2.0]).unwrap();
+        let different = compare_rows(&[1.0, 0.0], &[0.0, 2.0]).unwrap();
+        let mut summary = Summarizer::default();
+        for row in [&same, &tied, &different, &different] {
+            summary.push(row);
+        }
+        let summary = summary.finish();
+        assert_eq!((summary.positions, summary.top1_ties, summary.first_different), (4, 1, Some(2)));
+        assert_eq!(summary.top1_agreement, 0.5);
+        assert_eq!(summary.largest_margin, 1.0);
+    }
+
+    #[test]
+    fn perplexity_of_equal_chances_is_their_number() {
+        let mut perplexity = Perplexity::default();
+        assert_eq!(perplexity.value(), None);
+        for _ in 0..5 {
+            perplexity.push(16f64.ln());
+        }
+        assert!((perplexity.value().unwrap() - 16.0).abs() < 1e-12);
+        assert_eq!(perplexity.tokens(), 5);
+    }
+
+    #[test]
+    fn histogram_counts_everything_once() {
+        let histogram = Histogram::of(&[0.0, 1e-9, 2e-3, 5e-3, 1e9], -6, 0, 1);
+        assert_eq!(histogram.counts, [2, 0, 0, 2, 0, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn spread_is_ordered(values in prop::collection::vec(0f64..10.0, 1..300)) {
+            let spread = Spread::of(&values);
+            prop_assert!(spread.median <= spread.p99 && spread.p99 <= spread.max && spread.mean <= spread.max);
+            prop_assert_eq!(values[spread.max_at], spread.max);
+            let at_or_below = values.iter().filter(|v| **v <= spread.median).count();
+            prop_assert!(2 * at_or_below >= values.len());
+        }
+    }
+}
