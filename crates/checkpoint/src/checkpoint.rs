@@ -1,0 +1,338 @@
+//! An opened checkpoint.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use q35_model::{Role, TensorSpec, TextConfig, WeightError, Weights, tensor_table};
+use q35_quant::FloatType;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::conversion_signs::{converted, is_mlx_convolution, refuse_by_config, refuse_by_files};
+use crate::inventory::{Inventory, Part};
+use crate::names::{Place, place};
+use crate::shards::{INDEX, Shards, find, read_json};
+use crate::sources::{COMPANIONS, SourceFile};
+use crate::{CheckpointError, Problem, SafetensorsFile};
+
+/// A Hugging Face checkpoint whose text model is complete and well-shaped.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config_json: Value,
+    config: TextConfig,
+    files: Vec<SafetensorsFile>,
+    /// In the order of [`tensor_table`].
+    tensors: Vec<Located>,
+    by_name: HashMap<String, usize>,
+    inventory: Inventory,
+    source_files: Vec<SourceFile>,
+}
+
+#[derive(Debug)]
+struct Located {
+    spec: TensorSpec,
+    dtype: FloatType,
+    file: usize,
+    source_name: String,
+}
+
+/// One tensor of the text model, mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// Name below the text tower, shape and role.
+    pub spec: &'a TensorSpec,
+    /// Name in the file.
+    pub source_name: &'a str,
+    /// Element type.
+    pub dtype: FloatType,
+    /// Little-endian elements, row-major; aligned to nothing in particular.
+    pub data: &'a [u8],
+    /// The file that holds it.
+    pub file: &'a Path,
+}
+
+impl<'a> TensorView<'a> {
+    /// Name below the text tower.
+    pub fn name(&self) -> &'a str {
+        &self.spec.name
+    }
+
+    /// What the tensor is to the model.
+    pub fn role(&self) -> Role {
+        self.spec.role
+    }
+
+    /// Shape, outermost first.
+    pub fn shape(&self) -> &'a [usize] {
+        &self.spec.shape
+    }
+
+    /// Elements of one index of the first axis.
+    pub fn row_len(&self) -> usize {
+        self.spec.shape[1..].iter().product()
+    }
+
+    /// Bytes of the rows in `rows`.
+    pub fn rows(&self, rows: Range<usize>) -> &'a [u8] {
+        let bytes = self.row_len() * self.dtype.size();
+        &self.data[rows.start * bytes..rows.end * bytes]
+    }
+
+    /// # Errors
+    /// [`CheckpointError::NonFinite`] for the first NaN or infinite weight.
+    pub fn check_finite(&self) -> Result<(), CheckpointError> {
+        self.check_rows_finite(0..self.spec.shape[0])
+    }
+
+    /// As [`Self::check_finite`], for the rows in `rows` alone.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NonFinite`] for the first NaN or infinite weight.
+    pub fn check_rows_finite(&self, rows: Range<usize>) -> Result<(), CheckpointError> {
+        let bytes = self.rows(rows.clone());
+        let Some(index) = self.dtype.first_non_finite(bytes) else { return Ok(()) };
+        let mut value = [0.0];
+        self.dtype.widen(&bytes[index * self.dtype.size()..][..self.dtype.size()], &mut value);
+        Err(CheckpointError::NonFinite {
+            name: self.source_name.to_owned(),
+            path: self.file.to_owned(),
+            value: value[0],
+            element: rows.start * self.row_len() + index,
+        })
+    }
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `dir`: reads its config.json, maps its weight files and checks that they hold the
+    /// text model that the configuration describes, whole and nothing unknown besides. The weights themselves are
+    /// not read.
+    ///
+    /// # Errors
+    /// Anything that stands in the way of converting it, but for weights that are not finite.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let config_path = dir.join("config.json");
+        let config_json = read_json(&config_path)?;
+        let config = TextConfig::from_json(&config_json)
+            .map_err(|source| CheckpointError::Config { path: config_path, source })?;
+        refuse_by_config(dir, &config_json)?;
+        let shards = find(dir)?;
+        let files: Vec<SafetensorsFile> = shards
+            .files
+            .iter()
+            .map(|name| SafetensorsFile::open(&dir.join(name)))
+            .collect::<Result<_, _>>()?;
+        refuse_by_files(dir, &files)?;
+        let Sorted { tensors, inventory } = sort(dir, &config, &files, &shards)?;
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.spec.name.clone(), i)).collect();
+        let source_files = source_files(dir, &shards)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            config_json,
+            config,
+            files,
+            tensors,
+            by_name,
+            inventory,
+            source_files,
+        })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The text model's sizes.
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// The whole config.json.
+    pub fn config_json(&self) -> &Value {
+        &self.config_json
+    }
+
+    /// The tensor of that name below the text tower; `lm_head.weight` is there only when it is untied.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        self.by_name.get(name).map(|&index| self.view(&self.tensors[index]))
+    }
+
+    /// Every tensor of the text model, in the order of [`tensor_table`].
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        self.tensors.iter().map(|located| self.view(located))
+    }
+
+    /// What the files hold: the text model, and what a conversion leaves out.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The files of the source that a conversion may read: configuration, index, weights, tokenizer and card, as far
+    /// as they are there.
+    pub fn source_files(&self) -> &[SourceFile] {
+        &self.source_files
+    }
+
+    /// The mapped weight files.
+    pub fn weight_files(&self) -> &[SafetensorsFile] {
+        &self.files
+    }
+
+    /// Looks at every weight.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NonFinite`] for the first tensor, in the order of the table, with a NaN or infinite weight.
+    pub fn check_finite(&self) -> Result<(), CheckpointError> {
+        // Collected in order, so that the same error is reported whichever thread finds one first.
+        let found: Vec<_> =
+            self.tensors.par_iter().map(|located| self.view(located).check_finite()).collect();
+        found.into_iter().collect()
+    }
+
+    fn view<'a>(&'a self, located: &'a Located) -> TensorView<'a> {
+        let file = &self.files[located.file];
+        let data = file.tensor(&located.source_name).map_or(&[][..], |stored| stored.data);
+        TensorView {
+            spec: &located.spec,
+            source_name: &located.source_name,
+            dtype: located.dtype,
+            data,
+            file: file.path(),
+        }
+    }
+}
+
+impl Weights for Checkpoint {
+    fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), WeightError> {
+        let error = |message: String| WeightError { name: name.to_owned(), message };
+        let tensor = self.tensor(name).ok_or_else(|| error("the model has no such tensor".into()))?;
+        if rows.start > rows.end || rows.end > tensor.shape()[0] {
+            return Err(error(format!("rows {rows:?} of {:?}", tensor.shape())));
+        }
+        tensor.check_rows_finite(rows.clone()).map_err(|bad| error(bad.to_string()))?;
+        let bytes = tensor.rows(rows);
+        out.clear();
+        out.resize(bytes.len() / tensor.dtype.size(), 0.0);
+        tensor.dtype.widen(bytes, out);
+        Ok(())
+    }
+}
+
+struct Sorted {
+    tensors: Vec<Located>,
+    inventory: Inventory,
+}
+
+/// Gives every tensor of the files its place, or reports all of those that have none.
+fn sort(
+    dir: &Path,
+    config: &TextConfig,
+    files: &[SafetensorsFile],
+    shards: &Shards,
+) -> Result<Sorted, CheckpointError> {
+    let table = tensor_table(config);
+    let expected: HashMap<&str, usize> =
+        table.iter().enumerate().map(|(i, spec)| (spec.name.as_str(), i)).collect();
+    let mut found: Vec<Option<Located>> = table.iter().map(|_| None).collect();
+    let mut inventory = Inventory::default();
+    let mut problems = Vec::new();
+    for (file_index, file) in files.iter().enumerate() {
+        let file_name = &shards.files[file_index];
+        for stored in file.tensors() {
+            let name = match place(stored.name) {
+                Place::Vision => {
+                    inventory.drop_tensor(Part::Vision, stored.name, stored.shape, stored.data.len());
+                    continue;
+                }
+                Place::MultiToken => {
+                    inventory.drop_tensor(Part::MultiToken, stored.name, stored.shape, stored.data.len());
+                    continue;
+                }
+                Place::Text("lm_head.weight") if config.tie_word_embeddings => {
+                    inventory.drop_tensor(Part::TiedHead, stored.name, stored.shape, stored.data.len());
+                    continue;
+                }
+                Place::Text(name) => name,
+            };
+            let (tensor, in_file) = (stored.name.to_owned(), file_name.clone());
+            let Some(&index) = expected.get(name) else {
+                problems.push(Problem::Unknown { name: tensor, file: in_file, shape: stored.shape.to_vec() });
+                continue;
+            };
+            let spec = &table[index];
+            if let Some(first) = &found[index] {
+                problems.push(Problem::Duplicate {
+                    name: name.to_owned(),
+                    first: format!("{} as `{}`", shards.files[first.file], first.source_name),
+                    second: format!("{in_file} as `{tensor}`"),
+                });
+            } else if stored.shape != spec.shape {
+                if is_mlx_convolution(spec, stored.shape) {
+                    let evidence = format!("`{tensor}` has its axes in MLX's order, {:?}", stored.shape);
+                    return Err(converted(dir, &evidence));
+                }
+                problems.push(Problem::Shape {
+                    name: tensor.clone(),
+                    file: in_file,
+                    expected: spec.shape.clone(),
+                    found: stored.shape.to_vec(),
+                });
+            } else if stored.dtype.float().is_none() {
+                problems.push(Problem::Type {
+                    name: tensor.clone(),
+                    file: in_file,
+                    found: stored.dtype.to_string(),
+                });
+            }
+            let dtype = stored.dtype.float().unwrap_or(FloatType::F32);
+            inventory.kept_count += 1;
+            inventory.kept_elements += stored.shape.iter().map(|&dim| dim as u64).product::<u64>();
+            inventory.kept_bytes += stored.data.len() as u64;
+            found[index] = Some(Located { spec: spec.clone(), dtype, file: file_index, source_name: tensor });
+        }
+    }
+    problems.extend(absent_from_shards(files, shards));
+    let mut tensors = Vec::with_capacity(table.len());
+    for (spec, located) in table.into_iter().zip(found) {
+        match located {
+            Some(located) => tensors.push(located),
+            None => problems.push(Problem::Missing { name: spec.name, expected: spec.shape }),
+        }
+    }
+    if problems.is_empty() {
+        Ok(Sorted { tensors, inventory })
+    } else {
+        Err(CheckpointError::Misfit { path: dir.to_owned(), problems })
+    }
+}
+
+/// Tensors that the index places in a file that does not have them.
+fn absent_from_shards(files: &[SafetensorsFile], shards: &Shards) -> Vec<Problem> {
+    let Some(index) = &shards.index else { return Vec::new() };
+    let by_name: HashMap<&str, &SafetensorsFile> =
+        shards.files.iter().map(String::as_str).zip(files).collect();
+    let absent =
+        |file: &str, tensor: &str| by_name.get(file).is_none_or(|file| file.tensor(tensor).is_none());
+    index
+        .iter()
+        .filter(|(tensor, file)| absent(file, tensor))
+        .map(|(tensor, file)| Problem::NotInShard { name: tensor.clone(), file: file.clone() })
+        .collect()
+}
+
+fn source_files(dir: &Path, shards: &Shards) -> Result<Vec<SourceFile>, CheckpointError> {
+    let index = shards.index.as_ref().map(|_| INDEX);
+    let companions = COMPANIONS.into_iter().filter(|name| dir.join(name).is_file());
+    std::iter::once("config.json")
+        .chain(index)
+        .chain(shards.files.iter().map(String::as_str))
+        .chain(companions)
+        .map(|name| SourceFile::stat(dir, name))
+        .collect()
+}

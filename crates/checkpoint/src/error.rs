@@ -1,0 +1,211 @@
+//! Why a directory is not a checkpoint that can be used.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use q35_model::ConfigError;
+
+use crate::SafetensorsError;
+
+/// Why a directory is not a checkpoint that can be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A JSON file does not parse.
+    #[error("{} is not valid JSON: {message}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+    /// The configuration is not one of a dense Qwen3.5 text model.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The config.json.
+        path: PathBuf,
+        /// What does not fit.
+        source: ConfigError,
+    },
+    /// The weights are quantized already, by whatever method.
+    #[error(
+        "{} is already quantized ({method})\nhint: start from the original checkpoint in bf16, f16 or f32",
+        path.display()
+    )]
+    Quantized {
+        /// The directory.
+        path: PathBuf,
+        /// The `quant_method` of its config.json.
+        method: String,
+    },
+    /// The directory is an MLX conversion: its norms are shifted and its convolutions transposed already.
+    #[error(
+        "{} is an MLX conversion already ({evidence})\n\
+         hint: converting it again would shift its norms twice; start from the original Hugging Face checkpoint",
+        path.display()
+    )]
+    AlreadyConverted {
+        /// The directory.
+        path: PathBuf,
+        /// What gave it away.
+        evidence: String,
+    },
+    /// No weight files.
+    #[error(
+        "no weights in {}\n  expected: model.safetensors, or model.safetensors.index.json with its shards\n\
+         {hint}", path.display()
+    )]
+    NoWeights {
+        /// The directory.
+        path: PathBuf,
+        /// What was found instead, or what to do.
+        hint: String,
+    },
+    /// The index is not what transformers writes.
+    #[error("{}: {message}", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A shard that the index lists is not there.
+    #[error(
+        "shard `{shard}` is missing\n  expected: in {}, as model.safetensors.index.json lists it\n\
+         hint: the download is incomplete; fetch the checkpoint again",
+        path.display()
+    )]
+    MissingShard {
+        /// The directory.
+        path: PathBuf,
+        /// The file's name.
+        shard: String,
+    },
+    /// A weight file breaks the format.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// The tensors are not those that config.json calls for.
+    #[error("the tensors in {} do not fit its config.json:{}", path.display(), Listed(problems))]
+    Misfit {
+        /// The directory.
+        path: PathBuf,
+        /// Every tensor that does not fit; never empty.
+        problems: Vec<Problem>,
+    },
+    /// A weight is NaN or infinite.
+    #[error(
+        "tensor `{name}` in {} holds {value} at element {element}\nhint: the file is damaged, or the model diverged in training",
+        path.display()
+    )]
+    NonFinite {
+        /// The tensor, as its file calls it.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// The value found.
+        value: f32,
+        /// Its place in the tensor, row-major.
+        element: usize,
+    },
+}
+
+/// What is wrong with one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Problem {
+    /// config.json calls for it, no file has it.
+    Missing {
+        /// Name below the text tower.
+        name: String,
+        /// Shape that it should have.
+        expected: Vec<usize>,
+    },
+    /// A file has it, nothing is known of it.
+    Unknown {
+        /// Name in the file.
+        name: String,
+        /// The file's name.
+        file: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Two files, or one file under two names, have it.
+    Duplicate {
+        /// Name below the text tower.
+        name: String,
+        /// Where it was found first.
+        first: String,
+        /// Where it was found again.
+        second: String,
+    },
+    /// Its shape is another one.
+    Shape {
+        /// Name in the file.
+        name: String,
+        /// The file's name.
+        file: String,
+        /// Shape that it should have.
+        expected: Vec<usize>,
+        /// Shape that it has.
+        found: Vec<usize>,
+    },
+    /// It is of a type that weights do not come in.
+    Type {
+        /// Name in the file.
+        name: String,
+        /// The file's name.
+        file: String,
+        /// The type found.
+        found: String,
+    },
+    /// The index places it in a file that does not have it.
+    NotInShard {
+        /// Name in the index.
+        name: String,
+        /// The file's name.
+        file: String,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { name, expected } => write!(f, "missing `{name}` {expected:?}"),
+            Self::Unknown { name, file, shape } => write!(f, "unknown `{name}` {shape:?} in {file}"),
+            Self::Duplicate { name, first, second } => {
+                write!(f, "duplicate `{name}`: in {first} and again in {second}")
+            }
+            Self::Shape { name, file, expected, found } => {
+                write!(f, "mis-shaped `{name}` in {file}: expected {expected:?}, found {found:?}")
+            }
+            Self::Type { name, file, found } => {
+                write!(f, "mistyped `{name}` in {file}: expected BF16, F16 or F32, found {found}")
+            }
+            Self::NotInShard { name, file } => {
+                write!(f, "missing `{name}`: the index places it in {file}, which does not have it")
+            }
+        }
+    }
+}
+
+/// The first problems, one a line, and how many more there are.
+struct Listed<'a>(&'a [Problem]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 10;
+        self.0.iter().take(SHOWN).try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        match self.0.len().checked_sub(SHOWN) {
+            Some(more) if more > 0 => write!(f, "\n  and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
