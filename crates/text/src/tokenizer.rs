@@ -1,0 +1,255 @@
+//! A checkpoint's tokenizer.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::byte_level::Alphabet;
+
+/// Why a tokenizer could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// A file could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file is not what its name says.
+    #[error("`{file}` is not a usable tokenizer: {message}")]
+    Malformed {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// The vocabulary is not byte-level, as Qwen's is.
+    #[error(
+        "tokenizer.json: the entry {entry:?} (id {id}) is not written in the byte-level alphabet\n  \
+         expected: a byte-level BPE vocabulary, as Qwen3.5 has"
+    )]
+    NotByteLevel {
+        /// The entry.
+        entry: String,
+        /// Its id.
+        id: u32,
+    },
+    /// A text could not be encoded.
+    #[error("cannot tokenize: {message}")]
+    Encode {
+        /// The tokenizer's words.
+        message: String,
+    },
+}
+
+/// The special tokens that `tokenizer_config.json` names, `eos_token` to `<|im_end|>` and so on.
+pub type SpecialTokens = BTreeMap<String, String>;
+
+/// A byte-level BPE tokenizer: text to ids by the `tokenizers` crate, ids to bytes by a table of its own.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Bytes of all tokens, one after the other; token `i` is `bytes[starts[i]..starts[i + 1]]`.
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+    special: HashSet<u32>,
+    special_tokens: SpecialTokens,
+}
+
+const SPECIAL_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and, if present, `tokenizer_config.json` of a model's directory.
+    ///
+    /// # Errors
+    /// No such file, or not a byte-level tokenizer.
+    pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        let json = std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })?;
+        let path = dir.join("tokenizer_config.json");
+        let config = match std::fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(source) => return Err(TokenizerError::Read { path, source }),
+        };
+        Self::from_bytes(&json, config.as_deref())
+    }
+
+    /// Reads the contents of `tokenizer.json` and `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// Not a byte-level tokenizer.
+    pub fn from_bytes(json: &[u8], config: Option<&[u8]>) -> Result<Self, TokenizerError> {
+        let malformed = |file, message| TokenizerError::Malformed { file, message };
+        let inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| malformed("tokenizer.json", error.to_string()))?;
+        let special_tokens = match config {
+            None => SpecialTokens::new(),
+            Some(bytes) => {
+                let config: Value = serde_json::from_slice(bytes)
+                    .map_err(|error| malformed("tokenizer_config.json", error.to_string()))?;
+                special_tokens(&config)
+            }
+        };
+        let (bytes, starts) = byte_table(&inner)?;
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        Ok(Self { inner, bytes, starts, special, special_tokens })
+    }
+
+    /// The ids of `text`. Special tokens written in the text (`<|im_start|>`) become their ids; none are added.
+    ///
+    /// # Errors
+    /// The tokenizer's own failure.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match self.inner.encode_fast(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(TokenizerError::Encode { message: error.to_string() }),
+        }
+    }
+
+    /// The text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let visible = ids.iter().filter(|id| !self.is_special(**id));
+        let bytes: Vec<u8> = visible.flat_map(|id| self.bytes_of(*id)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The bytes that `id` stands for; empty for an id that the vocabulary does not have.
+    pub fn bytes_of(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        match (self.starts.get(id), self.starts.get(id + 1)) {
+            (Some(start), Some(end)) => &self.bytes[*start as usize..*end as usize],
+            _ => &[],
+        }
+    }
+
+    /// The id of an entry or added token by its exact name, as in `<think>`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether `id` is a control token that readers never see.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// One more than the largest id. A model may have more rows than that; they mean nothing.
+    pub fn vocab_size(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The special tokens by name, for the chat template.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.vocab_size())
+    }
+}
+
+/// A name's value is the token itself or an object that describes it.
+fn special_tokens(config: &Value) -> SpecialTokens {
+    let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+    SPECIAL_NAMES.into_iter().filter_map(|name| Some((name.to_owned(), text(config.get(name)?)?))).collect()
+}
+
+fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>), TokenizerError> {
+    let alphabet = Alphabet::new();
+    let mut entries: Vec<(u32, String)> = inner.get_vocab(true).into_iter().map(|(s, id)| (id, s)).collect();
+    entries.sort_unstable();
+    let added = inner.get_added_tokens_decoder();
+    let (mut bytes, mut starts) = (Vec::new(), vec![0u32]);
+    for (id, entry) in entries {
+        // Ids that no entry has stay empty.
+        while starts.len() <= id as usize {
+            starts.push(bytes.len() as u32);
+        }
+        match added.get(&id) {
+            Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
+            None => match alphabet.decode(&entry) {
+                Some(decoded) => bytes.extend(decoded),
+                None => return Err(TokenizerError::NotByteLevel { entry, id }),
+            },
+        }
+        starts.push(bytes.len() as u32);
+    }
+    Ok((bytes, starts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 256 single bytes, one merge, two added tokens at ids that leave a hole.
+    fn small() -> Tokenizer {
+        let letters: Vec<char> = (0..256u32)
+            .map(|byte| {
+                let alphabet = Alphabet::new();
+                (0..0x144u32)
+                    .filter_map(char::from_u32)
+                    .find(|c| alphabet.decode(&c.to_string()) == Some(vec![byte as u8]))
+                    .unwrap()
+            })
+            .collect();
+        let mut vocab: serde_json::Map<String, Value> =
+            letters.iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
+        vocab.insert("ab".into(), 256.into());
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [
+                {"id": 257, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+                 "normalized": false, "special": true},
+                {"id": 258, "content": "<think>", "single_word": false, "lstrip": false, "rstrip": false,
+                 "normalized": false, "special": false},
+            ],
+            "normalizer": null, "post_processor": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": vocab, "merges": ["a b"]},
+        });
+        let config = br#"{"eos_token": {"content": "<|end|>"}, "bos_token": null, "pad_token": "ab"}"#;
+        Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config)).unwrap()
+    }
+
+    #[test]
+    fn text_goes_in_and_comes_out() {
+        let tokenizer = small();
+        for text in ["ab c", "🦀 世界\n", "<think>x"] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), text);
+        }
+        assert_eq!(tokenizer.encode("ab<|end|>").unwrap(), [256, 257]);
+        assert_eq!(tokenizer.decode(&[256, 257]), "ab", "special tokens give no text");
+        assert_eq!(tokenizer.bytes_of(257), b"<|end|>");
+        assert_eq!(tokenizer.bytes_of(9999), b"");
+        assert_eq!((tokenizer.vocab_size(), tokenizer.id_of("<think>")), (259, Some(258)));
+    }
+
+    #[test]
+    fn special_tokens_are_strings_objects_or_absent() {
+        let tokens = small().special_tokens().clone();
+        assert_eq!(tokens.get("eos_token").map(String::as_str), Some("<|end|>"));
+        assert_eq!(tokens.get("pad_token").map(String::as_str), Some("ab"));
+        assert!(!tokens.contains_key("bos_token"));
+    }
+
+    #[test]
+    fn other_vocabularies_are_refused() {
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"two words": 0}, "unk_token": "two words"},
+        });
+        let error = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap_err();
+        assert!(matches!(error, TokenizerError::NotByteLevel { id: 0, .. }), "{error}");
+        let error = Tokenizer::from_bytes(b"{", None).unwrap_err();
+        assert!(error.to_string().starts_with("`tokenizer.json` is not a usable tokenizer"), "{error}");
+    }
+}
