@@ -4,14 +4,21 @@
 //! Works on slices and bytes. Knows nothing of files, tensors by name, or models.
 //!
 //! ```
-//! use q35_quant::FloatType;
-//! let mut values = [0.0f32; 2];
-//! FloatType::Bf16.widen(&[0x80, 0x3f, 0x00, 0xc0], &mut values);
-//! assert_eq!(values, [1.0, -2.0]);
+//! use q35_quant::{FloatType, affine};
+//!
+//! let spec = affine::AffineSpec::new(4, 32)?;
+//! let mut row = Vec::new();
+//! FloatType::Bf16.narrow(&(0..64).map(|i| i as f32 / 32.0).collect::<Vec<_>>(), &mut row);
+//! let packed = affine::quantize_rows(spec, FloatType::Bf16, &row, 64)?;
+//! let mut back = vec![0.0; 64];
+//! affine::dequantize_rows(&packed.view(), 0..1, &mut back);
+//! assert!((back[40] - 1.25).abs() < 0.05);
+//! # Ok::<(), affine::AffineError>(())
 //! ```
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod affine;
 mod float;
 
 pub use float::FloatType;
