@@ -3,6 +3,7 @@
 //! Knows the format and the operators' types, not what any model computes.
 #![deny(missing_docs)]
 
+pub mod ops;
 pub mod proto;
 mod types;
 mod value;
