@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::conversion_signs::{converted, is_mlx_convolution, refuse_by_config, refuse_by_files};
 use crate::inventory::{Inventory, Part};
 use crate::names::{Place, place};
-use crate::shards::{INDEX, Shards, find, read_json};
+use crate::shards::{INDEX, Shards, find_shards, read_json};
 use crate::sources::{COMPANIONS, SourceFile};
 use crate::{CheckpointError, Problem, SafetensorsFile};
 
@@ -117,7 +117,7 @@ impl Checkpoint {
         let config = TextConfig::from_json(&config_json)
             .map_err(|source| CheckpointError::Config { path: config_path, source })?;
         refuse_by_config(dir, &config_json)?;
-        let shards = find(dir)?;
+        let shards = find_shards(dir)?;
         let files: Vec<SafetensorsFile> = shards
             .files
             .iter()

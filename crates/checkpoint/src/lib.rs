@@ -36,4 +36,5 @@ pub use inventory::{Dropped, Inventory, Part};
 pub use map::map_file;
 pub use q35_quant::FloatType;
 pub use safetensors::{SafetensorsError, SafetensorsFile, StoredTensor, StoredType};
+pub use shards::{Shards, find_shards, read_json};
 pub use sources::{SourceFile, sha256_hex};

@@ -10,17 +10,21 @@ use crate::CheckpointError;
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
-/// The weight files of a directory.
+/// The weight files of a directory, and what its index says of them.
 #[derive(Debug)]
-pub(crate) struct Shards {
+pub struct Shards {
     /// Names in the directory, ascending.
-    pub(crate) files: Vec<String>,
+    pub files: Vec<String>,
     /// For each tensor of the index, if there is one, the file that should have it.
-    pub(crate) index: Option<BTreeMap<String, String>>,
+    pub index: Option<BTreeMap<String, String>>,
 }
 
-/// Finds the weight files. An index wins over a lone model.safetensors, which it may list.
-pub(crate) fn find(dir: &Path) -> Result<Shards, CheckpointError> {
+/// Finds the weight files of a directory: those that its index lists, or the only one there is. An index wins over a
+/// lone model.safetensors, which it may list.
+///
+/// # Errors
+/// No weights, an index that cannot be read, or a shard of it that is absent.
+pub fn find_shards(dir: &Path) -> Result<Shards, CheckpointError> {
     let index_path = dir.join(INDEX);
     if index_path.is_file() {
         let index = read_index(&index_path)?;
@@ -99,7 +103,11 @@ fn is_plain_name(name: &str) -> bool {
         && !name.contains('\\')
 }
 
-pub(crate) fn read_json(path: &Path) -> Result<Value, CheckpointError> {
+/// Reads a JSON file.
+///
+/// # Errors
+/// It cannot be read, or is not JSON.
+pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
     let text =
         std::fs::read(path).map_err(|source| CheckpointError::Io { path: PathBuf::from(path), source })?;
     serde_json::from_slice(&text)

@@ -1,0 +1,85 @@
+//! Why a directory cannot be read as an MLX model.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use q35_checkpoint::{CheckpointError, SafetensorsError};
+use q35_model::ConfigError;
+
+/// Why a directory cannot be read as an MLX model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MlxError {
+    /// A JSON or weight file is absent or unreadable.
+    #[error(transparent)]
+    Files(#[from] CheckpointError),
+    /// A weight file breaks the format.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// The configuration is not one of a dense Qwen3.5 text model.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The config.json.
+        path: PathBuf,
+        /// What does not fit.
+        source: ConfigError,
+    },
+    /// The directory holds several models.
+    #[error("{} holds several models: {}\nhint: name one of these directories", path.display(), found.join(", "))]
+    Several {
+        /// The directory.
+        path: PathBuf,
+        /// The names of the models' directories in it.
+        found: Vec<String>,
+    },
+    /// The quantization entry of config.json cannot be used.
+    #[error("{}: `{field}`\n  expected: {expected}\n  found:    {found}", path.display())]
+    Quantization {
+        /// The config.json.
+        path: PathBuf,
+        /// Which field.
+        field: String,
+        /// What would be accepted.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// It is an original checkpoint.
+    #[error("{} is not an MLX model but a float checkpoint\nhint: convert it first with `q35-convert mlx`", path.display())]
+    NotConverted {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The tensors are not those that config.json calls for.
+    #[error("the tensors in {} do not fit its config.json:{}", path.display(), Listed(problems))]
+    Misfit {
+        /// The directory.
+        path: PathBuf,
+        /// Every tensor that does not fit; never empty.
+        problems: Vec<TensorProblem>,
+    },
+}
+
+/// What is wrong with one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorProblem {
+    /// The tensor, as its file calls it, or as config.json calls for it.
+    pub name: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+struct Listed<'a>(&'a [TensorProblem]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 10;
+        for problem in self.0.iter().take(SHOWN) {
+            write!(f, "\n  `{}`: {}", problem.name, problem.message)?;
+        }
+        match self.0.len().checked_sub(SHOWN) {
+            Some(more) if more > 0 => write!(f, "\n  and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
