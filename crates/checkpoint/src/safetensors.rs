@@ -283,11 +283,14 @@ fn parse(path: &Path, file: &[u8]) -> Result<Header, SafetensorsError> {
     let mut entries = Vec::with_capacity(pairs.len());
     for (name, value) in pairs {
         if name == "__metadata__" {
-            let Value::Object(fields) = value else {
-                return Err(bad_header("`__metadata__` is not an object".to_owned()));
-            };
-            let strings = fields.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned())));
-            metadata.extend(strings);
+            match value {
+                Value::Object(fields) => {
+                    metadata.extend(fields.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))));
+                }
+                // What MLX writes when it is given no metadata.
+                Value::Null => {}
+                _ => return Err(bad_header("`__metadata__` is not an object".to_owned())),
+            }
             continue;
         }
         let entry = entry(&name, value, data_start).map_err(|message| SafetensorsError::Tensor {
