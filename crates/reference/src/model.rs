@@ -1,0 +1,160 @@
+//! The loaded model.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use q35_model::{
+    Model, ModelMemory, RunError, Sequence, TensorSpec, TextConfig, WeightError, Weights, tensor_table,
+};
+
+use crate::sequence::ReferenceSequence;
+use crate::{Device, Layer, LayerState};
+
+/// Why the reference could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// A tensor could not be read.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// A tensor has another size than the configuration says.
+    #[error(
+        "tensor `{name}` does not fit the configuration\n  expected: {expected:?}\n  found:    {found} numbers"
+    )]
+    Size {
+        /// The tensor.
+        name: String,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
+        /// Numbers read.
+        found: usize,
+    },
+    /// The device could not be used.
+    #[error(
+        "cannot compute on {device}: {message}\nhint: `metal` and `cuda` are cargo features of this build"
+    )]
+    Device {
+        /// Which.
+        device: &'static str,
+        /// candle's words.
+        message: String,
+    },
+    /// candle failed.
+    #[error("candle failed while loading: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+/// The model in f32. Cheap to clone: the weights are shared.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    inner: Arc<Loaded>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: TextConfig,
+    pub(crate) device: candle_core::Device,
+    pub(crate) embedding: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor,
+    pub(crate) head: Tensor,
+    /// Of a sequence before its first token: zeros, shared by all until they are replaced, and caches without room.
+    pub(crate) empty_states: Vec<LayerState>,
+    kind: Device,
+    bytes: u64,
+}
+
+impl Reference {
+    /// Reads all weights, each once, as f32.
+    ///
+    /// # Errors
+    /// A weight cannot be read or has the wrong size, or the device cannot be used.
+    pub fn load(weights: &dyn Weights, device: Device) -> Result<Self, LoadError> {
+        let config = weights.config().clone();
+        let kind = device;
+        let device = kind
+            .open()
+            .map_err(|error| LoadError::Device { device: kind.name(), message: error.to_string() })?;
+        let table = tensor_table(&config);
+        let mut read = |name: &str| {
+            let spec = table.iter().find(|spec| spec.name == name);
+            let spec =
+                spec.ok_or_else(|| WeightError { name: name.into(), message: "not in the table".into() })?;
+            read_tensor(weights, spec, &device)
+        };
+        let embedding = read("embed_tokens.weight")?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::new(&config, index, &mut read))
+            .collect::<Result<_, _>>()?;
+        let norm = (read("norm.weight")? + 1.0)?;
+        let head = if config.tie_word_embeddings { embedding.clone() } else { read("lm_head.weight")? };
+        let empty_states = (0..config.num_hidden_layers)
+            .map(|index| LayerState::empty(&config, index, &device))
+            .collect::<Result<_, _>>()?;
+        let numbers: usize = table.iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+        let bytes = 4 * numbers as u64;
+        Ok(Self {
+            inner: Arc::new(Loaded {
+                config,
+                device,
+                embedding,
+                layers,
+                norm,
+                head,
+                empty_states,
+                kind,
+                bytes,
+            }),
+        })
+    }
+}
+
+/// One tensor as f32 in its table's shape.
+fn read_tensor(
+    weights: &dyn Weights,
+    spec: &TensorSpec,
+    device: &candle_core::Device,
+) -> Result<Tensor, LoadError> {
+    let mut values = Vec::new();
+    weights.read_rows(&spec.name, 0..spec.shape[0], &mut values)?;
+    if values.len() != spec.shape.iter().product::<usize>() {
+        return Err(LoadError::Size {
+            name: spec.name.clone(),
+            expected: spec.shape.clone(),
+            found: values.len(),
+        });
+    }
+    Ok(Tensor::from_vec(values, spec.shape.as_slice(), device)?)
+}
+
+impl Model for Reference {
+    fn config(&self) -> &TextConfig {
+        &self.inner.config
+    }
+
+    fn describe(&self) -> String {
+        format!("float reference (candle, {}, f32)", self.inner.kind.name())
+    }
+
+    fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
+        Ok(Box::new(ReferenceSequence::new(self.inner.clone(), max_context)))
+    }
+
+    fn context_limit(&self) -> Option<usize> {
+        None
+    }
+
+    fn prefill_grid(&self) -> usize {
+        crate::delta_rule::CHUNK
+    }
+
+    fn memory(&self) -> ModelMemory {
+        let lookup =
+            if self.inner.config.tie_word_embeddings { 0 } else { 4 * self.inner.embedding.elem_count() };
+        ModelMemory {
+            mapped_bytes: 0,
+            owned_bytes: self.inner.bytes,
+            weight_bytes_per_token: self.inner.bytes - lookup as u64,
+        }
+    }
+}

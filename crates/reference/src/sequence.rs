@@ -1,0 +1,279 @@
+//! A growing sequence on the reference.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result as CandleResult, Tensor};
+use q35_model::{
+    Observer, RecurrentState, Rows, RunError, Sequence, Site, Snapshot, SnapshotTensor, StateType,
+};
+
+use crate::delta_rule::CHUNK;
+use crate::full_attention::{KeyValueCache, Rotation};
+use crate::layer::{LayerState, no_taps};
+use crate::linear_attention::LinearState;
+use crate::model::Loaded;
+use crate::ops::{project, rms_norm};
+
+/// Tokens of a piece: enough for full matrix products, few enough for bounded work space.
+const PIECE: usize = 4 * CHUNK;
+
+/// Logits computed at a time, in numbers.
+const LOGITS_AT_A_TIME: usize = 1 << 24;
+
+/// Name of the snapshot's layout.
+const LAYOUT: &str = "reference-1";
+
+pub(crate) struct ReferenceSequence {
+    model: Arc<Loaded>,
+    states: Vec<LayerState>,
+    position: usize,
+    max_context: usize,
+}
+
+fn backend(error: candle_core::Error) -> RunError {
+    let message = match error {
+        candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),
+        plain => plain.to_string(),
+    };
+    RunError::Backend { backend: "candle", message }
+}
+
+impl ReferenceSequence {
+    pub(crate) fn new(model: Arc<Loaded>, max_context: usize) -> Self {
+        let states = model.empty_states.clone();
+        Self { model, states, position: 0, max_context }
+    }
+
+    /// One piece; the sequence changes only if it succeeds.
+    fn piece(
+        &mut self,
+        ids: &[u32],
+        rows: Rows,
+        hidden: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
+        let model = self.model.clone();
+        let config = &model.config;
+        let (start, tokens) = (self.position, ids.len());
+        let show = |site: Site, x: &Tensor, observer: &mut dyn Observer| -> Result<(), RunError> {
+            if hidden {
+                let rows = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(backend)?;
+                observer.hidden(site, start, &rows);
+            }
+            Ok(())
+        };
+        // Clones share storage. What a cancelled or failed piece wrote into a cache lies behind the position.
+        let mut states = self.states.clone();
+        let rotation = Rotation::new(config, start, tokens, &model.device).map_err(backend)?;
+        let mut x = embed(&model, ids).map_err(backend)?;
+        show(Site::Embedding, &x, observer)?;
+        for (index, (layer, state)) in model.layers.iter().zip(&mut states).enumerate() {
+            if observer.cancelled() {
+                return Err(RunError::Cancelled);
+            }
+            if let LayerState::Full(cache) = state {
+                cache.grow(config, start, start + tokens, self.max_context).map_err(backend)?;
+            }
+            let mixed = layer.mix(&x, config, &rotation, start, state).map_err(backend)?;
+            show(Site::Mixer(index), &mixed, observer)?;
+            x = layer.mlp(&mixed, config, &mut no_taps).map_err(backend)?;
+            show(Site::Layer(index), &x, observer)?;
+        }
+        let wanted = match rows {
+            Rows::None => 0,
+            Rows::Last => 1,
+            Rows::All => tokens,
+        };
+        if hidden || wanted > 0 {
+            let x = rms_norm(&x, &model.norm, config.rms_norm_eps).map_err(backend)?;
+            show(Site::FinalNorm, &x, observer)?;
+            let x = x.squeeze(0).and_then(|x| x.narrow(0, tokens - wanted, wanted)).map_err(backend)?;
+            emit_logits(&model, &x, start + tokens - wanted, observer).map_err(backend)?;
+        }
+        self.states = states;
+        self.position += tokens;
+        Ok(())
+    }
+
+    fn misfit(&self, found: impl Into<String>) -> RunError {
+        let expected =
+            format!("layout {LAYOUT}, {} layers, at most {} tokens", self.states.len(), self.max_context);
+        RunError::Snapshot { expected, found: found.into() }
+    }
+}
+
+/// A recurrent state as two f32 tensors in one, [2, ..]: rounded, and what the rounding lost.
+fn split(state: &Tensor) -> CandleResult<Tensor> {
+    let rounded = state.to_dtype(DType::F32)?;
+    let lost = (state - rounded.to_dtype(state.dtype())?)?.to_dtype(DType::F32)?;
+    Tensor::stack(&[rounded, lost], 0)
+}
+
+/// The inverse of [`split`].
+fn join(parts: &Tensor, dtype: DType) -> CandleResult<Tensor> {
+    parts.get(0)?.to_dtype(dtype)? + parts.get(1)?.to_dtype(dtype)?
+}
+
+/// [1, tokens, hidden].
+fn embed(model: &Loaded, ids: &[u32]) -> CandleResult<Tensor> {
+    model.embedding.index_select(&Tensor::new(ids, &model.device)?, 0)?.unsqueeze(0)
+}
+
+/// Gives the logits of `x` [rows, hidden], normalised, to `observer`, a bounded block of them at a time.
+fn emit_logits(model: &Loaded, x: &Tensor, position: usize, observer: &mut dyn Observer) -> CandleResult<()> {
+    let vocab = model.config.vocab_size;
+    let (block, rows) = ((LOGITS_AT_A_TIME / vocab).max(1), x.dim(0)?);
+    for start in (0..rows).step_by(block) {
+        let logits = project(&x.narrow(0, start, block.min(rows - start))?.contiguous()?, &model.head)?;
+        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        for (index, row) in logits.chunks_exact(vocab).enumerate() {
+            observer.logits(position + start + index, row);
+        }
+    }
+    Ok(())
+}
+
+impl Sequence for ReferenceSequence {
+    fn position(&self) -> usize {
+        self.position
+    }
+
+    fn max_context(&self) -> usize {
+        self.max_context
+    }
+
+    fn extend(&mut self, ids: &[u32], rows: Rows, observer: &mut dyn Observer) -> Result<(), RunError> {
+        let vocab_size = self.model.config.vocab_size;
+        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab_size) {
+            return Err(RunError::Token { id: ids[at], position: self.position + at, vocab_size });
+        }
+        let needed = self.position + ids.len();
+        if needed > self.max_context {
+            return Err(RunError::ContextFull { needed, max_context: self.max_context });
+        }
+        let hidden = observer.wants_hidden();
+        let before = (self.states.clone(), self.position);
+        let mut rest = ids;
+        while !rest.is_empty() {
+            if observer.cancelled() {
+                return Err(RunError::Cancelled);
+            }
+            // Pieces end on the grid of chunks, so that a prompt is cut alike wherever it was cut before.
+            let to_grid = PIECE - self.position % CHUNK;
+            let (piece, after) = rest.split_at(rest.len().min(to_grid));
+            let piece_rows = if rows == Rows::Last && !after.is_empty() { Rows::None } else { rows };
+            if let Err(error) = self.piece(piece, piece_rows, hidden, observer) {
+                if !matches!(error, RunError::Cancelled) {
+                    (self.states, self.position) = before;
+                }
+                return Err(error);
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, RunError> {
+        let mut tensors = Vec::with_capacity(2 * self.states.len());
+        let mut push = |index: usize, part: &str, tensor: &Tensor| -> Result<(), RunError> {
+            let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(backend)?;
+            tensors.push(SnapshotTensor {
+                name: format!("layers.{index}.{part}"),
+                dtype: StateType::F32,
+                shape: tensor.dims().to_vec(),
+                data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            });
+            Ok(())
+        };
+        for (index, state) in self.states.iter().enumerate() {
+            match state {
+                LayerState::Linear(state) => {
+                    push(index, "conv", &state.conv)?;
+                    push(index, "recurrent", &split(&state.recurrent).map_err(backend)?)?;
+                }
+                LayerState::Full(cache) => {
+                    push(index, "keys", &cache.keys.narrow(1, 0, self.position).map_err(backend)?)?;
+                    push(index, "values", &cache.values.narrow(1, 0, self.position).map_err(backend)?)?;
+                }
+            }
+        }
+        Ok(Snapshot { position: self.position, layout: LAYOUT.into(), tensors })
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RunError> {
+        if snapshot.layout != LAYOUT {
+            return Err(self.misfit(format!("layout {}", snapshot.layout)));
+        }
+        if snapshot.position > self.max_context {
+            return Err(self.misfit(format!("{} tokens", snapshot.position)));
+        }
+        let device = &self.model.device;
+        let take = |index: usize, part: &str, shape: &[usize]| -> Result<Tensor, RunError> {
+            let name = format!("layers.{index}.{part}");
+            let tensor = snapshot.tensor(&name).ok_or_else(|| self.misfit(format!("no tensor `{name}`")))?;
+            let bytes = 4 * shape.iter().product::<usize>();
+            if tensor.dtype != StateType::F32 || tensor.shape != shape || tensor.data.len() != bytes {
+                return Err(self.misfit(format!("`{name}` {:?} {:?}", tensor.dtype, tensor.shape)));
+            }
+            let (words, _) = tensor.data.as_chunks::<4>();
+            let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+            Tensor::from_vec(values, shape, device).map_err(backend)
+        };
+        let mut states = self.model.empty_states.clone();
+        for (index, state) in states.iter_mut().enumerate() {
+            match state {
+                LayerState::Linear(state) => {
+                    let parts = [&[2], state.recurrent.dims()].concat();
+                    let recurrent = take(index, "recurrent", &parts)?;
+                    let recurrent = join(&recurrent, state.recurrent.dtype()).map_err(backend)?;
+                    *state = LinearState { conv: take(index, "conv", state.conv.dims())?, recurrent };
+                }
+                LayerState::Full(cache) => {
+                    let config = &self.model.config;
+                    let shape = [config.num_key_value_heads, snapshot.position, config.head_dim];
+                    *cache = KeyValueCache {
+                        keys: take(index, "keys", &shape)?,
+                        values: take(index, "values", &shape)?,
+                    };
+                }
+            }
+        }
+        self.states = states;
+        self.position = snapshot.position;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        for (state, empty) in self.states.iter_mut().zip(&self.model.empty_states) {
+            if let LayerState::Linear(_) = state {
+                *state = empty.clone();
+            }
+        }
+        self.position = 0;
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.states.iter().map(LayerState::bytes).sum()
+    }
+
+    /// candle gives work space back after every operation.
+    fn scratch_bytes(&self) -> u64 {
+        0
+    }
+
+    fn recurrent_states(&self) -> Result<Vec<RecurrentState>, RunError> {
+        let states = self.states.iter().enumerate().filter_map(|(layer, state)| match state {
+            LayerState::Linear(state) => Some((layer, &state.recurrent)),
+            LayerState::Full(_) => None,
+        });
+        states
+            .map(|(layer, state)| {
+                let values = state
+                    .flatten_all()
+                    .and_then(|s| s.to_dtype(DType::F32)?.to_vec1::<f32>())
+                    .map_err(backend)?;
+                Ok(RecurrentState { layer, values })
+            })
+            .collect()
+    }
+}
