@@ -1,8 +1,9 @@
-//! Why a directory cannot be read as an MLX model.
+//! Why a directory cannot be read as an MLX model, or a checkpoint not be written as one.
 
 use std::fmt;
 use std::path::PathBuf;
 
+use q35_bundle::BundleError;
 use q35_checkpoint::{CheckpointError, SafetensorsError};
 use q35_model::ConfigError;
 
@@ -82,4 +83,45 @@ impl fmt::Display for Listed<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Why a checkpoint cannot be written as an MLX model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The source cannot be read, or holds weights that are not finite.
+    #[error(transparent)]
+    Source(#[from] CheckpointError),
+    /// The output cannot be written.
+    #[error(transparent)]
+    Output(#[from] BundleError),
+    /// Nothing can be quantized as asked.
+    #[error(
+        "no matrix of this model divides into groups of {group_size}\n\
+         hint: a smaller group size may fit; the matrices' rows are {widths:?} weights long"
+    )]
+    NothingFits {
+        /// The group size asked for.
+        group_size: usize,
+        /// The lengths of rows that occur.
+        widths: Vec<usize>,
+    },
+    /// A recipe could not quantize a tensor.
+    #[error("cannot quantize `{name}`: {message}")]
+    Recipe {
+        /// The tensor.
+        name: String,
+        /// Why not.
+        message: String,
+    },
+    /// The form asked for cannot express the model.
+    #[error("{form} cannot open this model: {reason}\n{hint}")]
+    Inexpressible {
+        /// Who is to open it.
+        form: &'static str,
+        /// Why it could not.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
 }

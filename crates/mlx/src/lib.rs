@@ -14,6 +14,9 @@
 //! # Ok::<(), q35_mlx::MlxError>(())
 //! ```
 //!
+//! Writing ([`write`]) streams the tensors of a checkpoint, quantized as a [`Recipe`] says, into a directory that the
+//! caller publishes ([`q35_bundle::Staging`]); with [`RoundToNearest`] every tensor equals what mlx-lm itself writes.
+//!
 //! Numbers are taken at their word: whatever a zero-centred norm's tensor holds is `1 + w`, also where another maker
 //! forgot to add the one.
 #![deny(missing_docs)]
@@ -22,11 +25,20 @@
 #[cfg(target_endian = "big")]
 compile_error!("packed words are mapped as little-endian integers");
 
+mod card;
+mod companions;
+mod config_json;
 mod directory;
 mod error;
+mod layout;
 mod names;
+mod plan;
+mod recipe;
 mod settings;
 mod weights;
+mod write;
 
 pub use directory::{FloatTensor, MlxDirectory, MlxTensor, PackedTensor};
-pub use error::{MlxError, TensorProblem};
+pub use error::{MlxError, TensorProblem, WriteError};
+pub use recipe::{Recipe, RoundToNearest, Treatment};
+pub use write::{Form, Progress, Summary, WriteOptions, Written, write};

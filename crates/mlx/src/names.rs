@@ -17,6 +17,11 @@ pub(crate) fn below_tower(name: &str) -> Option<&str> {
     Some(prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name))
 }
 
+/// The name that mlx-lm gives the tensor (or module) called `name` below the tower.
+pub(crate) fn in_mlx_lm(name: &str) -> String {
+    if name.starts_with("lm_head") { format!("{HEAD}{name}") } else { format!("{TOWER}{name}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,6 +36,9 @@ mod tests {
             ("vision_tower.blocks.0.norm1.weight", None),
         ] {
             assert_eq!(below_tower(name), expected, "{name}");
+        }
+        for name in ["layers.0.mlp.up_proj.weight", "lm_head.weight", "norm.weight"] {
+            assert_eq!(below_tower(&in_mlx_lm(name)), Some(name));
         }
     }
 }
