@@ -1,2 +1,10 @@
-//! Placeholder until the command is written.
-fn main() {}
+//! `q35-convert`: converts checkpoints and checks what came out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use q35_cli::commands::Convert;
+
+fn main() -> ExitCode {
+    q35_cli::exit::report(Convert::parse().run())
+}

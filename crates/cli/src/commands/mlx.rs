@@ -1,0 +1,218 @@
+//! `q35-convert mlx`: from a checkpoint to an MLX model.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use q35_bundle::{Existing, Staging};
+use q35_checkpoint::{Checkpoint, Inventory};
+use q35_mlx::{Form, Progress, Recipe, RoundToNearest, Summary, WriteOptions};
+use q35_quant::affine::AffineSpec;
+use serde_json::{Value, json};
+
+use crate::commands::Context;
+use crate::exit::Outcome;
+use crate::known;
+use crate::output::{bytes, grouped, json as print_json, line, note};
+use crate::source::ModelArgs;
+
+/// Arguments of `q35-convert mlx`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The checkpoint to convert.
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// The directory to write; it appears when everything in it is complete
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Bits of a weight: 2, 3, 4, 5, 6 or 8
+    #[arg(long, default_value_t = 4)]
+    pub bits: u32,
+
+    /// Weights that share a scale and a bias: 32, 64 or 128
+    #[arg(long, value_name = "SIZE", default_value_t = 64)]
+    pub group_size: usize,
+
+    /// How weights are rounded
+    #[arg(long, value_enum, default_value_t = RecipeName::Rtn)]
+    pub recipe: RecipeName,
+
+    /// Who is to open the result
+    #[arg(long = "for", value_enum, value_name = "READER", default_value_t = Reader::MlxLm)]
+    pub reader: Reader,
+
+    /// Replace DIR if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecipeName {
+    /// To the nearest step: the same tensors, bit for bit, as mlx-lm writes
+    Rtn,
+}
+
+/// Who is to open the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reader {
+    /// mlx-lm and everything that reads its files
+    MlxLm,
+    /// The origin system's Swift package
+    SpeechSwift,
+}
+
+impl From<Reader> for Form {
+    fn from(reader: Reader) -> Self {
+        match reader {
+            Reader::MlxLm => Self::MlxLm,
+            Reader::SpeechSwift => Self::SpeechSwift,
+        }
+    }
+}
+
+/// Runs `q35-convert mlx`.
+///
+/// # Errors
+/// The source cannot be used, or the output not be written.
+pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    let spec = AffineSpec::new(args.bits, args.group_size)?;
+    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    // Refused before anything is fetched.
+    let staging = Staging::begin(&args.out, existing)?;
+    let source = args.model.resolve(context.watcher)?;
+    staging.protect(&source.dir)?;
+    let checkpoint = Checkpoint::open(&source.dir)?;
+    known::check(&source, &checkpoint)?;
+    let recipe: Box<dyn Recipe> = match args.recipe {
+        RecipeName::Rtn => Box::new(RoundToNearest(spec)),
+    };
+    let options = WriteOptions {
+        form: args.reader.into(),
+        source_is_hub: source.is_from_hub(),
+        source_id: source.id.clone(),
+        revision: source.revision.clone(),
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..WriteOptions::default()
+    };
+    let step = RefCell::new(None);
+    let written =
+        q35_mlx::write(&checkpoint, recipe.as_ref(), &options, staging.path(), &|event| match event {
+            Progress::Started { bytes } => {
+                step.replace(Some(context.watcher.bytes_step("quantizing", bytes)));
+            }
+            Progress::Converted { bytes, .. } => {
+                if let Some(step) = &*step.borrow() {
+                    step.advance(bytes);
+                }
+            }
+            _ => {}
+        })
+        .with_context(|| format!("converting {}", source.dir.display()))?;
+    drop(step);
+    let manifest = staging.seal(written.manifest, written.files)?;
+    let target = staging.target().to_owned();
+    let output_bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+    staging.publish()?;
+
+    let report = Report {
+        target,
+        inventory: checkpoint.inventory(),
+        summary: &written.summary,
+        spec,
+        recipe: recipe.name(),
+        output_bytes,
+        elapsed: started.elapsed(),
+    };
+    if context.json {
+        print_json(&report.json())?
+    } else {
+        report.print()?
+    }
+    Ok(Outcome::Done)
+}
+
+struct Report<'a> {
+    target: PathBuf,
+    inventory: &'a Inventory,
+    summary: &'a Summary,
+    spec: AffineSpec,
+    recipe: &'a str,
+    output_bytes: u64,
+    elapsed: Duration,
+}
+
+impl Report<'_> {
+    fn json(&self) -> Value {
+        let dropped: Vec<Value> = self
+            .inventory
+            .dropped
+            .iter()
+            .map(|part| {
+                json!({
+                    "part": part.part.label(), "tensors": part.names.len(),
+                    "weights": part.elements, "bytes": part.bytes,
+                })
+            })
+            .collect();
+        json!({
+            "out": self.target,
+            "bits": self.spec.bits(),
+            "group_size": self.spec.group_size(),
+            "recipe": self.recipe,
+            "bits_per_weight": self.summary.bits_per_weight,
+            "parameters": self.summary.parameters,
+            "source_bytes": self.summary.source_bytes,
+            "tensor_bytes": self.summary.tensor_bytes,
+            "output_bytes": self.output_bytes,
+            "quantized_tensors": self.summary.quantized,
+            "kept_matrices": self.summary.kept_matrices,
+            "left_out": dropped,
+            "companions": self.summary.companions,
+            "seconds": self.elapsed.as_secs_f64(),
+        })
+    }
+
+    fn print(&self) -> anyhow::Result<()> {
+        let summary = self.summary;
+        line(format!(
+            "{}: {} in {:.1} s\n  {} weights, {} bits in groups of {} ({}), {:.3} bits per weight\n  \
+             {} of tensors, from {}",
+            self.target.display(),
+            bytes(self.output_bytes),
+            self.elapsed.as_secs_f64(),
+            grouped(summary.parameters),
+            self.spec.bits(),
+            self.spec.group_size(),
+            self.recipe,
+            summary.bits_per_weight,
+            bytes(summary.tensor_bytes),
+            bytes(summary.source_bytes),
+        ))?;
+        for part in &self.inventory.dropped {
+            line(format!(
+                "  left out: {}, {} tensors, {} weights, {}",
+                part.part.label(),
+                part.names.len(),
+                grouped(part.elements),
+                bytes(part.bytes)
+            ))?;
+        }
+        if let Some(first) = summary.kept_matrices.first() {
+            note(format!(
+                "note: {} matrices stay in float because their rows do not divide into groups of {}: {first} and so on",
+                summary.kept_matrices.len(),
+                self.spec.group_size()
+            ));
+        }
+        if !summary.companions.iter().any(|name| name == "tokenizer.json") {
+            note("note: the source has no tokenizer.json, so the result cannot chat by itself");
+        }
+        Ok(())
+    }
+}
