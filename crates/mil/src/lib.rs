@@ -6,13 +6,19 @@
 
 mod blob;
 pub mod build;
+mod check;
 pub mod ops;
 mod package;
 pub mod proto;
+mod read;
+mod records;
 mod types;
 mod value;
 
 pub use blob::{ALIGNMENT, RecordWriter, SENTINEL, VERSION, WeightWriteError, WeightWriter};
 pub use package::{PackageWeights, PackageWriteError, PackageWriter};
+pub use check::{CheckError, Defect, Finding, Report, check};
+pub use read::{Content, MAX_MODEL_BYTES, Package, ReadError, decode};
+pub use records::{Bytes, Record, RecordError, WeightFile, unpack_bits};
 pub use types::{DType, Immediate, TensorType, Type, TypeError};
 pub use value::{BlobRef, Data, Value, ValueError, WEIGHT_FILE};

@@ -1,0 +1,407 @@
+//! Weights that stay as they are in the file until a row of them is needed.
+
+use std::sync::{Arc, OnceLock};
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use q35_mil::{Bytes, DType, unpack_bits};
+
+use crate::tensor::{Tensor, elements, strides};
+use crate::{Fault, Precision};
+
+/// A value of a running program: dense, or a packed weight.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    Tensor(Tensor),
+    Weight(Arc<Weight>),
+}
+
+impl Value {
+    pub(crate) fn shape(&self) -> &[usize] {
+        match self {
+            Self::Tensor(tensor) => tensor.shape(),
+            Self::Weight(weight) => &weight.shape,
+        }
+    }
+
+    /// The dense tensor; a packed weight is unpacked, once for all.
+    pub(crate) fn into_dense(self) -> Result<Tensor, Fault> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor),
+            Self::Weight(weight) => weight.dense(),
+        }
+    }
+}
+
+/// Elements of a constant, packed as in the file.
+#[derive(Clone, Debug)]
+pub(crate) struct Codes {
+    pub(crate) bytes: Bytes,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+}
+
+impl Codes {
+    /// Elements from `start` on, as f32; the type must be a number of at most 16 bits or fp32.
+    fn read(&self, start: usize, out: &mut [f32]) {
+        let bits = self.dtype.bits();
+        match self.dtype {
+            DType::I8 => {
+                let bytes = &self.bytes[start..start + out.len()];
+                out.iter_mut().zip(bytes).for_each(|(out, &code)| *out = f32::from(code as i8));
+            }
+            DType::U8 => {
+                let bytes = &self.bytes[start..start + out.len()];
+                out.iter_mut().zip(bytes).for_each(|(out, &code)| *out = f32::from(code));
+            }
+            DType::F16 => {
+                let bytes = &self.bytes[2 * start..2 * (start + out.len())];
+                match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+                    Ok(halves) => halves.convert_to_f32_slice(out),
+                    Err(_) => out
+                        .iter_mut()
+                        .zip(bytes.chunks_exact(2))
+                        .for_each(|(out, b)| *out = f16::from_le_bytes([b[0], b[1]]).to_f32()),
+                }
+            }
+            DType::F32 => {
+                let bytes = &self.bytes[4 * start..4 * (start + out.len())];
+                out.iter_mut()
+                    .zip(bytes.chunks_exact(4))
+                    .for_each(|(out, b)| *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            }
+            // Sub-byte elements: from the byte where eight elements start together.
+            dtype => {
+                let first = start / 8 * 8;
+                let codes = unpack_bits(&self.bytes[first / 8 * bits..], bits).skip(start - first);
+                let signed = dtype == DType::I4;
+                out.iter_mut().zip(codes).for_each(|(out, code)| {
+                    *out = if signed && code > 7 { f32::from(code) - 16.0 } else { f32::from(code) };
+                });
+            }
+        }
+    }
+
+    /// Whether [`Codes::read`] knows the type.
+    pub(crate) fn is_readable(&self) -> bool {
+        use DType::{F16, F32, I4, I8, U1, U2, U3, U4, U6, U8};
+        matches!(self.dtype, F16 | F32 | I4 | I8 | U1 | U2 | U3 | U4 | U6 | U8)
+    }
+
+    /// All elements as f32.
+    pub(crate) fn floats(&self) -> Result<Vec<f32>, Fault> {
+        if !self.is_readable() {
+            return Err(Fault::invalid(format!("{} elements cannot be used as weights", self.dtype)));
+        }
+        let mut out = vec![0.0; elements(&self.shape)?];
+        self.read(0, &mut out);
+        Ok(out)
+    }
+}
+
+/// A weight matrix (or a tensor seen as rows along its first axis), packed.
+#[derive(Debug)]
+pub(crate) struct Weight {
+    shape: Vec<usize>,
+    form: Form,
+    /// fp16 results are rounded, in half precision.
+    precision: Precision,
+    dense: OnceLock<Tensor>,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// Floats as they are in the file.
+    Plain(Codes),
+    /// scale * (data - offset), with one scale per block.
+    Scaled { data: Source, blocks: Blocks, scale: Vec<f32>, offset: Option<Vec<f32>> },
+    /// table[block][code].
+    Table { codes: Codes, blocks: Blocks, table: Vec<f32>, entries: usize },
+}
+
+/// What scales apply to: codes, or the result of another packed weight.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Codes(Codes),
+    Weight(Arc<Weight>),
+}
+
+impl Source {
+    pub(crate) fn shape(&self) -> &[usize] {
+        match self {
+            Self::Codes(codes) => &codes.shape,
+            Self::Weight(weight) => &weight.shape,
+        }
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Codes(codes) => codes.read(row * out.len(), out),
+            Self::Weight(weight) => weight.row(row, out),
+        }
+    }
+}
+
+/// How a tensor is cut into blocks: along every axis, a whole number of equal parts.
+#[derive(Debug, PartialEq)]
+struct Blocks {
+    /// Rows (of the first axis) in a block.
+    rows: usize,
+    /// Blocks that one row touches.
+    per_row: usize,
+    /// A row's elements as runs that lie in one block: length, and which of the row's blocks.
+    runs: Vec<(usize, usize)>,
+}
+
+impl Blocks {
+    /// Of a tensor of `shape` with `counts` blocks along each axis.
+    fn of(shape: &[usize], counts: &[usize]) -> Result<Self, Fault> {
+        let fits = shape.len() == counts.len()
+            && !shape.is_empty()
+            && shape
+                .iter()
+                .zip(counts)
+                .all(|(&size, &count)| count > 0 && size > 0 && size.is_multiple_of(count));
+        if !fits {
+            return Err(Fault::invalid(format!("{shape:?} cannot be cut into {counts:?} blocks")));
+        }
+        let rows = shape[0] / counts[0];
+        let (sizes, counts) = (&shape[1..], &counts[1..]);
+        let (size_steps, count_steps) = (strides(sizes), strides(counts));
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for flat in 0..elements(sizes)? {
+            let block = (0..sizes.len())
+                .map(|i| flat / size_steps[i] % sizes[i] / (sizes[i] / counts[i]) * count_steps[i])
+                .sum();
+            match runs.last_mut() {
+                Some((length, last)) if *last == block => *length += 1,
+                _ => runs.push((1, block)),
+            }
+        }
+        Ok(Self { rows, per_row: counts.iter().product(), runs })
+    }
+}
+
+impl Weight {
+    /// fp16 or fp32 elements as they are.
+    pub(crate) fn plain(codes: Codes) -> Self {
+        Self::new(codes.shape.clone(), Form::Plain(codes), Precision::Exact)
+    }
+
+    fn new(shape: Vec<usize>, form: Form, precision: Precision) -> Self {
+        Self { shape, form, precision, dense: OnceLock::new() }
+    }
+
+    /// `scale * (data - offset)`; `scale` and `offset` have one element per block, `counts` blocks along each axis.
+    pub(crate) fn scaled(
+        data: Source,
+        counts: &[usize],
+        scale: Vec<f32>,
+        offset: Option<Vec<f32>>,
+        precision: Precision,
+    ) -> Result<Self, Fault> {
+        let shape = data.shape().to_vec();
+        let blocks = Blocks::of(&shape, counts)?;
+        let count = elements(counts)?;
+        if scale.len() != count || offset.as_ref().is_some_and(|offset| offset.len() != count) {
+            return Err(Fault::invalid(format!("{} scales for {counts:?} blocks", scale.len())));
+        }
+        if let Source::Codes(codes) = &data
+            && !codes.is_readable()
+        {
+            return Err(Fault::invalid(format!("{} elements cannot be scaled", codes.dtype)));
+        }
+        Ok(Self::new(shape, Form::Scaled { data, blocks, scale, offset }, precision))
+    }
+
+    /// `table[block][code]`; the table has `counts` blocks along each axis, then `entries` numbers each.
+    pub(crate) fn table(
+        codes: Codes,
+        counts: &[usize],
+        table: Vec<f32>,
+        entries: usize,
+        precision: Precision,
+    ) -> Result<Self, Fault> {
+        let blocks = Blocks::of(&codes.shape, counts)?;
+        let bits = codes.dtype.bits();
+        let known =
+            matches!(codes.dtype, DType::U1 | DType::U2 | DType::U3 | DType::U4 | DType::U6 | DType::U8);
+        if !known || entries != 1 << bits || table.len() != elements(counts)?.saturating_mul(entries) {
+            return Err(Fault::invalid(format!(
+                "a table of {} entries in {counts:?} blocks for {} indices",
+                table.len(),
+                codes.dtype
+            )));
+        }
+        Ok(Self::new(codes.shape.clone(), Form::Table { codes, blocks, table, entries }, precision))
+    }
+
+    /// Shape of the dense tensor.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The packed elements, as they lie in the file.
+    pub(crate) fn codes(&self) -> &[u8] {
+        match &self.form {
+            Form::Plain(codes) | Form::Table { codes, .. } => &codes.bytes,
+            Form::Scaled { data: Source::Codes(codes), .. } => &codes.bytes,
+            Form::Scaled { data: Source::Weight(weight), .. } => weight.codes(),
+        }
+    }
+
+    /// Bytes of memory of its own: scales, tables, and the dense form once it was needed.
+    pub(crate) fn owned_bytes(&self) -> usize {
+        let own = match &self.form {
+            Form::Plain(_) => 0,
+            Form::Scaled { scale, offset, data, .. } => {
+                let inner = match data {
+                    Source::Codes(_) => 0,
+                    Source::Weight(weight) => weight.owned_bytes(),
+                };
+                4 * (scale.len() + offset.as_ref().map_or(0, Vec::len)) + inner
+            }
+            Form::Table { table, .. } => 4 * table.len(),
+        };
+        own + self.dense.get().map_or(0, Tensor::size_bytes)
+    }
+
+    /// Row `index` along the first axis, as the program's operators see it. `out` has the row's length.
+    ///
+    /// # Panics
+    /// There is no such row.
+    pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
+        match &self.form {
+            Form::Plain(codes) => codes.read(index * out.len(), out),
+            Form::Scaled { data, blocks, scale, offset } => {
+                data.read_row(index, out);
+                let first = index / blocks.rows * blocks.per_row;
+                let mut rest = &mut *out;
+                for &(length, block) in &blocks.runs {
+                    let (run, tail) = rest.split_at_mut(length);
+                    let scale = scale[first + block];
+                    match offset {
+                        Some(offset) => {
+                            let offset = offset[first + block];
+                            run.iter_mut().for_each(|v| *v = (*v - offset) * scale);
+                        }
+                        None => run.iter_mut().for_each(|v| *v *= scale),
+                    }
+                    rest = tail;
+                }
+            }
+            Form::Table { codes, blocks, table, entries } => {
+                codes.read(index * out.len(), out);
+                let first = index / blocks.rows * blocks.per_row;
+                let mut rest = &mut *out;
+                for &(length, block) in &blocks.runs {
+                    let (run, tail) = rest.split_at_mut(length);
+                    let table = &table[(first + block) * entries..][..*entries];
+                    run.iter_mut().for_each(|v| *v = table[*v as usize]);
+                    rest = tail;
+                }
+            }
+        }
+        self.precision.round(out);
+    }
+
+    /// Codes and one scale per row, if that is all there is to it: then a product may scale its sum instead of every
+    /// element.
+    pub(crate) fn signed_rows(&self) -> Option<SignedRows<'_>> {
+        match &self.form {
+            Form::Scaled { data: Source::Codes(codes), blocks, scale, offset: None }
+                if codes.dtype == DType::I8 && blocks.per_row == 1 && self.precision == Precision::Exact =>
+            {
+                Some(SignedRows {
+                    codes: bytemuck::cast_slice(&codes.bytes),
+                    scale,
+                    rows_per_scale: blocks.rows,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// The dense tensor, kept from the first time on.
+    pub(crate) fn dense(&self) -> Result<Tensor, Fault> {
+        if let Some(tensor) = self.dense.get() {
+            return Ok(tensor.clone());
+        }
+        let mut values = vec![0.0; elements(&self.shape)?];
+        let row: usize = self.shape[1..].iter().product();
+        for (index, out) in values.chunks_exact_mut(row.max(1)).enumerate() {
+            self.row(index, out);
+        }
+        Ok(self.dense.get_or_init(|| Tensor::float(&self.shape, values)).clone())
+    }
+}
+
+/// Signed bytes, row after row, with one scale for every `rows_per_scale` rows.
+pub(crate) struct SignedRows<'a> {
+    pub(crate) codes: &'a [i8],
+    pub(crate) scale: &'a [f32],
+    pub(crate) rows_per_scale: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(dtype: DType, shape: &[usize], bytes: &[u8]) -> Codes {
+        Codes { bytes: Bytes::from_vec(bytes.to_vec()), dtype, shape: shape.to_vec() }
+    }
+
+    fn dense(weight: &Weight) -> Vec<f32> {
+        weight.dense().unwrap().floats().unwrap().to_vec()
+    }
+
+    #[test]
+    fn blocks_scale_what_lies_in_them() {
+        let data = || Source::Codes(codes(DType::I8, &[2, 4], &[1, 2, 3, 4, 5, 6, 7, 0xff]));
+        let scaled = |counts: &[usize], scale: &[f32], offset: Option<&[f32]>| {
+            let offset = offset.map(<[f32]>::to_vec);
+            dense(&Weight::scaled(data(), counts, scale.to_vec(), offset, Precision::Exact).unwrap())
+        };
+        assert_eq!(scaled(&[1, 1], &[2.0], None), [2., 4., 6., 8., 10., 12., 14., -2.]);
+        assert_eq!(scaled(&[2, 1], &[1.0, 10.0], None), [1., 2., 3., 4., 50., 60., 70., -10.]);
+        assert_eq!(scaled(&[2, 2], &[1., 2., 3., 4.], None), [1., 2., 6., 8., 15., 18., 28., -4.]);
+        assert_eq!(scaled(&[1, 2], &[1., 2.], Some(&[1., 3.])), [0., 1., 0., 2., 4., 5., 8., -8.]);
+        assert!(Weight::scaled(data(), &[2, 3], vec![0.0; 6], None, Precision::Exact).is_err());
+        assert!(Weight::scaled(data(), &[2, 1], vec![0.0], None, Precision::Exact).is_err());
+    }
+
+    #[test]
+    fn tables_give_what_the_index_names() {
+        // uint2 [[0, 1, 2, 3], [3, 3, 0, 1]] with one table per row.
+        let indices = codes(DType::U2, &[2, 4], &[0b1110_0100, 0b0100_1111]);
+        let table = vec![0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0];
+        let weight = Weight::table(indices.clone(), &[2, 1], table, 4, Precision::Exact).unwrap();
+        assert_eq!(dense(&weight), [0., 1., 2., 3., 13., 13., 10., 11.]);
+        assert!(Weight::table(indices, &[2, 1], vec![0.0; 6], 3, Precision::Exact).is_err());
+    }
+
+    #[test]
+    fn signed_four_bit_codes_count_from_minus_eight() {
+        let data = Source::Codes(codes(DType::I4, &[5, 1], &[0xe1, 0xc3, 0x07]));
+        let weight = Weight::scaled(data, &[1, 1], vec![0.5], None, Precision::Exact).unwrap();
+        assert_eq!(dense(&weight), [0.5, -1.0, 1.5, -2.0, 3.5]);
+    }
+
+    #[test]
+    fn half_precision_rounds_every_weight() {
+        let data = Source::Codes(codes(DType::I8, &[1, 2], &[127, 3]));
+        let scale = f16::from_f32(0.0123).to_f32();
+        let weight = Weight::scaled(data, &[1, 1], vec![scale], None, Precision::Half).unwrap();
+        assert_eq!(dense(&weight), [127.0, 3.0].map(|q| f16::from_f32(q * scale).to_f32()));
+        assert!(weight.signed_rows().is_none());
+    }
+
+    #[test]
+    fn a_scale_may_follow_a_table() {
+        let indices = codes(DType::U1, &[2, 2], &[0b0110]);
+        let inner = Weight::table(indices, &[1, 1], vec![-1.0, 1.0], 2, Precision::Exact).unwrap();
+        let data = Source::Weight(Arc::new(inner));
+        let weight = Weight::scaled(data, &[2, 1], vec![1.0, 5.0], None, Precision::Exact).unwrap();
+        assert_eq!(dense(&weight), [-1.0, 1.0, 5.0, -5.0]);
+    }
+}
