@@ -41,6 +41,7 @@ class Maker:
         self.rng = random.Random(seed)
         self.split = split
         self.definitions = [[p.strip() for p in line.split(" | ")] for line in C.DEFINITIONS.splitlines()]
+        self.known = {word for term, _, _ in self.definitions for word in term.split(" ")}
         self.jokes = C.JOKES.splitlines()
         self.capitals = []
         for entry in C.CAPITALS.split(";"):
@@ -65,7 +66,15 @@ class Maker:
         parts = [self.pick(ONSETS) + self.pick(VOWELS) for _ in range(self.rng.choice((2, 2, 2, 3)))]
         return ("".join(parts) + self.pick(CODAS)).capitalize()
 
+    def spliced(self):
+        """The start of one real name and the end of another: spellings that no list has, for copying to be learnt."""
+        first, second = self.pick(C.FIRST_NAMES + C.CITIES), self.pick(C.FIRST_NAMES + C.CITIES)
+        word = first[:self.small(1, len(first))] + second[self.small(1, len(second) - 1):].lower()
+        return word[0].upper() + word[1:]
+
     def name(self):
+        if self.split == "train" and self.rng.random() < 0.25:
+            return self.held(self.spliced)
         return self.held(lambda: self.pick(C.FIRST_NAMES) if self.rng.random() < 0.5 else self.made_up())
 
     def place(self):
@@ -146,9 +155,19 @@ class Maker:
         return turns
 
     def unknown(self):
+        """Questions whose only honest answer is that it does not know."""
+        roll = self.rng.random()
+        if roll < 0.35:
+            word = self.held(self.made_up).lower()
+            if self.rng.random() < 0.5:
+                word = self.pick([w for w in C.ITEMS + C.OBJECTS + C.FOODS + C.HOBBIES if w not in self.known])
+            return Turn(self.pick([f"What is {word}?", f"What is a {word}?", f"Explain {word}.", f"Tell me about {word}.", f"Define {word}."]), "I don't know that word yet.")
+        if roll < 0.45:
+            land = self.held(self.made_up)
+            return Turn(self.pick([f"What is the capital of {land}?", f"Capital of {land}?"]), "I don't know that country.")
         return self.pick([
             Turn("What's my name?", "I don't know your name yet."), Turn("What is my name?", "I don't know your name yet."),
-            Turn("Do you remember my name?", "I don't know your name yet."),
+            Turn("Do you remember my name?", "I don't know your name yet."), Turn("Who am I?", "I don't know your name yet."),
             Turn("Where do I live?", "I don't know where you live yet."), Turn("How old am I?", "I don't know your age yet."),
             Turn("What is my favourite colour?", "I don't know your favourite colour yet."),
             Turn("What is my secret number?", "You have not told me your secret number yet."),
@@ -341,14 +360,14 @@ class Maker:
 
     # ---- whole conversations -------------------------------------------
     def long_memory(self):
-        """Up to four facts first; each is asked for once, anywhere in the next 8 to 44 turns."""
+        """Up to four facts first; each is asked for once, anywhere in the next 8 to 44 (at times 110) turns."""
         told = {}
         while len(told) < self.rng.choice((1, 2, 3, 4)):
             fact = self.facts()
             if fact[3] not in {t[3] for t in told.values()}:
                 told.setdefault(fact[0], fact)
         turns = [Turn(fact[1], fact[2], expect=fact[5], kind="told") for fact in told.values()]
-        tail = [self.filler() for _ in range(self.small(8, 44))]
+        tail = [self.filler() for _ in range(self.small(8, self.rng.choice((44, 44, 110))))]
         asked = [Turn(fact[3], fact[4], expect=fact[5], kind="recall") for fact in told.values()]
         self.rng.shuffle(asked)
         tail.append(asked.pop())
@@ -373,7 +392,7 @@ class Maker:
         return text[0].lower() + text[1:] if first in CASUAL else text
 
     # How often each kind of conversation is drawn, out of 100.
-    MIX = {"memory": 28, "long_memory": 7, "unknown": 3, "define": 9, "joke": 3, "sum_steps": 9, "sum": 14,
+    MIX = {"memory": 26, "long_memory": 6, "unknown": 6, "define": 9, "joke": 3, "sum_steps": 9, "sum": 14,
            "json": 10, "skill": 10, "unicode": 4, "greeting": 3}
 
     def conversation(self):
