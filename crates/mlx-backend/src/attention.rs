@@ -29,7 +29,7 @@ impl KeyValueCache {
             if missing > 0 {
                 let mut shape = cache.shape().to_vec();
                 shape[2] = (missing + GROWTH - 1) / GROWTH * GROWTH;
-                *cache = ops::concatenate_axis(&[cache.clone(), ops::zeros_dtype(&shape, cache.dtype())?], 2)?;
+                *cache = ops::concatenate(&[cache.clone(), ops::zeros_dtype(&shape, cache.dtype())?], 2)?;
             }
             cache.try_index_mut((.., .., self.length..after), fresh)?;
         }

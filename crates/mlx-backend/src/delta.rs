@@ -43,7 +43,7 @@ impl Inputs {
         let pad = |x: &Array| -> Result<Array> {
             let mut shape = x.shape().to_vec();
             shape[1] = extra;
-            ops::concatenate_axis(&[x.clone(), ops::zeros_dtype(&shape, x.dtype())?], 1)
+            ops::concatenate(&[x.clone(), ops::zeros_dtype(&shape, x.dtype())?], 1)
         };
         Ok(Self {
             q: pad(&self.q)?,
@@ -55,29 +55,54 @@ impl Inputs {
     }
 }
 
-/// Runs the rule over T tokens: outputs [H, T, V] and the state after them.
-pub(crate) fn run(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
-    let tokens = inputs.q.dim(1);
-    if tokens == 1 {
-        return step(inputs, state);
+/// The rule, by the fastest way that this device has.
+#[derive(Default)]
+pub(crate) struct DeltaRule {
+    #[cfg(target_os = "macos")]
+    kernel: Option<crate::metal::StepKernel>,
+}
+
+impl DeltaRule {
+    /// For states of this shape, on a GPU if `gpu`.
+    #[cfg(target_os = "macos")]
+    pub fn new(gpu: bool, heads: i32, key_dim: i32, value_dim: i32) -> Self {
+        let kernel = gpu.then(|| crate::metal::StepKernel::checked(heads, key_dim, value_dim)).flatten();
+        Self { kernel }
     }
-    let (mut outputs, mut state) = (Vec::new(), state.clone());
-    for from in (0..tokens).step_by(CHUNK as usize) {
-        let (out, after) = chunk(&inputs.slice(from, tokens.min(from + CHUNK))?, &state)?;
-        outputs.push(out);
-        state = after;
+
+    /// For states of this shape; only Metal has a kernel of its own.
+    #[cfg(not(target_os = "macos"))]
+    pub fn new(_gpu: bool, _heads: i32, _key_dim: i32, _value_dim: i32) -> Self {
+        Self::default()
     }
-    Ok((ops::concatenate_axis(&outputs, 1)?, state))
+
+    /// Runs the rule over T tokens: outputs [H, T, V] and the state after them.
+    pub fn run(&self, inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
+        let tokens = inputs.q.dim(1);
+        if tokens == 1 {
+            #[cfg(target_os = "macos")]
+            if let Some(kernel) = &self.kernel {
+                return kernel.step(inputs, state);
+            }
+            return step_by_operations(inputs, state);
+        }
+        let (mut outputs, mut state) = (Vec::new(), state.clone());
+        for from in (0..tokens).step_by(CHUNK as usize) {
+            let (out, after) = chunk(&inputs.slice(from, tokens.min(from + CHUNK))?, &state)?;
+            outputs.push(out);
+            state = after;
+        }
+        Ok((ops::concatenate(&outputs, 1)?, state))
+    }
 }
 
 /// `S *= exp(g); delta = beta (v - S^T k); S += k delta^T; o = S^T q`, for one token.
-fn step(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
-    let column = |x: &Array| x.swap_axes(1, 2); // [H, 1, K] -> [H, K, 1]
+pub(crate) fn step_by_operations(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
     let decay = inputs.log_decay.exp()?.expand_dims(-1)?;
     let state = state.multiply(&decay)?;
-    let seen = column(&inputs.k)?.swap_axes(1, 2)?.matmul(&state)?; // [H, 1, V]
+    let seen = inputs.k.matmul(&state)?; // [H, 1, V]
     let delta = inputs.v.subtract(&seen)?.multiply(&inputs.beta.expand_dims(-1)?)?;
-    let state = state.add(&column(&inputs.k)?.multiply(&delta)?)?;
+    let state = state.add(&inputs.k.swap_axes(1, 2)?.multiply(&delta)?)?;
     Ok((inputs.q.matmul(&state)?, state))
 }
 
@@ -97,8 +122,8 @@ fn chunk(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
     let total = ops::cumsum(log_decay, 1, None, None)?; // c_t, [H, C]
     let gap = total.expand_dims(-1)?.subtract(&total.expand_dims(-2)?)?;
     let lower = ops::tri::<f32>(width, None, None)?;
-    let decay = ops::r#where(&lower.eq(array!(1.0f32))?, &gap, &array!(f32::NEG_INFINITY))?.exp()?;
-    let strictly = ops::tri::<f32>(width, None, -1)?;
+    let decay = ops::select(&lower.eq(array!(1.0f32))?, &gap, &array!(f32::NEG_INFINITY))?.exp()?;
+    let strictly = ops::tri::<f32>(width, None, Some(-1))?;
 
     let strong = k.multiply(&beta)?;
     let key_t = k.swap_axes(1, 2)?;
@@ -142,9 +167,9 @@ fn unit_lower_inverse(a: &Array, width: i32) -> Result<Array> {
             let (first, second) = (&both[0], &both[1]);
             let corner = part(2 * pair as i32 + 1, 2 * pair as i32, size)?;
             let below = second.matmul(&corner)?.matmul(first)?.negative()?;
-            let top = ops::concatenate_axis(&[first.clone(), ops::zeros_like(first)?], 2)?;
-            let bottom = ops::concatenate_axis(&[below, second.clone()], 2)?;
-            merged.push(ops::concatenate_axis(&[top, bottom], 1)?);
+            let top = ops::concatenate(&[first.clone(), ops::zeros_like(first)?], 2)?;
+            let bottom = ops::concatenate(&[below, second.clone()], 2)?;
+            merged.push(ops::concatenate(&[top, bottom], 1)?);
         }
         inverses = merged;
         size *= 2;

@@ -12,7 +12,7 @@ use mlx_rs::{Array, Dtype};
 use q35_model::{Rows, Site, TextConfig};
 
 use crate::attention::KeyValueCache;
-use crate::delta;
+use crate::delta::{self, DeltaRule};
 use crate::weights::{Attention, DeltaNet, Layer, Matrix, Mixer, ModelWeights};
 
 /// The state of one layer.
@@ -48,6 +48,7 @@ pub(crate) struct Engine {
     pub weights: ModelWeights,
     /// Type of activations: the scales' own on a GPU, f32 on the CPU, where MLX's half precision is very slow.
     pub dtype: Dtype,
+    pub delta: DeltaRule,
     pub sequences: HashMap<u64, State>,
 }
 
@@ -140,10 +141,11 @@ impl Engine {
     ) -> Result<Array> {
         let config = &self.config;
         let tokens = x.dim(0);
-        let (key_heads, value_heads) = (config.linear_num_key_heads as i32, config.linear_num_value_heads as i32);
+        let (key_heads, value_heads) =
+            (config.linear_num_key_heads as i32, config.linear_num_value_heads as i32);
         let (key_dim, value_dim) = (config.linear_key_head_dim as i32, config.linear_value_head_dim as i32);
 
-        let window = ops::concatenate_axis(&[conv.clone(), net.in_proj_qkv.apply(x)?], 0)?;
+        let window = ops::concatenate(&[conv.clone(), net.in_proj_qkv.apply(x)?], 0)?;
         let taps = config.linear_conv_kernel_dim as i32;
         let mut mixed = window.try_index(0..tokens)?.multiply(&net.conv1d.try_index(0)?)?;
         for tap in 1..taps {
@@ -172,11 +174,12 @@ impl Engine {
             log_decay: net.a_log.exp()?.multiply(&softplus)?.negative()?.swap_axes(0, 1)?,
             beta: ops::sigmoid(net.in_proj_b.apply(x)?.as_dtype(Dtype::Float32)?)?.swap_axes(0, 1)?,
         };
-        let (out, after) = delta::run(&inputs, recurrent)?;
+        let (out, after) = self.delta.run(&inputs, recurrent)?;
         *recurrent = after;
 
         let out = out.swap_axes(0, 1)?; // [T, value heads, value width]
-        let z = net.in_proj_z.apply(x)?.reshape(&[tokens, value_heads, value_dim])?.as_dtype(Dtype::Float32)?;
+        let z =
+            net.in_proj_z.apply(x)?.reshape(&[tokens, value_heads, value_dim])?.as_dtype(Dtype::Float32)?;
         let gated = self.norm(&out, &net.norm)?.multiply(&silu(&z)?)?;
         net.out_proj.apply(&gated.reshape(&[tokens, value_heads * value_dim])?.as_dtype(self.dtype)?)
     }

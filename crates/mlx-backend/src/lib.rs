@@ -18,6 +18,8 @@ mod attention;
 mod delta;
 #[cfg(feature = "mlx")]
 mod engine;
+#[cfg(all(feature = "mlx", target_os = "macos"))]
+mod metal;
 #[cfg(feature = "mlx")]
 mod model;
 #[cfg(feature = "mlx")]
@@ -28,4 +30,4 @@ mod weights;
 mod worker;
 
 #[cfg(feature = "mlx")]
-pub use model::{MlxDevice, MlxError, MlxModel};
+pub use model::{MlxBackendError, MlxDevice, MlxModel};

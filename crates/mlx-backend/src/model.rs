@@ -1,5 +1,6 @@
 //! The model as the rest of the project sees it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,6 +8,7 @@ use mlx_rs::Device;
 use q35_mlx::MlxDirectory;
 use q35_model::{Model, ModelMemory, RunError, Sequence, TextConfig};
 
+use crate::delta::DeltaRule;
 use crate::engine::Engine;
 use crate::sequence::MlxSequence;
 use crate::weights::ModelWeights;
@@ -31,16 +33,21 @@ impl Default for MlxDevice {
 /// Why MLX cannot run a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum MlxError {
+pub enum MlxBackendError {
     /// The build of MLX has no GPU. (Asking MLX itself would end the process.)
     #[error("this build of MLX has no GPU\nhint: use the CPU device, or a macOS build")]
     NoGpu,
     /// MLX's own word.
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),
-    /// The directory's weights could not be had.
-    #[error(transparent)]
-    Weights(#[from] q35_mlx::MlxReadError),
+    /// A tensor of the directory is not what the model needs.
+    #[error("tensor `{name}` was expected {expected}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What was expected.
+        expected: &'static str,
+    },
     /// The thread could not be started.
     #[error("cannot start MLX's thread: {0}")]
     Thread(std::io::Error),
@@ -49,8 +56,8 @@ pub enum MlxError {
     Stopped,
 }
 
-impl From<MlxError> for RunError {
-    fn from(error: MlxError) -> Self {
+impl From<MlxBackendError> for RunError {
+    fn from(error: MlxBackendError) -> Self {
         Self::Backend { backend: "MLX", message: error.to_string() }
     }
 }
@@ -74,9 +81,9 @@ impl MlxModel {
     ///
     /// # Errors
     /// No such device, or weights that cannot be read or do not fit.
-    pub fn load(directory: Arc<MlxDirectory>, device: MlxDevice) -> Result<Self, MlxError> {
+    pub fn load(directory: Arc<MlxDirectory>, device: MlxDevice) -> Result<Self, MlxBackendError> {
         if device == MlxDevice::Gpu && !cfg!(target_os = "macos") {
-            return Err(MlxError::NoGpu);
+            return Err(MlxBackendError::NoGpu);
         }
         let config = directory.config().clone();
         let source = Arc::clone(&directory);
@@ -87,7 +94,14 @@ impl MlxModel {
                 MlxDevice::Gpu => Device::gpu(),
             });
             let (weights, dtype) = ModelWeights::load(&source, device)?;
-            Ok(Engine { config: source.config().clone(), weights, dtype, sequences: Default::default() })
+            let config = source.config().clone();
+            let delta = DeltaRule::new(
+                device == MlxDevice::Gpu,
+                config.linear_num_value_heads as i32,
+                config.linear_key_head_dim as i32,
+                config.linear_value_head_dim as i32,
+            );
+            Ok(Engine { config, weights, dtype, delta, sequences: HashMap::new() })
         })?;
         let (weight_bytes, bytes_per_token) =
             worker.run(|engine| Ok((engine.weights.size_bytes(), engine.weights.bytes_per_token())))?;

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use mlx_rs::{Array, Dtype};
-use q35_model::{
-    Observer, RecurrentState, Rows, RunError, Sequence, Snapshot, SnapshotTensor, StateType,
-};
+use q35_model::{Observer, RecurrentState, Rows, RunError, Sequence, Snapshot, SnapshotTensor, StateType};
 
 use crate::attention::KeyValueCache;
 use crate::engine::{Engine, LayerState, State, to_host};
-use crate::model::{MlxError, Shared};
+use crate::model::{MlxBackendError, Shared};
 
 /// Tokens computed between two looks at the observer's wish to stop, and the grid of prefill.
 pub(crate) const PIECE: usize = 64;
@@ -31,7 +29,7 @@ impl MlxSequence {
         Ok(sequence)
     }
 
-    fn set_empty(&self) -> Result<(), MlxError> {
+    fn set_empty(&self) -> Result<(), MlxBackendError> {
         let id = self.id;
         self.shared.worker.run(move |engine| {
             let state = engine.empty_state()?;
@@ -44,10 +42,10 @@ impl MlxSequence {
     fn with_state<T: Send + 'static>(
         &self,
         job: impl FnOnce(&State) -> mlx_rs::error::Result<T> + Send + 'static,
-    ) -> Result<T, MlxError> {
+    ) -> Result<T, MlxBackendError> {
         let id = self.id;
         self.shared.worker.run(move |engine: &mut Engine| {
-            let state = engine.sequences.get(&id).ok_or(MlxError::Stopped)?;
+            let state = engine.sequences.get(&id).ok_or(MlxBackendError::Stopped)?;
             Ok(job(state)?)
         })
     }
@@ -88,7 +86,7 @@ impl Sequence for MlxSequence {
             let wanted = if rows == Rows::Last && !later.is_empty() { Rows::None } else { rows };
             let tokens = piece.to_vec();
             let outcome = self.shared.worker.run(move |engine| {
-                let state = engine.sequences.get(&id).ok_or(MlxError::Stopped)?;
+                let state = engine.sequences.get(&id).ok_or(MlxBackendError::Stopped)?;
                 let (next, produced) = engine.piece(state, &tokens, wanted, watch)?;
                 engine.sequences.insert(id, next);
                 Ok(produced)
@@ -174,7 +172,8 @@ impl Sequence for MlxSequence {
     }
 
     fn cache_bytes(&self) -> u64 {
-        self.with_state(|state| Ok(state.layers.iter().map(LayerState::size_bytes).sum::<usize>() as u64)).unwrap_or(0)
+        self.with_state(|state| Ok(state.layers.iter().map(LayerState::size_bytes).sum::<usize>() as u64))
+            .unwrap_or(0)
     }
 
     fn scratch_bytes(&self) -> u64 {
@@ -206,15 +205,18 @@ fn fill(
     index: usize,
     snapshot: &Snapshot,
     dtype: Dtype,
-) -> Result<Result<(), String>, MlxError> {
+) -> Result<Result<(), String>, MlxBackendError> {
     let find = |name: &str, like: &[i32], free: Option<usize>| {
         let name = format!("{name}.{index}");
         let fits = |tensor: &&SnapshotTensor| {
-            let same = |(axis, (have, want)): (usize, (&usize, &i32))| Some(axis) == free || *have == *want as usize;
+            let same =
+                |(axis, (have, want)): (usize, (&usize, &i32))| Some(axis) == free || *have == *want as usize;
             tensor.shape.len() == like.len() && tensor.shape.iter().zip(like).enumerate().all(same)
         };
-        let tensor = snapshot.tensor(&name).filter(fits).ok_or(format!("tensor `{name}` of shape {like:?}"))?;
-        let values: Vec<f32> = tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let tensor =
+            snapshot.tensor(&name).filter(fits).ok_or(format!("tensor `{name}` of shape {like:?}"))?;
+        let values: Vec<f32> =
+            tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         let shape: Vec<i32> = tensor.shape.iter().map(|size| *size as i32).collect();
         if values.len() != tensor.shape.iter().product::<usize>() {
             return Err(format!("tensor `{name}` with {} numbers", tensor.shape.iter().product::<usize>()));
@@ -222,9 +224,8 @@ fn fill(
         Ok(Array::from_slice(&values, &shape))
     };
     let found = match layer {
-        LayerState::Linear { conv, recurrent } => {
-            find("conv", conv.shape(), None).and_then(|c| Ok((c, find("recurrent", recurrent.shape(), None)?)))
-        }
+        LayerState::Linear { conv, recurrent } => find("conv", conv.shape(), None)
+            .and_then(|c| Ok((c, find("recurrent", recurrent.shape(), None)?))),
         LayerState::Full(cache) => find("keys", cache.keys.shape(), Some(2))
             .and_then(|k| Ok((k, find("values", cache.values.shape(), Some(2))?))),
     };
@@ -236,7 +237,11 @@ fn fill(
         LayerState::Linear { .. } => LayerState::Linear { conv: first.as_dtype(dtype)?, recurrent: second },
         LayerState::Full(_) => {
             let length = first.dim(2);
-            LayerState::Full(KeyValueCache { keys: first.as_dtype(dtype)?, values: second.as_dtype(dtype)?, length })
+            LayerState::Full(KeyValueCache {
+                keys: first.as_dtype(dtype)?,
+                values: second.as_dtype(dtype)?,
+                length,
+            })
         }
     };
     Ok(Ok(()))

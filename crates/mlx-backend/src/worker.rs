@@ -4,7 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::engine::Engine;
-use crate::model::MlxError;
+use crate::model::MlxBackendError;
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
@@ -16,7 +16,9 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Starts the thread and builds the engine on it.
-    pub fn start(build: impl FnOnce() -> Result<Engine, MlxError> + Send + 'static) -> Result<Self, MlxError> {
+    pub fn start(
+        build: impl FnOnce() -> Result<Engine, MlxBackendError> + Send + 'static,
+    ) -> Result<Self, MlxBackendError> {
         let (jobs, inbox) = channel::<Job>();
         let (ready, outcome) = channel();
         let run = move || match build() {
@@ -29,20 +31,25 @@ impl Worker {
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let thread = std::thread::Builder::new().name("q35-mlx".into()).spawn(run).map_err(MlxError::Thread)?;
-        outcome.recv().map_err(|_| MlxError::Stopped)??;
+        let thread =
+            std::thread::Builder::new().name("q35-mlx".into()).spawn(run).map_err(MlxBackendError::Thread)?;
+        outcome.recv().map_err(|_| MlxBackendError::Stopped)??;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Runs `job` on the thread and waits for its answer.
     pub fn run<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Engine) -> Result<T, MlxError> + Send + 'static,
-    ) -> Result<T, MlxError> {
+        job: impl FnOnce(&mut Engine) -> Result<T, MlxBackendError> + Send + 'static,
+    ) -> Result<T, MlxBackendError> {
         let (answer, outcome) = channel();
         let job: Job = Box::new(move |engine| drop(answer.send(job(engine))));
-        self.jobs.as_ref().ok_or(MlxError::Stopped)?.send(job).map_err(|_| MlxError::Stopped)?;
-        outcome.recv().map_err(|_| MlxError::Stopped)?
+        self.jobs
+            .as_ref()
+            .ok_or(MlxBackendError::Stopped)?
+            .send(job)
+            .map_err(|_| MlxBackendError::Stopped)?;
+        outcome.recv().map_err(|_| MlxBackendError::Stopped)?
     }
 
     /// Sends `job` and does not wait: for what nobody needs an answer to.
