@@ -1,5 +1,5 @@
-//! Quantizers: affine groups as MLX packs them ([`affine`]), symmetric INT8 as Core ML takes it, and the float types
-//! that checkpoints hold ([`FloatType`]).
+//! Quantizers: affine groups as MLX packs them ([`affine`]), symmetric INT8 as Core ML takes it ([`symmetric`]), and
+//! the float types that checkpoints hold ([`FloatType`]).
 //!
 //! Works on slices and bytes. Knows nothing of files, tensors by name, or models.
 //!
@@ -20,5 +20,6 @@
 
 pub mod affine;
 mod float;
+pub mod symmetric;
 
 pub use float::FloatType;

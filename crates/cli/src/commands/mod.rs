@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use crate::exit::Outcome;
 use crate::progress::Watcher;
 
+pub mod coreml;
 pub mod inspect;
 pub mod mlx;
 pub mod verify;
@@ -34,6 +35,8 @@ pub struct Convert {
 pub enum Command {
     /// Quantize a checkpoint to an MLX model
     Mlx(mlx::Args),
+    /// Quantize a checkpoint to INT8 Core ML packages
+    Coreml(coreml::Args),
     /// Re-hash the files of a converted model
     Verify(verify::Args),
     /// Show what a checkpoint, a converted model or a file holds
@@ -58,6 +61,7 @@ impl Convert {
         let context = Context { json: self.json, watcher: Watcher::detect(self.quiet || self.json) };
         match self.command {
             Command::Mlx(args) => mlx::run(&args, context),
+            Command::Coreml(args) => coreml::run(&args, context),
             Command::Verify(args) => verify::run(&args, context),
             Command::Inspect(args) => inspect::run(&args, context),
         }

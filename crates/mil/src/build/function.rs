@@ -9,7 +9,7 @@ use prost::Message;
 use super::model::{Feature, FinishedFunction};
 use crate::ops::{self, Constant, Default as DefaultValue, InferError, Need, Operand, signature};
 use crate::proto::{self, Elements};
-use crate::{DType, TensorType, Type, Value, WeightWriteError, WeightWriter};
+use crate::{DType, Data, TensorType, Type, Value, WeightWriteError, WeightWriter};
 
 /// The operator set of everything built here: iOS 18 / macOS 15.
 pub const OPSET: &str = "CoreML8";
@@ -224,17 +224,27 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
             let reason = "is an input or an output already and cannot get a second name";
             return Err(BuildError::Name { function: self.name.clone(), name: name.to_owned(), reason });
         }
-        self.claim(name)?;
-        let old = std::mem::replace(&mut self.values[tensor.id].name, name.to_owned());
-        self.names.remove(&old);
+        self.rename(tensor, name)?;
         self.outputs.push(tensor.id);
         Ok(())
     }
 
-    /// A float constant, `values` rounded to `dtype` (fp16 or fp32). Not in the scope: `name` is made unique as it is.
+    /// Gives a value another name than the one that the builder made.
     ///
     /// # Errors
-    /// The elements do not fit the shape, or the weight file failed.
+    /// The name is taken or none.
+    pub fn rename(&mut self, tensor: &Tensor, name: &str) -> Result<(), BuildError> {
+        self.own(tensor)?;
+        self.claim(name)?;
+        let old = std::mem::replace(&mut self.values[tensor.id].name, name.to_owned());
+        self.names.remove(&old);
+        Ok(())
+    }
+
+    /// A float constant of that name, `values` rounded to `dtype` (fp16 or fp32).
+    ///
+    /// # Errors
+    /// The elements do not fit the shape, the name is taken or none, or the weight file failed.
     pub fn constant(
         &mut self,
         name: &str,
@@ -242,18 +252,45 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         shape: &[usize],
         values: &[f32],
     ) -> Result<Tensor, BuildError> {
+        let value = self.float_value(name, dtype, shape, values)?;
+        self.claim(name)?;
+        Ok(self.push_constant(name.to_owned(), value))
+    }
+
+    /// As [`Self::constant`], but equal constants share one operation and the name of the first, made unique.
+    ///
+    /// # Errors
+    /// The elements do not fit the shape, or the weight file failed.
+    pub fn shared_constant(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        values: &[f32],
+    ) -> Result<Tensor, BuildError> {
+        let value = self.float_value(name, dtype, shape, values)?;
+        self.value_constant(name, value)
+    }
+
+    fn float_value(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        values: &[f32],
+    ) -> Result<Value, BuildError> {
         let bytes: Vec<u8> = match dtype {
             DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
         let ty = TensorType::new(if dtype == DType::F16 { dtype } else { DType::F32 }, shape);
-        self.stored_constant(name, ty, values.len(), &bytes, |dtype| match dtype {
+        self.stored_value(name, ty, values.len(), &bytes, |dtype| match dtype {
             DType::F16 => Elements::Bytes(proto::RepeatedBytes { values: bytes.clone() }),
             _ => Elements::Floats(proto::RepeatedFloats { values: values.to_vec() }),
         })
     }
 
-    /// An int32 constant.
+    /// An int32 constant, shared as those of [`Self::shared_constant`].
     ///
     /// # Errors
     /// The elements do not fit the shape, or the weight file failed.
@@ -266,29 +303,28 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let ty = TensorType::new(DType::I32, shape);
         let elements = || Elements::Ints(proto::RepeatedInts { values: values.to_vec() });
-        self.stored_constant(name, ty, values.len(), &bytes, |_| elements())
+        let value = self.stored_value(name, ty, values.len(), &bytes, |_| elements())?;
+        self.value_constant(name, value)
     }
 
-    fn stored_constant(
+    fn stored_value(
         &mut self,
         name: &str,
         ty: TensorType,
         found: usize,
         bytes: &[u8],
         elements: impl Fn(DType) -> Elements,
-    ) -> Result<Tensor, BuildError> {
+    ) -> Result<Value, BuildError> {
         if found != ty.count() {
             let (function, name) = (self.name.clone(), name.to_owned());
             return Err(BuildError::Elements { function, name, ty, found });
         }
-        let value = if found >= BLOB_FROM {
-            let offset = self.weights.add(ty.dtype, found, bytes)?;
-            Value::blob(ty, offset)
-        } else {
-            let data = crate::Data::Immediate(elements(ty.dtype));
-            Value { ty, data }
-        };
-        self.value_constant(name, value)
+        if found < BLOB_FROM {
+            let data = Data::Immediate(elements(ty.dtype));
+            return Ok(Value { ty, data });
+        }
+        let offset = self.weights.add(ty.dtype, found, bytes)?;
+        Ok(Value::blob(ty, offset))
     }
 
     /// A constant of any kind. Equal constants of a function share one operation and the first one's name.
@@ -301,6 +337,12 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
             return Ok(Tensor { id, ty: self.values[id].ty.clone() });
         }
         let name = self.unique(name)?;
+        let tensor = self.push_constant(name, value);
+        self.constants.insert(key, tensor.id);
+        Ok(tensor)
+    }
+
+    fn push_constant(&mut self, name: String, value: Value) -> Tensor {
         let ty = Type::Tensor(value.ty.clone());
         let tensor = self.value(name, ty, Stored::Value(value.clone()));
         self.operations.push(Pending {
@@ -310,8 +352,7 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
             results: vec![tensor.id],
             name: None,
         });
-        self.constants.insert(key, tensor.id);
-        Ok(tensor)
+        tensor
     }
 
     /// Adds an operation with one result.
@@ -371,7 +412,7 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
             let constant = match default_value(default, x.as_ref(), weight.as_ref()) {
                 Some(Filled::Value(value)) => self.value_constant(name, value)?,
                 Some(Filled::Zeros(dtype, count)) => {
-                    self.constant("zeros", dtype, &[count], &vec![0.0; count])?
+                    self.shared_constant("zeros", dtype, &[count], &vec![0.0; count])?
                 }
                 None => continue,
             };

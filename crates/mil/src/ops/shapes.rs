@@ -229,7 +229,11 @@ pub(super) fn cast(call: &Call<'_>) -> Shapes {
 
 pub(super) fn select(call: &Call<'_>) -> Shapes {
     let (cond, a, b) = (call.tensor("cond")?, call.tensor("a")?, call.tensor("b")?);
-    let shape = broadcast_shapes(&broadcast_shapes(&cond.shape, &a.shape)?, &b.shape)?;
+    // coremltools gives the result the common shape of `a` and `b`, whatever `cond` has.
+    let shape = broadcast_shapes(&a.shape, &b.shape)?;
+    if broadcast_shapes(&cond.shape, &shape)? != shape {
+        return fail(format!("cond {cond} is larger than what it chooses from, {shape:?}"));
+    }
     one(a.dtype, shape)
 }
 

@@ -126,6 +126,7 @@ fn wrong_operations_are_refused_with_the_reason() {
         ("constexpr_blockwise_shift_scale", vec![("data", blob(I8, &[6, 65])), ("scale", blob(F16, &[6, 2]))], "does not divide"),
         ("constexpr_lut_to_dense", vec![("indices", blob(U8, &[6, 4])), ("lut", blob(F16, &[1, 1, 16, 1]))], "2^bits"),
         ("cast", vec![x(), ("dtype", known(Value::string("int5")))], "cannot cast to \"int5\""),
+        ("select", vec![("cond", run(Bool, &[4, 8])), ("a", run(I32, &[8])), ("b", int(0))], "larger than what it chooses from"),
         ("softmax", vec![x(), ("axis", int(3))], "axis 3 of 3 dimensions"),
         ("reduce_sum", vec![x(), ("axes", ints(&[1, -2]))], "names an axis twice"),
         ("topk", vec![x(), ("k", int(9))], "the largest 9 of 8"),
