@@ -1,8 +1,8 @@
 //! Writes a random tiny checkpoint, for scripts that show it to other software.
 //!
-//! `cargo run -p q35-testkit --example write_checkpoint -- DIR [more-value-heads] [untied] [text-only] [sharded]`
+//! `cargo run -p q35-testkit --example write_checkpoint -- DIR [more-value-heads] [untied] [text-only] [sharded] [f16|f32]`
 
-use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
+use q35_testkit::{Precision, TinyCheckpoint, tiny_more_value_heads};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -14,6 +14,8 @@ fn main() {
             "untied" => checkpoint.untied(),
             "text-only" => checkpoint.text_only(),
             "sharded" => checkpoint.shards(2),
+            "f16" => checkpoint.precision(Precision::F16),
+            "f32" => checkpoint.precision(Precision::F32),
             other => panic!("no option `{other}`"),
         };
     }
