@@ -1,1 +1,39 @@
-//! Runs Core ML packages of a Qwen3.5 model: one driver over anything that can predict.
+//! Drives Core ML packages of Qwen3.5 as a [`q35_model::Model`], whoever executes them.
+//!
+//! [`CoreMlModel::open`] looks at a directory, finds out which of the known forms its packages have (one package with
+//! a `prefill` and a `decode` function, one package for each, or an embedding and a decoder as speech-swift loads
+//! them; caches as inputs and outputs or as states; embedding inside, on the host, or in a package), and feeds them: a
+//! prompt in chunks padded on the right, then token by token. Everything it needs to know it reads from the functions'
+//! own inputs, outputs and states, so that a package made by others is driven by the same code.
+//!
+//! What executes a package is a [`Predictor`]: [`EvaluatorPredictor`] on any system.
+//!
+//! It knows nothing of chat, and nothing of how the packages were made.
+//!
+//! ```no_run
+//! use q35_coreml_backend::{CoreMlModel, Precision};
+//! use q35_model::{Discard, Model, Rows};
+//!
+//! let model = CoreMlModel::open("model-dir".as_ref(), Precision::Half)?;
+//! let mut sequence = model.new_sequence(256)?;
+//! sequence.extend(&[1, 2, 3], Rows::Last, &mut Discard)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod config;
+mod embedding;
+mod error;
+mod evaluator;
+mod forms;
+mod model;
+mod predictor;
+mod sequence;
+mod snapshots;
+
+pub use error::{OpenError, PredictError};
+pub use evaluator::EvaluatorPredictor;
+pub use model::CoreMlModel;
+pub use predictor::{Predictor, Session, Signature};
+pub use q35_mil_eval::{Port, Precision, Tensor};

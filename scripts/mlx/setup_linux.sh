@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# MLX on the CPU for x86-64 Linux, so that the `mlx` feature builds and its tests run without a Mac.
+#
+#   scripts/mlx/setup_linux.sh                                  (about a minute; needs cargo, g++ >= 12, ar, python3 with pip)
+#   cargo --config .mlx/cargo.toml test -p q35-mlx-backend --features mlx
+#
+# mlx-sys declares `links = "mlx"`, so a cargo configuration can stand in for its build script, which would clone MLX
+# and link Apple's frameworks. The library itself comes from the Python wheel of the very version that mlx-sys pins;
+# mlx-c is compiled from the sources that the mlx-sys crate carries. Nothing outside .mlx/ is touched.
+set -euo pipefail
+mlx_version=0.32.2 # the GIT_TAG in mlx-sys-0.7.0/src/mlx-c/CMakeLists.txt
+mlx_sys_version=0.7.0
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$root/scripts/mlx
+out=$root/.mlx
+mkdir -p "$out/obj" "$out/lib" "$out/bindings"
+
+python3 -m pip install --quiet --no-deps --upgrade --target "$out/py" "mlx-cpu==$mlx_version"
+
+cargo fetch --quiet --manifest-path "$root/Cargo.toml"
+mlx_c=$(cargo metadata --quiet --format-version 1 --all-features --manifest-path "$root/Cargo.toml" | python3 -c "
+import json, os, sys
+packages = json.load(sys.stdin)['packages']
+print(next(os.path.dirname(p['manifest_path']) for p in packages
+           if (p['name'], p['version']) == ('mlx-sys', '$mlx_sys_version')))")/src/mlx-c
+
+compile() {
+  c++ -std=gnu++20 -O1 -fPIC -w -include "$here/compat.h" -I"$mlx_c" -isystem "$out/py/mlx/include" \
+    -c "$1" -o "$out/obj/$(basename "$1" .cpp).o"
+}
+export -f compile
+export here mlx_c out
+ls "$mlx_c"/mlx/c/*.cpp "$here/darwin_clock.cpp" | xargs -P "$(nproc)" -I{} bash -c 'compile {}'
+rm -f "$out/lib/libmlxc.a"
+ar crs "$out/lib/libmlxc.a" "$out"/obj/*.o
+cp "$here/bindings.rs" "$out/bindings/bindings.rs"
+
+cat >"$out/cargo.toml" <<CONFIG
+[target.x86_64-unknown-linux-gnu.mlx]
+rustc-link-search = ["native=$out/lib", "native=$out/py/mlx/lib"]
+rustc-link-lib = ["static=mlxc", "dylib=mlx", "dylib=stdc++"]
+rustc-env = { OUT_DIR = "$out/bindings" }
+
+[target.x86_64-unknown-linux-gnu]
+rustflags = ["-Clink-arg=-Wl,-rpath,$out/py/mlx/lib"]
+CONFIG
+echo "MLX $mlx_version for Linux is in $out; use: cargo --config .mlx/cargo.toml ..."
