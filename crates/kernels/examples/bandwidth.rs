@@ -1,0 +1,68 @@
+//! Reads memory, and multiplies weights that lie in it, as fast as the pool's threads can:
+//! `cargo run --release -p q35-kernels --example bandwidth -- [THREADS] [MEGABYTES]`. Prints one line of JSON.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use q35_kernels::{FloatKind, Floats, Inputs, Isa, Matrix, Mode, Pool, Product, multiply};
+
+const ROUNDS: usize = 9;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
+    let threads = arguments.next().unwrap_or(2);
+    let megabytes = arguments.next().unwrap_or(400);
+    let pool = Pool::new(threads);
+    let words = vec![0x1234_5678_9abc_def0u64; megabytes * 125_000];
+    let read = best(words.len() * 8, || {
+        let mut parts: Vec<(&[u64], u64)> = words.chunks(1 << 14).map(|part| (part, 0)).collect();
+        pool.for_each(&mut parts, |(part, sum)| {
+            let mut sums = [0u64; 32];
+            for chunk in part.chunks_exact(32) {
+                sums.iter_mut().zip(chunk).for_each(|(sum, word)| *sum ^= word);
+            }
+            *sum = sums.iter().fold(0, |all, sum| all ^ sum);
+        });
+        black_box(parts);
+    });
+    let bytes: &[u8] = bytemuck::cast_slice(&words);
+    let isa = Isa::detect();
+    let mut report = vec![("read", read)];
+    for (name, bits, mode) in [
+        ("int4_fast", 4, Mode::Fast),
+        ("int4_exact", 4, Mode::Exact),
+        ("int8_fast", 8, Mode::Fast),
+        ("int8_exact", 8, Mode::Exact),
+    ] {
+        let columns = 1024;
+        let row_bytes = columns * bits / 8 + 4 * columns / 64;
+        let rows = bytes.len() / row_bytes;
+        let (codes, rest) = bytes.split_at(rows * columns * bits / 8);
+        let (scales, rest) = rest.split_at(rows * columns / 32);
+        let floats = |bytes| Floats::new(FloatKind::Bf16, bytes);
+        let biases = floats(&rest[..scales.len()]);
+        let matrix = Matrix::affine(rows, columns, bits, 64, codes, floats(scales), biases).expect("sizes fit");
+        let x: Vec<f32> = (0..columns).map(|i| (i as f32).sin()).collect();
+        let (mut inputs, mut out) = (Inputs::default(), vec![0.0; rows]);
+        report.push((
+            name,
+            best(rows * row_bytes, || {
+                inputs.prepare(isa, &pool, mode, &x, columns, [&matrix]);
+                multiply(isa, &pool, mode, &inputs, &mut [Product { matrix: &matrix, out: &mut out }]);
+            }),
+        ));
+    }
+    let fields: Vec<String> =
+        report.iter().map(|(name, rate)| format!("\"{name}_gb_s\": {:.2}", rate / 1e9)).collect();
+    println!("{{\"threads\": {threads}, \"isa\": \"{}\", {}}}", isa.name(), fields.join(", "));
+}
+
+/// Bytes per second in the best of some rounds.
+fn best(bytes: usize, mut work: impl FnMut()) -> f64 {
+    let times = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64()
+    });
+    bytes as f64 / times.fold(f64::INFINITY, f64::min)
+}

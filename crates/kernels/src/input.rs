@@ -1,0 +1,398 @@
+//! Activations in the order and form in which products read them.
+//!
+//! A product's arithmetic is fixed per (row, token), whatever is computed together (see [`crate::multiply`]). One
+//! token meets rows one after another ([`crate::row`]) and wants its numbers beside each other; several tokens meet
+//! a decoded tile of sixteen rows ([`crate::tile`]), where lanes are rows, and want the tokens beside each other.
+
+use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
+use crate::pool::Pool;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// Whether activations keep their f32 values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// f32 activations, f32 sums.
+    Exact,
+    /// Activations rounded to eight bits with one scale per group; integer sums within a group.
+    Fast,
+}
+
+/// Tokens that a tile is multiplied with at a time.
+pub(crate) const TOKENS: usize = 8;
+
+/// What a matrix wants of its activations; matrices of one form share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub mode: Mode,
+    /// Codes are nibbles: a byte holds two neighbours.
+    pub nibbles: bool,
+    /// Columns that share a scale; 0 for matrices of floats.
+    pub group: usize,
+}
+
+impl Form {
+    pub(crate) fn of(matrix: &Matrix<'_>, mode: Mode) -> Self {
+        let group = match matrix.scaling {
+            Scaling::Affine { group, .. } | Scaling::Blocks { group, .. } => group,
+            Scaling::Rows { .. } => ROW_GROUP,
+            Scaling::None => return Self { mode: Mode::Exact, nibbles: false, group: 0 },
+        };
+        Self { mode, nibbles: matches!(matrix.codes, Codes::Nibbles(_)), group }
+    }
+
+    /// Elements of a group that one lane multiplies in one vector: neighbours, so that a word holds them.
+    fn lane_elements(self) -> usize {
+        if self.nibbles { 8 } else { 4 }
+    }
+
+    /// Columns in one vector of 16 lanes. A group of 128 bytes takes two of them, one added to the other.
+    pub(crate) fn unit(self) -> usize {
+        16 * self.lane_elements()
+    }
+
+    /// Number of lanes whose sums make a group's.
+    fn lanes(self) -> usize {
+        (self.group / self.lane_elements()).min(16)
+    }
+
+    /// The place in a group of each element in the order in which the exact tile product takes them: lanes in the
+    /// order of the tree that adds them, all elements of a lane in turn.
+    pub(crate) fn exact_order(self) -> impl Iterator<Item = usize> {
+        let (width, lanes, unit) = (self.lane_elements(), self.lanes(), self.unit());
+        let parts = self.group.div_ceil(unit);
+        (0..lanes).flat_map(move |rank| {
+            let lane = TREE[rank];
+            (0..parts).flat_map(move |part| (0..width).map(move |step| part * unit + lane * width + step))
+        })
+    }
+
+    /// Elements that one lane adds up in turn in the exact form.
+    pub(crate) fn chain(self) -> usize {
+        self.group / self.lanes()
+    }
+
+    /// The same for the fast form, where sums are exact and only the packing counts.
+    pub(crate) fn fast_place(self, element: usize) -> usize {
+        if self.nibbles { element % 2 * (self.group / 2) + element / 2 } else { element }
+    }
+}
+
+/// The order of leaves in which a binary counter adds sixteen lanes as [`Simd::sum`] does.
+pub(crate) const TREE: [usize; 16] = [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15];
+
+/// Activations of some tokens, ready for all matrices of as many columns. Buffers are kept from call to call.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    pub(crate) tokens: usize,
+    pub(crate) columns: usize,
+    pub(crate) prepared: Vec<Prepared>,
+    in_use: usize,
+}
+
+/// Activations in one form.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub form: Form,
+    /// Exact: the values. One token: vectors as the codes' words are taken apart; several: [block][k][tokens].
+    pub values: Vec<f32>,
+    /// Fast, one token: vectors as the codes' bytes lie.
+    pub codes: Vec<[i8; 64]>,
+    /// Fast, several: [block][k / 4][tokens] of four codes.
+    pub quads: Vec<[i8; 4]>,
+    /// Fast: scale of each group. One token: [groups], zero-padded to 16; several: [block][groups][tokens].
+    pub scales: Vec<f32>,
+    /// Sum of each group's values (exact) or codes (fast), laid out as the scales.
+    pub sums: Vec<f32>,
+}
+
+impl Inputs {
+    /// Takes `x` [tokens, columns] for products with `matrices`, which have `columns` columns each.
+    ///
+    /// # Panics
+    /// If a matrix has another number of columns, or `x` is not [tokens, columns].
+    pub fn prepare<'m>(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        mode: Mode,
+        x: &[f32],
+        columns: usize,
+        matrices: impl IntoIterator<Item = &'m Matrix<'m>>,
+    ) {
+        assert!(columns > 0 && x.len().is_multiple_of(columns), "{} numbers in rows of {columns}", x.len());
+        self.tokens = x.len() / columns;
+        self.columns = columns;
+        self.in_use = 0;
+        for matrix in matrices {
+            assert_eq!(matrix.columns, columns, "columns of a matrix and its activations");
+            let form = Form::of(matrix, mode);
+            if self.prepared[..self.in_use].iter().any(|prepared| prepared.form == form) {
+                continue;
+            }
+            if self.in_use == self.prepared.len() {
+                self.prepared.push(Prepared::new(form));
+            }
+            let prepared = &mut self.prepared[self.in_use];
+            prepared.form = form;
+            prepared.fill(isa, pool, x, self.tokens, columns);
+            self.in_use += 1;
+        }
+    }
+
+    pub(crate) fn find(&self, form: Form) -> &Prepared {
+        self.prepared[..self.in_use]
+            .iter()
+            .find(|prepared| prepared.form == form)
+            .expect("prepared for this matrix")
+    }
+
+    /// Number of tokens prepared.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Bytes held.
+    pub fn size_bytes(&self) -> usize {
+        let sizes = self.prepared.iter().map(|p| {
+            4 * (p.values.capacity() + p.quads.capacity() + p.scales.capacity() + p.sums.capacity())
+                + 64 * p.codes.capacity()
+        });
+        sizes.sum()
+    }
+}
+
+impl Prepared {
+    fn new(form: Form) -> Self {
+        Self {
+            form,
+            values: Vec::new(),
+            codes: Vec::new(),
+            quads: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+        }
+    }
+
+    fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32], tokens: usize, columns: usize) {
+        let form = self.form;
+        if form.group == 0 {
+            self.values.clear();
+            self.values.extend_from_slice(x);
+            return;
+        }
+        let groups = columns.div_ceil(form.group);
+        let padded = groups * form.group;
+        if tokens == 1 {
+            let units = columns.div_ceil(form.unit());
+            resize(&mut self.scales, groups.next_multiple_of(16));
+            resize(&mut self.sums, groups.next_multiple_of(16));
+            match form.mode {
+                Mode::Exact => resize(&mut self.values, units * form.unit()),
+                Mode::Fast => self.codes.resize(units * form.unit() / 64, [0; 64]),
+            }
+            isa.run(OneToken { prepared: self, x });
+            return;
+        }
+        resize(&mut self.scales, groups * tokens);
+        resize(&mut self.sums, groups * tokens);
+        let (mut values, mut quads): (&mut [f32], &mut [[i8; 4]]) = (&mut [], &mut []);
+        match form.mode {
+            Mode::Exact => {
+                resize(&mut self.values, padded * tokens);
+                values = &mut self.values;
+            }
+            Mode::Fast => {
+                self.quads.resize(padded / 4 * tokens, [0; 4]);
+                quads = &mut self.quads;
+            }
+        }
+        let mut blocks: Vec<Block<'_>> = Vec::new();
+        let (mut scales, mut sums) = (&mut self.scales[..], &mut self.sums[..]);
+        for x in x.chunks(TOKENS * columns) {
+            let tokens = x.len() / columns;
+            let (value_count, quad_count) = match form.mode {
+                Mode::Exact => (padded * tokens, 0),
+                Mode::Fast => (0, padded / 4 * tokens),
+            };
+            blocks.push(Block {
+                form,
+                columns,
+                x,
+                values: take(&mut values, value_count),
+                quads: take(&mut quads, quad_count),
+                scales: take(&mut scales, groups * tokens),
+                sums: take(&mut sums, groups * tokens),
+            });
+        }
+        pool.for_each(&mut blocks, |block| isa.run(ManyTokens { block }));
+    }
+}
+
+fn resize(buffer: &mut Vec<f32>, length: usize) {
+    buffer.resize(length, 0.0);
+}
+
+/// Cuts `count` elements off the front.
+fn take<'a, T>(from: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let (head, tail) = std::mem::take(from).split_at_mut(count);
+    *from = tail;
+    head
+}
+
+/// One group of a token as vectors, zero beyond the last column: at most 128 values.
+struct Group {
+    values: [f32; 128],
+}
+
+impl Group {
+    #[inline(always)]
+    fn read(x: &[f32], start: usize, group: usize) -> Self {
+        let mut values = [0.0; 128];
+        let end = (start + group).min(x.len());
+        values[..end - start].copy_from_slice(&x[start..end]);
+        Self { values }
+    }
+
+    #[inline(always)]
+    fn vectors(&self, group: usize) -> &[[f32; 16]] {
+        &self.values.as_chunks::<16>().0[..group / 16]
+    }
+
+    /// Lane sums of all vectors in turn, then [`Simd::sum`].
+    #[inline(always)]
+    fn sum<S: Simd>(&self, simd: S, group: usize) -> f32 {
+        let mut sum = simd.splat(0.0);
+        for vector in self.vectors(group) {
+            sum = simd.add(sum, simd.load(vector));
+        }
+        simd.sum(sum)
+    }
+
+    /// Codes in `codes`, their scale and their sum.
+    #[inline(always)]
+    fn quantize<S: Simd>(&self, simd: S, group: usize, codes: &mut [i8; 128]) -> (f32, f32) {
+        let mut largest = simd.splat(0.0);
+        for vector in self.vectors(group) {
+            largest = simd.max(largest, simd.abs(simd.load(vector)));
+        }
+        let largest = simd.largest(largest);
+        // Below this the inverse overflows; such a group is zero beside any other.
+        let inverse = if largest > 1e-35 { 127.0 / largest } else { 0.0 };
+        let factor = simd.splat(inverse);
+        let mut sum = simd.int_splat(0);
+        for (vector, codes) in self.vectors(group).iter().zip(codes.as_chunks_mut::<16>().0) {
+            let rounded = simd.round(simd.mul(simd.load(vector), factor));
+            sum = simd.int_add(sum, rounded);
+            simd.store_low_bytes(rounded, codes);
+        }
+        let scale = if inverse > 0.0 { largest / 127.0 } else { 0.0 };
+        // At most 128 * 127: exact in any order.
+        (scale, simd.sum(simd.float(sum)))
+    }
+}
+
+struct OneToken<'a> {
+    prepared: &'a mut Prepared,
+    x: &'a [f32],
+}
+
+impl Kernel for OneToken<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { prepared, x } = self;
+        let form = prepared.form;
+        let (group, unit, width) = (form.group, form.unit(), form.lane_elements());
+        match form.mode {
+            Mode::Exact => {
+                // Step j of a vector: elements width * lane + j.
+                for (u, vector) in prepared.values.chunks_exact_mut(unit).enumerate() {
+                    let x = &x[(u * unit).min(x.len())..((u + 1) * unit).min(x.len())];
+                    vector.fill(0.0);
+                    for (lane, elements) in x.chunks(width).enumerate() {
+                        for (step, &value) in elements.iter().enumerate() {
+                            vector[16 * step + lane] = value;
+                        }
+                    }
+                }
+            }
+            Mode::Fast => prepared.codes.fill([0; 64]),
+        }
+        let bytes = prepared.codes.as_flattened_mut();
+        for (g, start) in (0..x.len()).step_by(group).enumerate() {
+            let values = Group::read(x, start, group);
+            match form.mode {
+                Mode::Exact => prepared.sums[g] = values.sum(simd, group),
+                Mode::Fast => {
+                    let mut codes = [0; 128];
+                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, group, &mut codes);
+                    if form.nibbles {
+                        // A vector of 64 bytes holds 128 codes: the even elements' vector, then the odd ones'.
+                        let (unit, within) = (start / 128 * 128, start % 128 / 2);
+                        for (i, pair) in codes[..group].as_chunks::<2>().0.iter().enumerate() {
+                            bytes[unit + within + i] = pair[0];
+                            bytes[unit + 64 + within + i] = pair[1];
+                        }
+                    } else {
+                        bytes[start..start + group].copy_from_slice(&codes[..group]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Up to [`TOKENS`] tokens.
+struct Block<'a> {
+    form: Form,
+    columns: usize,
+    x: &'a [f32],
+    values: &'a mut [f32],
+    quads: &'a mut [[i8; 4]],
+    scales: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+struct ManyTokens<'a, 'b> {
+    block: &'a mut Block<'b>,
+}
+
+impl Kernel for ManyTokens<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Block { form, columns, x, values, quads, scales, sums } = self.block;
+        let (group, tokens) = (form.group, x.len() / *columns);
+        let mut order = [0; 128];
+        for (place, element) in order.iter_mut().zip(form.exact_order()) {
+            *place = element;
+        }
+        for (t, x) in x.chunks_exact(*columns).enumerate() {
+            for (g, start) in (0..x.len()).step_by(group).enumerate() {
+                let numbers = Group::read(x, start, group);
+                let at = g * tokens + t;
+                match form.mode {
+                    Mode::Exact => {
+                        sums[at] = numbers.sum(simd, group);
+                        for (k, &element) in order[..group].iter().enumerate() {
+                            values[(start + k) * tokens + t] = numbers.values[element];
+                        }
+                    }
+                    Mode::Fast => {
+                        let mut codes = [0; 128];
+                        (scales[at], sums[at]) = numbers.quantize(simd, group, &mut codes);
+                        let mut placed = [0; 128];
+                        for (element, &code) in codes[..group].iter().enumerate() {
+                            placed[form.fast_place(element)] = code;
+                        }
+                        for (k, quad) in placed[..group].as_chunks::<4>().0.iter().enumerate() {
+                            quads[(start / 4 + k) * tokens + t] = *quad;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

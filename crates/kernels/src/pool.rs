@@ -1,0 +1,323 @@
+//! Threads that share the work of one short parallel region after another.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long an idle worker watches for the next region before it sleeps. A decode step has a hundred regions a few
+/// microseconds apart; waking a sleeper costs about as long as this.
+const WATCH: Duration = Duration::from_micros(30);
+
+/// A set of worker threads; the thread that calls [`Pool::for_each`] works too.
+///
+/// A region is open while its caller works on it. Workers enter open regions and take items one by one; the caller
+/// closes the region when no item is left and waits only for workers that are inside. So a worker that the system
+/// has put aside delays nobody unless it holds an item, and items balance themselves between unequal cores.
+///
+/// Several threads may use one pool. Whoever finds it taken does its own region alone.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// Region number << 32, [`OPEN`], and the number of workers inside.
+    state: AtomicU64,
+    /// Valid while the region is open or workers are inside.
+    job: UnsafeCell<Option<Job>>,
+    next: AtomicUsize,
+    taken: AtomicBool,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+const OPEN: u64 = 1 << 31;
+const REGION: u64 = 1 << 32;
+const INSIDE: u64 = OPEN - 1;
+
+#[derive(Clone, Copy)]
+struct Job {
+    work: *const (dyn Fn(usize) + Sync),
+    items: usize,
+}
+
+// SAFETY: `job` is written only by the thread that holds `taken`, while the region is closed and nobody is inside, and
+// read only by workers that have entered an open region; `state` orders the two. The work itself is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing in it belongs to one thread.
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// A pool in which `threads` threads work, the caller included. One (or none) starts no thread.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            taken: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let workers = (1..threads)
+            .map_while(|index| {
+                let shared = Arc::clone(&shared);
+                // Fewer threads than asked for are slower, not wrong.
+                std::thread::Builder::new().name(format!("q35-{index}")).spawn(move || shared.serve()).ok()
+            })
+            .collect();
+        Self { shared, workers }
+    }
+
+    /// Threads that work on a region, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `work` once for each item, on any of the threads, in no particular order.
+    ///
+    /// # Panics
+    /// If `work` does, after all threads have left.
+    pub fn for_each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
+        let base = Items(items.as_mut_ptr());
+        let one = |index: usize| {
+            let base = &base;
+            // SAFETY: `index` is below the length, and every index is handed out once per region, so this is the
+            // only reference to the item; `items` stays borrowed until the region has ended.
+            work(unsafe { &mut *base.0.add(index) });
+        };
+        if items.len() <= 1 || self.workers.is_empty() || self.shared.taken.swap(true, Ordering::Acquire) {
+            (0..items.len()).for_each(one);
+        } else {
+            self.shared.region(&one, items.len());
+        }
+    }
+}
+
+struct Items<T>(*mut T);
+// SAFETY: threads only make references to distinct items from it, and items may be sent.
+unsafe impl<T: Send> Sync for Items<T> {}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake_all();
+        for worker in self.workers.drain(..) {
+            // A worker cannot panic: the work's panics are caught and handed to the caller.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Runs a region; the caller has taken the pool.
+    fn region(&self, work: &(dyn Fn(usize) + Sync), items: usize) {
+        // SAFETY: only the lifetime is erased; the region ends (see `Closing`) before this borrow does.
+        let work = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(work)
+        };
+        // SAFETY: the pool is taken, the last region is closed and empty: nobody reads the job now.
+        unsafe { *self.job.get() = Some(Job { work, items }) };
+        self.next.store(0, Ordering::Relaxed);
+        let region = self.state.load(Ordering::Relaxed) & !(REGION - 1);
+        self.state.store(region.wrapping_add(REGION) | OPEN, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.wake_all();
+        }
+        let closing = Closing(self);
+        self.take_items(Job { work, items });
+        drop(closing);
+    }
+
+    fn take_items(&self, job: Job) {
+        // SAFETY: whoever calls this is inside the region, which keeps the work borrowed.
+        let work = unsafe { &*job.work };
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= job.items {
+                return;
+            }
+            work(index);
+        }
+    }
+
+    /// A worker's life.
+    fn serve(&self) {
+        let mut last = 0;
+        loop {
+            let Some(region) = self.enter(last) else { return };
+            last = region;
+            // SAFETY: this thread is inside an open region: the job was written before it opened.
+            let job = unsafe { *self.job.get() };
+            if let Some(job) = job
+                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_items(job)))
+            {
+                // What remains of a failed region need not be done.
+                self.next.store(job.items, Ordering::Relaxed);
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+            self.state.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for an open region other than `last` and enters it; None when the pool is dropped.
+    fn enter(&self, last: u64) -> Option<u64> {
+        let mut since = Instant::now();
+        let mut looks = 0u32;
+        loop {
+            let state = self.state.load(Ordering::Acquire);
+            let region = state / REGION;
+            if state & OPEN != 0 && region != last {
+                let inside = state + 1;
+                if self
+                    .state
+                    .compare_exchange(state, inside, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+                {
+                    return Some(region);
+                }
+                continue;
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            std::hint::spin_loop();
+            looks += 1;
+            if looks.is_multiple_of(64) && since.elapsed() > WATCH {
+                self.doze(last);
+                since = Instant::now();
+            }
+        }
+    }
+
+    /// Sleeps until a region other than `last` is open or the pool stops.
+    fn doze(&self, last: u64) {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        // Announced before the last look, as the caller opens before it looks for sleepers: one of them sees the other.
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        loop {
+            let state = self.state.load(Ordering::SeqCst);
+            if self.stop.load(Ordering::SeqCst) || (state & OPEN != 0 && state / REGION != last) {
+                break;
+            }
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn wake_all(&self) {
+        // Taking the lock waits for a sleeper that has looked but does not wait yet.
+        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake.notify_all();
+    }
+}
+
+/// Ends a region, also when the caller's own share panics.
+struct Closing<'a>(&'a Shared);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let shared = self.0;
+        if std::thread::panicking() {
+            shared.next.store(usize::MAX / 2, Ordering::Relaxed);
+        }
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut looks = 0u32;
+        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
+            looks = looks.saturating_add(1);
+            if looks < 4096 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        shared.taken.store(false, Ordering::Release);
+        if let Some(panic) = panic
+            && !std::thread::panicking()
+        {
+            resume_unwind(panic);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_worked_on_once_whatever_the_number_of_threads() {
+        for threads in [0, 1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            for items in [0, 1, 2, 5, 100] {
+                let mut counts = vec![0u32; items];
+                pool.for_each(&mut counts, |count| *count += 1);
+                assert!(counts.iter().all(|&count| count == 1), "{threads} threads, {items} items");
+            }
+        }
+    }
+
+    #[test]
+    fn many_short_regions_lose_no_wakeup() {
+        let pool = Pool::new(3);
+        let mut sums = [0usize; 8];
+        for round in 0..2000 {
+            pool.for_each(&mut sums, |sum| *sum += 1);
+            if round % 500 == 0 {
+                std::thread::sleep(WATCH * 20);
+            }
+        }
+        assert_eq!(sums, [2000; 8]);
+    }
+
+    #[test]
+    fn two_callers_share_a_pool_without_waiting_for_each_other_to_finish() {
+        let pool = Pool::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut sums = [0usize; 5];
+                    for _ in 0..300 {
+                        pool.for_each(&mut sums, |sum| *sum += 1);
+                    }
+                    assert_eq!(sums, [300; 5]);
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_region_inside_a_region_is_done_by_its_own_thread() {
+        let pool = Pool::new(2);
+        let mut outer = [[0u8; 3]; 4];
+        pool.for_each(&mut outer, |inner| pool.for_each(inner, |cell| *cell += 1));
+        assert_eq!(outer, [[1; 3]; 4]);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_leaves_the_pool_usable() {
+        let pool = Pool::new(2);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            pool.for_each(&mut [0, 1, 2, 3], |item| assert!(*item != 2, "item two"));
+        }));
+        assert!(outcome.is_err());
+        let mut counts = [0; 4];
+        pool.for_each(&mut counts, |count| *count += 1);
+        assert_eq!(counts, [1; 4]);
+    }
+}

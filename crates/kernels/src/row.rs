@@ -1,0 +1,361 @@
+//! One token times rows: the decode step, bound by how fast memory gives the codes.
+//!
+//! A vector of 64 bytes of codes meets its activations, giving sixteen lane sums; neighbouring lanes belong to one
+//! group. The lane sums of up to sixteen such vectors are added up into one vector whose lanes are sixteen groups
+//! (3 operations for each vector, no reduction per group), and only then become floats and are scaled.
+
+use std::ops::Range;
+
+use crate::input::{Mode, Prepared};
+use crate::matrix::{Codes, Floats, Matrix, Scaling, unpack};
+use crate::simd::{Kernel, Simd};
+
+/// Rows `first..first + out.len()` of `matrix` times one token.
+pub(crate) struct Rows<'a> {
+    pub matrix: &'a Matrix<'a>,
+    pub x: &'a Prepared,
+    pub first: usize,
+    pub out: &'a mut [f32],
+    pub scratch: &'a mut Scratch,
+}
+
+/// Work space of a thread, kept from call to call.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Codes, one per byte.
+    pub codes: Vec<u8>,
+    /// Values or scales.
+    pub values: Vec<f32>,
+}
+
+/// Some rows of codes, one after another: rows `first..` of the matrix.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    matrix: &'a Matrix<'a>,
+    x: &'a Prepared,
+    first: usize,
+    codes: &'a [u8],
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { matrix, x, first, out, scratch } = self;
+        let columns = matrix.columns;
+        match matrix.codes {
+            Codes::Nibbles(codes) => {
+                let codes = &codes[first * columns / 2..];
+                by_group::<S, Nibbles>(simd, Run { matrix, x, first, codes }, out);
+            }
+            Codes::Bytes(codes) => {
+                let codes = &codes[first * columns..];
+                by_group::<S, Bytes>(simd, Run { matrix, x, first, codes }, out);
+            }
+            Codes::Signed(codes) => {
+                let codes = &codes[first * columns..];
+                by_group::<S, Signed>(simd, Run { matrix, x, first, codes }, out);
+            }
+            Codes::Stream { bits, bytes } => {
+                scratch.codes.resize(columns, 0);
+                let row_bytes = columns * bits / 8;
+                for (at, out) in out.iter_mut().enumerate() {
+                    let first = first + at;
+                    unpack(bits, &bytes[first * row_bytes..][..row_bytes], &mut scratch.codes);
+                    let run = Run { matrix, x, first, codes: &scratch.codes };
+                    by_group::<S, Bytes>(simd, run, std::slice::from_mut(out));
+                }
+            }
+            Codes::Float(floats) => {
+                for (at, out) in out.iter_mut().enumerate() {
+                    float_row(simd, floats, (first + at) * columns, columns, &mut scratch.values);
+                    *out = float_dot(simd, &scratch.values, &x.values);
+                }
+            }
+        }
+    }
+}
+
+/// The `columns` values from `from` on, zero-padded to vectors.
+#[inline(always)]
+pub(crate) fn float_row<S: Simd>(
+    simd: S,
+    floats: Floats<'_>,
+    from: usize,
+    columns: usize,
+    values: &mut Vec<f32>,
+) {
+    values.resize(columns.next_multiple_of(16), 0.0);
+    for (v, vector) in values.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let count = (columns - 16 * v).min(16);
+        simd.store(floats.lanes(simd, from + 16 * v, count), vector);
+    }
+}
+
+/// The product of a row, padded to vectors, with its columns of activations: four sums of vectors in turn.
+#[inline(always)]
+pub(crate) fn float_dot<S: Simd>(simd: S, row: &[f32], x: &[f32]) -> f32 {
+    let mut sums = [simd.splat(0.0); 4];
+    let (vectors, rest) = x.as_chunks::<16>();
+    let rows = row.as_chunks::<16>().0;
+    for (x, row) in vectors.chunks(4).zip(rows.chunks(4)) {
+        for ((sum, x), row) in sums.iter_mut().zip(x).zip(row) {
+            *sum = simd.fma(simd.load(x), simd.load(row), *sum);
+        }
+    }
+    if !rest.is_empty() {
+        let mut last = [0.0; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        sums[0] = simd.fma(simd.load(&last), simd.load(&rows[vectors.len()]), sums[0]);
+    }
+    simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
+}
+
+/// How codes are taken out of 64 bytes.
+trait Format {
+    /// Vectors of activations that 64 bytes of codes meet: of codes, and of floats.
+    const X: usize;
+    const FLOATS: usize;
+
+    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I;
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F;
+}
+
+struct Nibbles;
+struct Bytes;
+struct Signed;
+
+/// acc + the products of `$take::<$j>` of the words with the vectors of x, in turn.
+macro_rules! chain {
+    ($simd:ident, $acc:ident, $codes:ident, $x:ident, $take:ident, $($j:literal)*) => {{
+        let words = $simd.words($simd.load_bytes($codes));
+        $(let $acc = $simd.fma($simd.$take::<$j>(words), $simd.load(&$x[$j]), $acc);)*
+        $acc
+    }};
+}
+
+impl Format for Nibbles {
+    const X: usize = 2;
+    const FLOATS: usize = 8;
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+        let codes = simd.load_bytes(codes);
+        let acc = simd.dot_small(acc, simd.low_nibbles(codes), simd.load_signed(&x[0]));
+        simd.dot_small(acc, simd.high_nibbles(codes), simd.load_signed(&x[1]))
+    }
+
+    #[inline(always)]
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F {
+        chain!(simd, acc, codes, x, nibble, 0 1 2 3 4 5 6 7)
+    }
+}
+
+impl Format for Bytes {
+    const X: usize = 1;
+    const FLOATS: usize = 4;
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+        simd.dot(acc, simd.load_bytes(codes), simd.load_signed(&x[0]))
+    }
+
+    #[inline(always)]
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F {
+        chain!(simd, acc, codes, x, byte, 0 1 2 3)
+    }
+}
+
+impl Format for Signed {
+    const X: usize = 1;
+    const FLOATS: usize = 4;
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+        // 128 too much for each code; the scaling takes it off by the sum of the activations.
+        simd.dot(acc, simd.flip_sign(simd.load_bytes(codes)), simd.load_signed(&x[0]))
+    }
+
+    #[inline(always)]
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F {
+        chain!(simd, acc, codes, x, signed_byte, 0 1 2 3)
+    }
+}
+
+#[inline(always)]
+fn by_group<S: Simd, F: Format>(simd: S, run: Run<'_>, out: &mut [f32]) {
+    let form = run.x.form;
+    match (form.mode, form.group * 16 / (64 * F::X)) {
+        (Mode::Fast, 4) => rows::<S, F, Integers, 1, 1>(simd, run, out),
+        (Mode::Fast, 8) => rows::<S, F, Integers, 2, 1>(simd, run, out),
+        (Mode::Fast, 16) => rows::<S, F, Integers, 4, 1>(simd, run, out),
+        (Mode::Fast, _) => rows::<S, F, Integers, 4, 2>(simd, run, out),
+        (Mode::Exact, 4) => rows::<S, F, Reals, 1, 1>(simd, run, out),
+        (Mode::Exact, 8) => rows::<S, F, Reals, 2, 1>(simd, run, out),
+        (Mode::Exact, 16) => rows::<S, F, Reals, 4, 1>(simd, run, out),
+        (Mode::Exact, _) => rows::<S, F, Reals, 4, 2>(simd, run, out),
+    }
+}
+
+/// Sums over lanes, in integers or floats.
+trait Sums {
+    /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each.
+    fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
+        simd: S,
+        codes: &[u8],
+        x: &Prepared,
+        vector: usize,
+    ) -> S::F;
+}
+
+struct Integers;
+struct Reals;
+
+/// The sums over four vectors at a time of codes that may end before.
+macro_rules! sixteen_groups {
+    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $dot:ident, $quad_sums:ident) => {{
+        let (vectors, rest) = $codes.as_chunks::<64>();
+        let mut quads = [$zero; QUADS];
+        if vectors.len() >= 4 * QUADS * PARTS {
+            let vectors = &vectors[..4 * QUADS * PARTS];
+            let x = &$x[..4 * QUADS * PARTS * $per];
+            for quad in 0..QUADS {
+                let mut four = [$zero; 4];
+                for i in 0..4 {
+                    for part in 0..PARTS {
+                        let at = (4 * quad + i) * PARTS + part;
+                        four[i] = $F::$dot($simd, four[i], &vectors[at], &x[at * $per..][..$per]);
+                    }
+                }
+                quads[quad] = $simd.$quad_sums(four);
+            }
+        } else {
+            let mut last = [0; 64];
+            last[..rest.len()].copy_from_slice(rest);
+            for quad in 0..QUADS {
+                let mut four = [$zero; 4];
+                for i in 0..4 {
+                    for part in 0..PARTS {
+                        let at = (4 * quad + i) * PARTS + part;
+                        if let Some(codes) = vectors.get(at) {
+                            four[i] = $F::$dot($simd, four[i], codes, &$x[at * $per..][..$per]);
+                        } else if at == vectors.len() && !rest.is_empty() {
+                            four[i] = $F::$dot($simd, four[i], &last, &$x[at * $per..][..$per]);
+                        }
+                    }
+                }
+                quads[quad] = $simd.$quad_sums(four);
+            }
+        }
+        quads
+    }};
+}
+
+impl Sums for Integers {
+    #[inline(always)]
+    fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
+        simd: S,
+        codes: &[u8],
+        x: &Prepared,
+        vector: usize,
+    ) -> S::F {
+        let x = &x.codes[vector * F::X..];
+        let zero = simd.int_splat(0);
+        let quads = sixteen_groups!(simd, F, codes, x, F::X, zero, dot, int_quad_sums);
+        simd.float(match QUADS {
+            1 => simd.int_transpose_quads(quads[0]),
+            2 => simd.int_zip_quads(simd.int_pair_quads(quads[0], quads[1])),
+            _ => simd.int_pair_quads(
+                simd.int_pair_quads(quads[0], quads[1]),
+                simd.int_pair_quads(quads[2], quads[3]),
+            ),
+        })
+    }
+}
+
+impl Sums for Reals {
+    #[inline(always)]
+    fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
+        simd: S,
+        codes: &[u8],
+        x: &Prepared,
+        vector: usize,
+    ) -> S::F {
+        let x = &x.values.as_chunks::<16>().0[vector * F::FLOATS..];
+        let zero = simd.splat(0.0);
+        let quads = sixteen_groups!(simd, F, codes, x, F::FLOATS, zero, float_dot, quad_sums);
+        match QUADS {
+            1 => simd.transpose_quads(quads[0]),
+            2 => simd.zip_quads(simd.pair_quads(quads[0], quads[1])),
+            _ => simd.pair_quads(
+                simd.pair_quads(quads[0], quads[1]),
+                simd.pair_quads(quads[2], quads[3]),
+            ),
+        }
+    }
+}
+
+#[inline(always)]
+fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
+    simd: S,
+    run: Run<'_>,
+    out: &mut [f32],
+) {
+    let row_bytes = run.matrix.columns / F::X;
+    let groups = run.matrix.columns.div_ceil(run.x.form.group);
+    for (at, (out, codes)) in out.iter_mut().zip(run.codes.chunks_exact(row_bytes)).enumerate() {
+        // Lane i gathers groups i, i + 16, i + 32, ... in turn.
+        let mut slots = simd.splat(0.0);
+        for (chunk, from) in (0..groups).step_by(16).enumerate() {
+            let vector = chunk * 4 * QUADS * PARTS;
+            let sums = K::groups::<S, F, QUADS, PARTS>(simd, &codes[64 * vector..], run.x, vector);
+            slots = scaled(simd, run, run.first + at, from..groups, sums, slots);
+        }
+        *out = simd.sum(slots);
+    }
+}
+
+/// `slots` plus the sums of up to sixteen groups, scaled.
+#[inline(always)]
+fn scaled<S: Simd>(
+    simd: S,
+    run: Run<'_>,
+    row: usize,
+    groups: Range<usize>,
+    sums: S::F,
+    slots: S::F,
+) -> S::F {
+    let (at, count) = (row * groups.end + groups.start, groups.len());
+    let fast = run.x.form.mode == Mode::Fast;
+    let x_sums = x_lanes(simd, &run.x.sums, groups.start);
+    let x_scales = x_lanes(simd, &run.x.scales, groups.start);
+    match run.matrix.scaling {
+        Scaling::Affine { scales, biases, .. } => {
+            let (scale, bias) = (scales.lanes(simd, at, count), biases.lanes(simd, at, count));
+            let value = simd.fma(scale, sums, simd.mul(bias, x_sums));
+            if fast { simd.fma(x_scales, value, slots) } else { simd.add(slots, value) }
+        }
+        Scaling::Blocks { .. } | Scaling::Rows { .. } | Scaling::None => {
+            let scale = match run.matrix.scaling {
+                Scaling::Blocks { scales, .. } => scales.lanes(simd, at, count),
+                Scaling::Rows { scales } => simd.splat(scales.get(row)),
+                _ => simd.splat(1.0),
+            };
+            if fast {
+                // Integers below 2^24: exact.
+                let sums = simd.sub(sums, simd.mul(simd.splat(128.0), x_sums));
+                simd.fma(x_scales, simd.mul(scale, sums), slots)
+            } else {
+                simd.fma(scale, sums, slots)
+            }
+        }
+    }
+}
+
+/// The vector of a group's number that starts at group `from`; the table is padded to vectors.
+// Closures are no place for vectors: one that is not inlined is compiled without the instruction set.
+#[inline(always)]
+fn x_lanes<S: Simd>(simd: S, values: &[f32], from: usize) -> S::F {
+    simd.load(values[from..].first_chunk().expect("padded to vectors"))
+}

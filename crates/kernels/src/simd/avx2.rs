@@ -1,0 +1,261 @@
+//! AVX2 with FMA and F16C: sixteen lanes in two registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd, with_features};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+pub(super) fn detected() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+/// # Safety
+/// [`detected`] has returned true.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+/// One operation on both halves.
+macro_rules! both {
+    ($op:ident($a:expr)) => {
+        [$op($a[0]), $op($a[1])]
+    };
+    ($op:ident($a:expr, $b:expr)) => {
+        [$op($a[0], $b[0]), $op($a[1], $b[1])]
+    };
+}
+
+impl Avx2 {
+    with_features! {
+        fn zip(self, a: __m256i) -> __m256i {
+            _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+        }
+        fn wide_dot(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // Pairs of u8 * i8 products overflow 16 bits, so both sides are widened first; the low and high halves
+            // of each 128-bit lane are taken apart and their pair sums brought back together in order.
+            let zero = _mm256_setzero_si256();
+            let low = _mm256_madd_epi16(
+                _mm256_unpacklo_epi8(a, zero),
+                _mm256_srai_epi16::<8>(_mm256_unpacklo_epi8(zero, b)),
+            );
+            let high = _mm256_madd_epi16(
+                _mm256_unpackhi_epi8(a, zero),
+                _mm256_srai_epi16::<8>(_mm256_unpackhi_epi8(zero, b)),
+            );
+            _mm256_add_epi32(acc, _mm256_hadd_epi32(low, high))
+        }
+        fn small_dot(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+            // 2 * 127 * 128 < 2^15: the pair sums cannot saturate.
+            let pairs = _mm256_maddubs_epi16(a, b);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
+
+impl Simd for Avx2 {
+    type F = F;
+    type I = I;
+    type B = I;
+
+    with_features! {
+        fn splat(self, value: f32) -> F { [_mm256_set1_ps(value); 2] }
+        fn load(self, from: &[f32; 16]) -> F {
+            [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))]
+        }
+        fn store(self, value: F, to: &mut [f32; 16]) {
+            _mm256_storeu_ps(to.as_mut_ptr(), value[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), value[1]);
+        }
+        fn add(self, a: F, b: F) -> F { both!(_mm256_add_ps(a, b)) }
+        fn sub(self, a: F, b: F) -> F { both!(_mm256_sub_ps(a, b)) }
+        fn mul(self, a: F, b: F) -> F { both!(_mm256_mul_ps(a, b)) }
+        fn div(self, a: F, b: F) -> F { both!(_mm256_div_ps(a, b)) }
+        fn fma(self, a: F, b: F, c: F) -> F {
+            [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+        }
+        fn max(self, a: F, b: F) -> F { both!(_mm256_max_ps(a, b)) }
+        fn min(self, a: F, b: F) -> F { both!(_mm256_min_ps(a, b)) }
+        fn abs(self, a: F) -> F {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
+        }
+        fn round(self, a: F) -> I { both!(_mm256_cvtps_epi32(a)) }
+        fn float(self, a: I) -> F { both!(_mm256_cvtepi32_ps(a)) }
+        fn exp2i(self, n: I) -> F {
+            let bits = both!(_mm256_add_epi32(n, [_mm256_set1_epi32(127); 2]));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits[0])),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits[1])),
+            ]
+        }
+        fn load_bf16(self, from: &[u8; 32]) -> F {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().add(16).cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+        fn load_f16(self, from: &[u8; 32]) -> F {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(16).cast())),
+            ]
+        }
+        fn sum(self, a: F) -> f32 {
+            let pairs = [
+                _mm256_add_ps(a[0], _mm256_permute_ps::<0b01_00_11_10>(a[0])),
+                _mm256_add_ps(a[1], _mm256_permute_ps::<0b01_00_11_10>(a[1])),
+            ];
+            let quads = [
+                _mm256_add_ps(pairs[0], _mm256_permute_ps::<0b10_11_00_01>(pairs[0])),
+                _mm256_add_ps(pairs[1], _mm256_permute_ps::<0b10_11_00_01>(pairs[1])),
+            ];
+            let first = _mm_add_ss(_mm256_castps256_ps128(quads[0]), _mm256_extractf128_ps::<1>(quads[0]));
+            let second = _mm_add_ss(_mm256_castps256_ps128(quads[1]), _mm256_extractf128_ps::<1>(quads[1]));
+            _mm_cvtss_f32(_mm_add_ss(first, second))
+        }
+        fn largest(self, a: F) -> f32 {
+            let eight = _mm256_max_ps(a[0], a[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+        fn quad_sums(self, of: [F; 4]) -> F {
+            let [a, b, c, d] = of;
+            let ab = both!(_mm256_add_ps(both!(_mm256_unpacklo_ps(a, b)), both!(_mm256_unpackhi_ps(a, b))));
+            let cd = both!(_mm256_add_ps(both!(_mm256_unpacklo_ps(c, d)), both!(_mm256_unpackhi_ps(c, d))));
+            let (ab, cd) = (both!(_mm256_castps_pd(ab)), both!(_mm256_castps_pd(cd)));
+            let low = both!(_mm256_castpd_ps(both!(_mm256_unpacklo_pd(ab, cd))));
+            let high = both!(_mm256_castpd_ps(both!(_mm256_unpackhi_pd(ab, cd))));
+            both!(_mm256_add_ps(low, high))
+        }
+        fn pair_quads(self, a: F, b: F) -> F {
+            [
+                _mm256_add_ps(
+                    _mm256_permute2f128_ps::<0x20>(a[0], a[1]),
+                    _mm256_permute2f128_ps::<0x31>(a[0], a[1]),
+                ),
+                _mm256_add_ps(
+                    _mm256_permute2f128_ps::<0x20>(b[0], b[1]),
+                    _mm256_permute2f128_ps::<0x31>(b[0], b[1]),
+                ),
+            ]
+        }
+        fn transpose_quads(self, a: F) -> F {
+            both!(_mm256_castsi256_ps(self.int_transpose_quads(both!(_mm256_castps_si256(a)))))
+        }
+        fn zip_quads(self, a: F) -> F {
+            both!(_mm256_castsi256_ps(self.int_zip_quads(both!(_mm256_castps_si256(a)))))
+        }
+
+        fn int_splat(self, value: i32) -> I { [_mm256_set1_epi32(value); 2] }
+        fn int_load(self, from: &[i32; 16]) -> I {
+            [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(8).cast())]
+        }
+        fn int_store(self, value: I, to: &mut [i32; 16]) {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), value[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), value[1]);
+        }
+        fn int_add(self, a: I, b: I) -> I { both!(_mm256_add_epi32(a, b)) }
+        fn int_sub(self, a: I, b: I) -> I { both!(_mm256_sub_epi32(a, b)) }
+        fn int_shl<const BITS: u32>(self, a: I) -> I {
+            let count = _mm_cvtsi32_si128(BITS as i32);
+            [_mm256_sll_epi32(a[0], count), _mm256_sll_epi32(a[1], count)]
+        }
+        fn int_quad_sums(self, of: [I; 4]) -> I {
+            let [a, b, c, d] = of;
+            both!(_mm256_hadd_epi32(both!(_mm256_hadd_epi32(a, b)), both!(_mm256_hadd_epi32(c, d))))
+        }
+        fn int_pair_quads(self, a: I, b: I) -> I {
+            [
+                _mm256_add_epi32(
+                    _mm256_permute2x128_si256::<0x20>(a[0], a[1]),
+                    _mm256_permute2x128_si256::<0x31>(a[0], a[1]),
+                ),
+                _mm256_add_epi32(
+                    _mm256_permute2x128_si256::<0x20>(b[0], b[1]),
+                    _mm256_permute2x128_si256::<0x31>(b[0], b[1]),
+                ),
+            ]
+        }
+        fn int_transpose_quads(self, a: I) -> I {
+            let zipped = self.int_zip_quads(a);
+            let even = _mm256_unpacklo_epi64(zipped[0], zipped[1]);
+            let odd = _mm256_unpackhi_epi64(zipped[0], zipped[1]);
+            [_mm256_permute2x128_si256::<0x20>(even, odd), _mm256_permute2x128_si256::<0x31>(even, odd)]
+        }
+        fn int_zip_quads(self, a: I) -> I { [self.zip(a[0]), self.zip(a[1])] }
+        fn int_transpose(self, rows: &mut [I; 16]) {
+            let mut lanes = [[0i32; 16]; 16];
+            for (row, lanes) in rows.iter().zip(&mut lanes) {
+                self.int_store(*row, lanes);
+            }
+            for (column, row) in rows.iter_mut().enumerate() {
+                *row = self.int_load(&std::array::from_fn(|r| lanes[r][column]));
+            }
+        }
+        fn store_low_bytes(self, a: I, to: &mut [i8; 16]) {
+            let low = _mm256_set1_epi32(255);
+            let words = _mm256_packus_epi32(_mm256_and_si256(a[0], low), _mm256_and_si256(a[1], low));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes =
+                _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes)
+        }
+
+        fn load_bytes(self, from: &[u8; 64]) -> I {
+            [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())]
+        }
+        fn load_signed(self, from: &[i8; 64]) -> I {
+            [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())]
+        }
+        fn store_bytes(self, value: I, to: &mut [u8; 64]) {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), value[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(32).cast(), value[1]);
+        }
+        fn low_nibbles(self, a: I) -> I { both!(_mm256_and_si256(a, [_mm256_set1_epi8(15); 2])) }
+        fn high_nibbles(self, a: I) -> I {
+            self.low_nibbles([_mm256_srli_epi16::<4>(a[0]), _mm256_srli_epi16::<4>(a[1])])
+        }
+        fn flip_sign(self, a: I) -> I { both!(_mm256_xor_si256(a, [_mm256_set1_epi8(-128); 2])) }
+        fn dot(self, acc: I, a: I, b: I) -> I {
+            [self.wide_dot(acc[0], a[0], b[0]), self.wide_dot(acc[1], a[1], b[1])]
+        }
+        fn dot_small(self, acc: I, a: I, b: I) -> I {
+            [self.small_dot(acc[0], a[0], b[0]), self.small_dot(acc[1], a[1], b[1])]
+        }
+        fn words(self, a: I) -> I { a }
+        fn bytes(self, a: I) -> I { a }
+        fn nibble<const J: u32>(self, a: I) -> F {
+            let (count, mask) = (_mm_cvtsi32_si128(4 * J as i32), _mm256_set1_epi32(15));
+            [
+                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a[0], count), mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a[1], count), mask)),
+            ]
+        }
+        fn byte<const J: u32>(self, a: I) -> F {
+            let (count, mask) = (_mm_cvtsi32_si128(8 * J as i32), _mm256_set1_epi32(255));
+            [
+                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a[0], count), mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a[1], count), mask)),
+            ]
+        }
+        fn signed_byte<const J: u32>(self, a: I) -> F {
+            let count = _mm_cvtsi32_si128(24 - 8 * J as i32);
+            [
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_sll_epi32(a[0], count))),
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_sll_epi32(a[1], count))),
+            ]
+        }
+        fn prefetch(self, of: &[u8], offset: usize) {
+            _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(offset).cast())
+        }
+    }
+}

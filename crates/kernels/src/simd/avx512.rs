@@ -1,0 +1,177 @@
+//! AVX-512 with VNNI.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd, with_features};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(());
+
+pub(super) fn detected() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+}
+
+/// # Safety
+/// [`detected`] has returned true.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512(()))
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+
+    with_features! {
+        fn splat(self, value: f32) -> __m512 { _mm512_set1_ps(value) }
+        fn load(self, from: &[f32; 16]) -> __m512 { _mm512_loadu_ps(from.as_ptr()) }
+        fn store(self, value: __m512, to: &mut [f32; 16]) { _mm512_storeu_ps(to.as_mut_ptr(), value) }
+        fn add(self, a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn sub(self, a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+        fn mul(self, a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn div(self, a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn max(self, a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+        fn min(self, a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+        fn abs(self, a: __m512) -> __m512 { _mm512_abs_ps(a) }
+        fn round(self, a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
+        fn float(self, a: __m512i) -> __m512 { _mm512_cvtepi32_ps(a) }
+        fn exp2i(self, n: __m512i) -> __m512 {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))))
+        }
+        fn load_bf16(self, from: &[u8; 32]) -> __m512 {
+            let half = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        }
+        fn load_f16(self, from: &[u8; 32]) -> __m512 {
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()))
+        }
+        fn sum(self, a: __m512) -> f32 {
+            let a = _mm512_add_ps(a, _mm512_permute_ps::<0b01_00_11_10>(a));
+            let a = _mm512_add_ps(a, _mm512_permute_ps::<0b10_11_00_01>(a));
+            let a = _mm512_add_ps(a, _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a));
+            let a = _mm512_add_ps(a, _mm512_shuffle_f32x4::<0b01_00_11_10>(a, a));
+            _mm512_cvtss_f32(a)
+        }
+        fn largest(self, a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
+        fn quad_sums(self, of: [__m512; 4]) -> __m512 {
+            let [a, b, c, d] = of;
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            _mm512_add_ps(
+                _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+            )
+        }
+        fn pair_quads(self, a: __m512, b: __m512) -> __m512 {
+            _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+            )
+        }
+        fn transpose_quads(self, a: __m512) -> __m512 {
+            _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), a)
+        }
+        fn zip_quads(self, a: __m512) -> __m512 {
+            _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), a)
+        }
+
+        fn int_splat(self, value: i32) -> __m512i { _mm512_set1_epi32(value) }
+        fn int_load(self, from: &[i32; 16]) -> __m512i { _mm512_loadu_si512(from.as_ptr().cast()) }
+        fn int_store(self, value: __m512i, to: &mut [i32; 16]) {
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), value)
+        }
+        fn int_add(self, a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
+        fn int_sub(self, a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
+        fn int_shl<const BITS: u32>(self, a: __m512i) -> __m512i { _mm512_slli_epi32::<BITS>(a) }
+        fn int_quad_sums(self, of: [__m512i; 4]) -> __m512i {
+            let [a, b, c, d] = of;
+            let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+        }
+        fn int_pair_quads(self, a: __m512i, b: __m512i) -> __m512i {
+            _mm512_add_epi32(
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b),
+            )
+        }
+        fn int_transpose_quads(self, a: __m512i) -> __m512i {
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_permutexvar_epi32(order, a)
+        }
+        fn int_zip_quads(self, a: __m512i) -> __m512i {
+            let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+            _mm512_permutexvar_epi32(order, a)
+        }
+        fn int_transpose(self, rows: &mut [__m512i; 16]) {
+            // 4 x 4 blocks of lanes within each group of four rows, then the blocks themselves.
+            for four in 0..4 {
+                let [a, b, c, d] = [rows[4 * four], rows[4 * four + 1], rows[4 * four + 2], rows[4 * four + 3]];
+                let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+                let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+                rows[4 * four] = _mm512_unpacklo_epi64(ab, cd);
+                rows[4 * four + 1] = _mm512_unpackhi_epi64(ab, cd);
+                rows[4 * four + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+                rows[4 * four + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+            }
+            let mut out = *rows;
+            for column in 0..4 {
+                let [a, b, c, d] = [rows[column], rows[4 + column], rows[8 + column], rows[12 + column]];
+                let even_ab = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                let odd_ab = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+                let even_cd = _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d);
+                let odd_cd = _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d);
+                out[column] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even_ab, even_cd);
+                out[4 + column] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd_ab, odd_cd);
+                out[8 + column] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even_ab, even_cd);
+                out[12 + column] = _mm512_shuffle_i32x4::<0b11_01_11_01>(odd_ab, odd_cd);
+            }
+            *rows = out;
+        }
+        fn store_low_bytes(self, a: __m512i, to: &mut [i8; 16]) {
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(a))
+        }
+
+        fn load_bytes(self, from: &[u8; 64]) -> __m512i { _mm512_loadu_si512(from.as_ptr().cast()) }
+        fn load_signed(self, from: &[i8; 64]) -> __m512i { _mm512_loadu_si512(from.as_ptr().cast()) }
+        fn store_bytes(self, value: __m512i, to: &mut [u8; 64]) {
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), value)
+        }
+        fn low_nibbles(self, a: __m512i) -> __m512i { _mm512_and_si512(a, _mm512_set1_epi8(15)) }
+        fn high_nibbles(self, a: __m512i) -> __m512i {
+            _mm512_and_si512(_mm512_srli_epi16::<4>(a), _mm512_set1_epi8(15))
+        }
+        fn flip_sign(self, a: __m512i) -> __m512i { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
+        fn dot(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, a, b) }
+        fn dot_small(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, a, b) }
+        fn words(self, a: __m512i) -> __m512i { a }
+        fn bytes(self, a: __m512i) -> __m512i { a }
+        fn nibble<const J: u32>(self, a: __m512i) -> __m512 {
+            // The permutation takes its index from the low four bits of each lane: a lookup is all it needs.
+            let numbers = _mm512_setr_ps(
+                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+            );
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(a, _mm512_set1_epi32(4 * J as i32)), numbers)
+        }
+        fn byte<const J: u32>(self, a: __m512i) -> __m512 {
+            let shifted = _mm512_srlv_epi32(a, _mm512_set1_epi32(8 * J as i32));
+            _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(255)))
+        }
+        fn signed_byte<const J: u32>(self, a: __m512i) -> __m512 {
+            let top = _mm512_sllv_epi32(a, _mm512_set1_epi32(24 - 8 * J as i32));
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))
+        }
+        fn prefetch(self, of: &[u8], offset: usize) {
+            _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(offset).cast())
+        }
+    }
+}

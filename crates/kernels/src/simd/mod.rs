@@ -1,0 +1,209 @@
+//! Instruction sets behind one trait, and the only place that names them.
+//!
+//! A kernel is written once over [`Simd`], whose vectors have sixteen 32-bit lanes everywhere: one register on
+//! AVX-512, two on AVX2, four on NEON, an array in the portable form. Every operation is defined to the bit (one
+//! rounding for a fused multiply-add, one order for every sum over lanes), so all instruction sets give the same
+//! results and the portable form is the scalar twin that tests compare with.
+//!
+//! [`Kernel::run`] is inlined into one entry function per instruction set, which is compiled with its features.
+//! A value of a `Simd` type is the proof that detection found them; only the entry functions make one.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use std::sync::OnceLock;
+
+/// An instruction set that this machine has. All give the same results, bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    Portable,
+}
+
+impl Isa {
+    /// The fastest of this machine.
+    pub fn detect() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// All of this machine, fastest first; the portable one is last.
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx512::detected() {
+                found.push(Self(Kind::Avx512));
+            }
+            if avx2::detected() {
+                found.push(Self(Kind::Avx2));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if neon::detected() {
+            found.push(Self(Kind::Neon));
+        }
+        found.push(Self(Kind::Portable));
+        found
+    }
+
+    /// The plain form that every processor runs, the twin that the others are tested against.
+    pub fn portable() -> Self {
+        Self(Kind::Portable)
+    }
+
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "AVX2",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "NEON dotprod",
+            Kind::Portable => "portable",
+        }
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            // SAFETY: an `Isa` of this kind is only made where its features were detected.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => unsafe { avx512::enter(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => unsafe { avx2::enter(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => unsafe { neon::enter(kernel) },
+            Kind::Portable => portable::enter(kernel),
+        }
+    }
+}
+
+/// Work that is compiled once for every instruction set.
+pub(crate) trait Kernel {
+    type Output;
+
+    /// Must be `#[inline(always)]`, as must be everything generic that it calls.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Sixteen lanes of 32 bits: `F` floats, `I` integers, `B` 64 bytes. A quad is four neighbouring lanes.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    type F: Copy;
+    type I: Copy;
+    type B: Copy;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn load(self, from: &[f32; 16]) -> Self::F;
+    fn store(self, value: Self::F, to: &mut [f32; 16]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; either of the two if one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; either of the two if one is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even. |a| < 2^31.
+    fn round(self, a: Self::F) -> Self::I;
+    fn float(self, a: Self::I) -> Self::F;
+    /// 2^n for n in -126..=127.
+    fn exp2i(self, n: Self::I) -> Self::F;
+    /// Little-endian bf16.
+    fn load_bf16(self, from: &[u8; 32]) -> Self::F;
+    /// Little-endian IEEE half.
+    fn load_f16(self, from: &[u8; 32]) -> Self::F;
+    /// All lanes: (l0 + l2) + (l1 + l3) within each quad, then (Q0 + Q1) + (Q2 + Q3).
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest lane.
+    fn largest(self, a: Self::F) -> f32;
+    /// Quad q of the result: the sums (l0 + l2) + (l1 + l3) of quad q of a, b, c and d.
+    fn quad_sums(self, of: [Self::F; 4]) -> Self::F;
+    /// Quads [a0 + a1, a2 + a3, b0 + b1, b2 + b3].
+    fn pair_quads(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Lane i of quad q goes to lane 4 i + q.
+    fn transpose_quads(self, a: Self::F) -> Self::F;
+    /// Quads 0 and 1 are zipped lane by lane, and so are quads 2 and 3.
+    fn zip_quads(self, a: Self::F) -> Self::F;
+
+    fn int_splat(self, value: i32) -> Self::I;
+    fn int_load(self, from: &[i32; 16]) -> Self::I;
+    fn int_store(self, value: Self::I, to: &mut [i32; 16]);
+    fn int_add(self, a: Self::I, b: Self::I) -> Self::I;
+    fn int_sub(self, a: Self::I, b: Self::I) -> Self::I;
+    fn int_shl<const BITS: u32>(self, a: Self::I) -> Self::I;
+    fn int_quad_sums(self, of: [Self::I; 4]) -> Self::I;
+    fn int_pair_quads(self, a: Self::I, b: Self::I) -> Self::I;
+    fn int_transpose_quads(self, a: Self::I) -> Self::I;
+    fn int_zip_quads(self, a: Self::I) -> Self::I;
+    /// Lane c of vector r goes to lane r of vector c.
+    fn int_transpose(self, rows: &mut [Self::I; 16]);
+    /// Each lane's low byte, signed.
+    fn store_low_bytes(self, a: Self::I, to: &mut [i8; 16]);
+
+    fn load_bytes(self, from: &[u8; 64]) -> Self::B;
+    fn load_signed(self, from: &[i8; 64]) -> Self::B;
+    fn store_bytes(self, value: Self::B, to: &mut [u8; 64]);
+    /// Bits 0..4 of each byte.
+    fn low_nibbles(self, a: Self::B) -> Self::B;
+    /// Bits 4..8 of each byte.
+    fn high_nibbles(self, a: Self::B) -> Self::B;
+    /// Adds 128 to each byte: signed to unsigned with zero at 128, and back.
+    fn flip_sign(self, a: Self::B) -> Self::B;
+    /// Lane i of `acc` plus bytes 4 i..4 i + 4 of `a` (unsigned) times those of `b` (signed).
+    fn dot(self, acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
+    /// [`Simd::dot`] for bytes of `a` below 128.
+    fn dot_small(self, acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
+    /// The same bits as 16 words, little-endian.
+    fn words(self, a: Self::B) -> Self::I;
+    /// The same bits as bytes.
+    fn bytes(self, a: Self::I) -> Self::B;
+    /// Bits 4 J..4 J + 4 of each word as a number.
+    fn nibble<const J: u32>(self, a: Self::I) -> Self::F;
+    /// Byte J of each word as a number.
+    fn byte<const J: u32>(self, a: Self::I) -> Self::F;
+    /// Byte J of each word as a signed number.
+    fn signed_byte<const J: u32>(self, a: Self::I) -> Self::F;
+    /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it.
+    fn prefetch(self, of: &[u8], offset: usize);
+}
+
+/// Implements trait methods by expressions that need the instruction set's features.
+macro_rules! with_features {
+    ($($(#[$meta:meta])* fn $name:ident $(<const $c:ident: u32>)? ($self:ident $(, $arg:ident: $ty:ty)*) $(-> $ret:ty)? $body:block)*) => {
+        $(
+            $(#[$meta])*
+            #[inline(always)]
+            fn $name $(<const $c: u32>)? ($self $(, $arg: $ty)*) $(-> $ret)? {
+                // SAFETY: a value of `Self` exists only inside the entry function, which runs only where the
+                // features were detected; loads and stores go through references to arrays of the full width.
+                #[allow(unused_unsafe)]
+                unsafe {
+                    $body
+                }
+            }
+        )*
+    };
+}
+use with_features;
+
+
+

@@ -1,0 +1,252 @@
+//! NEON with the dot-product instructions: sixteen lanes in four registers.
+
+use std::arch::aarch64::*;
+use std::array::from_fn;
+
+use half::f16;
+
+use super::{Kernel, Simd, with_features};
+
+#[derive(Clone, Copy)]
+pub(super) struct Neon(());
+
+pub(super) fn detected() -> bool {
+    std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")
+}
+
+/// # Safety
+/// [`detected`] has returned true.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Neon(()))
+}
+
+type F = [float32x4_t; 4];
+type I = [int32x4_t; 4];
+type B = [uint8x16_t; 4];
+
+/// One operation on each of the four registers.
+macro_rules! each {
+    ($op:ident($a:expr)) => {
+        [$op($a[0]), $op($a[1]), $op($a[2]), $op($a[3])]
+    };
+    ($op:ident($a:expr, $b:expr)) => {
+        [$op($a[0], $b[0]), $op($a[1], $b[1]), $op($a[2], $b[2]), $op($a[3], $b[3])]
+    };
+}
+
+impl Neon {
+    with_features! {
+        /// `vdotq_s32`, which has no stable intrinsic.
+        fn signed_dot(self, acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+            let mut acc = acc;
+            std::arch::asm!(
+                "sdot {acc:v}.4s, {a:v}.16b, {b:v}.16b",
+                acc = inout(vreg) acc,
+                a = in(vreg) a,
+                b = in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+            acc
+        }
+    }
+}
+
+impl Simd for Neon {
+    type F = F;
+    type I = I;
+    type B = B;
+
+    with_features! {
+        fn splat(self, value: f32) -> F { [vdupq_n_f32(value); 4] }
+        fn load(self, from: &[f32; 16]) -> F {
+            let at = from.as_ptr();
+            [vld1q_f32(at), vld1q_f32(at.add(4)), vld1q_f32(at.add(8)), vld1q_f32(at.add(12))]
+        }
+        fn store(self, value: F, to: &mut [f32; 16]) {
+            let at = to.as_mut_ptr();
+            vst1q_f32(at, value[0]);
+            vst1q_f32(at.add(4), value[1]);
+            vst1q_f32(at.add(8), value[2]);
+            vst1q_f32(at.add(12), value[3]);
+        }
+        fn add(self, a: F, b: F) -> F { each!(vaddq_f32(a, b)) }
+        fn sub(self, a: F, b: F) -> F { each!(vsubq_f32(a, b)) }
+        fn mul(self, a: F, b: F) -> F { each!(vmulq_f32(a, b)) }
+        fn div(self, a: F, b: F) -> F { each!(vdivq_f32(a, b)) }
+        fn fma(self, a: F, b: F, c: F) -> F {
+            [
+                vfmaq_f32(c[0], a[0], b[0]),
+                vfmaq_f32(c[1], a[1], b[1]),
+                vfmaq_f32(c[2], a[2], b[2]),
+                vfmaq_f32(c[3], a[3], b[3]),
+            ]
+        }
+        fn max(self, a: F, b: F) -> F { each!(vmaxnmq_f32(a, b)) }
+        fn min(self, a: F, b: F) -> F { each!(vminnmq_f32(a, b)) }
+        fn abs(self, a: F) -> F { each!(vabsq_f32(a)) }
+        fn round(self, a: F) -> I { each!(vcvtnq_s32_f32(a)) }
+        fn float(self, a: I) -> F { each!(vcvtq_f32_s32(a)) }
+        fn exp2i(self, n: I) -> F {
+            let biased = each!(vaddq_s32(n, [vdupq_n_s32(127); 4]));
+            [
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased[0])),
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased[1])),
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased[2])),
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased[3])),
+            ]
+        }
+        fn load_bf16(self, from: &[u8; 32]) -> F {
+            let widen = |at: usize| {
+                let half = vld1_u16(from.as_ptr().add(8 * at).cast());
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(half))
+            };
+            [widen(0), widen(1), widen(2), widen(3)]
+        }
+        fn load_f16(self, from: &[u8; 32]) -> F {
+            self.load(&from_fn(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32()))
+        }
+        fn sum(self, a: F) -> f32 {
+            let quad = |v: float32x4_t| {
+                let halves = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+                vget_lane_f32::<0>(halves) + vget_lane_f32::<1>(halves)
+            };
+            (quad(a[0]) + quad(a[1])) + (quad(a[2]) + quad(a[3]))
+        }
+        fn largest(self, a: F) -> f32 {
+            vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a[0], a[1]), vmaxnmq_f32(a[2], a[3])))
+        }
+        fn quad_sums(self, of: [F; 4]) -> F {
+            let [a, b, c, d] = of;
+            let ab = each!(vaddq_f32(each!(vzip1q_f32(a, b)), each!(vzip2q_f32(a, b))));
+            let cd = each!(vaddq_f32(each!(vzip1q_f32(c, d)), each!(vzip2q_f32(c, d))));
+            let (ab, cd) = (each!(vreinterpretq_f64_f32(ab)), each!(vreinterpretq_f64_f32(cd)));
+            let first = each!(vreinterpretq_f32_f64(each!(vzip1q_f64(ab, cd))));
+            let second = each!(vreinterpretq_f32_f64(each!(vzip2q_f64(ab, cd))));
+            each!(vaddq_f32(first, second))
+        }
+        fn pair_quads(self, a: F, b: F) -> F {
+            [vaddq_f32(a[0], a[1]), vaddq_f32(a[2], a[3]), vaddq_f32(b[0], b[1]), vaddq_f32(b[2], b[3])]
+        }
+        fn transpose_quads(self, a: F) -> F {
+            each!(vreinterpretq_f32_s32(self.int_transpose_quads(each!(vreinterpretq_s32_f32(a)))))
+        }
+        fn zip_quads(self, a: F) -> F {
+            [vzip1q_f32(a[0], a[1]), vzip2q_f32(a[0], a[1]), vzip1q_f32(a[2], a[3]), vzip2q_f32(a[2], a[3])]
+        }
+
+        fn int_splat(self, value: i32) -> I { [vdupq_n_s32(value); 4] }
+        fn int_load(self, from: &[i32; 16]) -> I {
+            let at = from.as_ptr();
+            [vld1q_s32(at), vld1q_s32(at.add(4)), vld1q_s32(at.add(8)), vld1q_s32(at.add(12))]
+        }
+        fn int_store(self, value: I, to: &mut [i32; 16]) {
+            let at = to.as_mut_ptr();
+            vst1q_s32(at, value[0]);
+            vst1q_s32(at.add(4), value[1]);
+            vst1q_s32(at.add(8), value[2]);
+            vst1q_s32(at.add(12), value[3]);
+        }
+        fn int_add(self, a: I, b: I) -> I { each!(vaddq_s32(a, b)) }
+        fn int_sub(self, a: I, b: I) -> I { each!(vsubq_s32(a, b)) }
+        fn int_shl<const BITS: u32>(self, a: I) -> I { each!(vshlq_s32(a, [vdupq_n_s32(BITS as i32); 4])) }
+        fn int_quad_sums(self, of: [I; 4]) -> I {
+            let [a, b, c, d] = of;
+            each!(vpaddq_s32(each!(vpaddq_s32(a, b)), each!(vpaddq_s32(c, d))))
+        }
+        fn int_pair_quads(self, a: I, b: I) -> I {
+            [vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3]), vaddq_s32(b[0], b[1]), vaddq_s32(b[2], b[3])]
+        }
+        fn int_transpose_quads(self, a: I) -> I {
+            let (even, odd) = (vzip1q_s32(a[0], a[1]), vzip1q_s32(a[2], a[3]));
+            let (even_high, odd_high) = (vzip2q_s32(a[0], a[1]), vzip2q_s32(a[2], a[3]));
+            let join = |low: int32x4_t, high: int32x4_t, second: bool| {
+                let (low, high) = (vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
+                vreinterpretq_s32_s64(if second { vzip2q_s64(low, high) } else { vzip1q_s64(low, high) })
+            };
+            [
+                join(even, odd, false),
+                join(even, odd, true),
+                join(even_high, odd_high, false),
+                join(even_high, odd_high, true),
+            ]
+        }
+        fn int_zip_quads(self, a: I) -> I {
+            [vzip1q_s32(a[0], a[1]), vzip2q_s32(a[0], a[1]), vzip1q_s32(a[2], a[3]), vzip2q_s32(a[2], a[3])]
+        }
+        fn int_transpose(self, rows: &mut [I; 16]) {
+            let mut lanes = [[0i32; 16]; 16];
+            for (row, lanes) in rows.iter().zip(&mut lanes) {
+                self.int_store(*row, lanes);
+            }
+            for (column, row) in rows.iter_mut().enumerate() {
+                *row = self.int_load(&from_fn(|r| lanes[r][column]));
+            }
+        }
+        fn store_low_bytes(self, a: I, to: &mut [i8; 16]) {
+            let low = vcombine_s16(vmovn_s32(a[0]), vmovn_s32(a[1]));
+            let high = vcombine_s16(vmovn_s32(a[2]), vmovn_s32(a[3]));
+            vst1q_s8(to.as_mut_ptr(), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        }
+
+        fn load_bytes(self, from: &[u8; 64]) -> B {
+            let at = from.as_ptr();
+            [vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))]
+        }
+        fn load_signed(self, from: &[i8; 64]) -> B {
+            let at: *const u8 = from.as_ptr().cast();
+            [vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))]
+        }
+        fn store_bytes(self, value: B, to: &mut [u8; 64]) {
+            let at = to.as_mut_ptr();
+            vst1q_u8(at, value[0]);
+            vst1q_u8(at.add(16), value[1]);
+            vst1q_u8(at.add(32), value[2]);
+            vst1q_u8(at.add(48), value[3]);
+        }
+        fn low_nibbles(self, a: B) -> B { each!(vandq_u8(a, [vdupq_n_u8(15); 4])) }
+        fn high_nibbles(self, a: B) -> B {
+            [vshrq_n_u8::<4>(a[0]), vshrq_n_u8::<4>(a[1]), vshrq_n_u8::<4>(a[2]), vshrq_n_u8::<4>(a[3])]
+        }
+        fn flip_sign(self, a: B) -> B { each!(veorq_u8(a, [vdupq_n_u8(128); 4])) }
+        fn dot(self, acc: I, a: B, b: B) -> I {
+            // (a - 128) b + 128 b: the instruction multiplies like signs only.
+            let mut out = acc;
+            for i in 0..4 {
+                let b = vreinterpretq_s8_u8(b[i]);
+                let a = vreinterpretq_s8_u8(veorq_u8(a[i], vdupq_n_u8(128)));
+                let ones = self.signed_dot(vdupq_n_s32(0), vdupq_n_s8(1), b);
+                out[i] = self.signed_dot(vaddq_s32(out[i], vshlq_n_s32::<7>(ones)), a, b);
+            }
+            out
+        }
+        fn dot_small(self, acc: I, a: B, b: B) -> I {
+            let mut out = acc;
+            for i in 0..4 {
+                out[i] = self.signed_dot(out[i], vreinterpretq_s8_u8(a[i]), vreinterpretq_s8_u8(b[i]));
+            }
+            out
+        }
+        fn words(self, a: B) -> I { each!(vreinterpretq_s32_u8(a)) }
+        fn bytes(self, a: I) -> B { each!(vreinterpretq_u8_s32(a)) }
+        fn nibble<const J: u32>(self, a: I) -> F {
+            let (count, mask) = (vdupq_n_s32(-4 * (J as i32)), vdupq_n_u32(15));
+            from_fn(|i| vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_s32(a[i]), count), mask)))
+        }
+        fn byte<const J: u32>(self, a: I) -> F {
+            let (count, mask) = (vdupq_n_s32(-8 * (J as i32)), vdupq_n_u32(255));
+            from_fn(|i| vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_s32(a[i]), count), mask)))
+        }
+        fn signed_byte<const J: u32>(self, a: I) -> F {
+            let count = vdupq_n_s32(24 - 8 * (J as i32));
+            from_fn(|i| vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_s32(a[i], count))))
+        }
+        fn prefetch(self, of: &[u8], offset: usize) {
+            std::arch::asm!(
+                "prfm pldl1keep, [{at}]",
+                at = in(reg) of.as_ptr().wrapping_add(offset),
+                options(nostack, readonly, preserves_flags)
+            );
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Products: all instruction sets agree with the portable one to the bit, several tokens with one, and all of them
+//! with plain f64 arithmetic.
+
+use proptest::prelude::*;
+use q35_kernels::{FloatKind, Floats, Inputs, Isa, Matrix, Mode, Pool, Product, multiply};
+
+/// Owned parts of a matrix, at odd addresses.
+#[derive(Clone, Debug)]
+struct Parts {
+    rows: usize,
+    columns: usize,
+    kind: Kind,
+    float: FloatKind,
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+    biases: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Affine { bits: usize, group: usize },
+    Symmetric { group: Option<usize> },
+    Float,
+}
+
+impl Parts {
+    fn random(rows: usize, columns: usize, kind: Kind, float: FloatKind, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let mut floats = |count: usize, scale: f32, offset: f32| -> Vec<u8> {
+            let mut bytes = vec![0];
+            for _ in 0..count {
+                let value = random.signed() * scale + offset;
+                match float {
+                    FloatKind::F32 => bytes.extend(value.to_le_bytes()),
+                    FloatKind::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+                    FloatKind::Bf16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+                }
+            }
+            bytes
+        };
+        let (scales, biases, code_bytes) = match kind {
+            Kind::Affine { bits, group } => {
+                let count = rows * columns / group;
+                (floats(count, 0.01, 0.02), floats(count, 0.1, 0.0), rows * columns * bits / 8)
+            }
+            Kind::Symmetric { group } => {
+                let count = rows * group.map_or(1, |group| columns / group);
+                (floats(count, 0.001, 0.002), vec![0], rows * columns)
+            }
+            Kind::Float => (floats(rows * columns, 1.0, 0.0), vec![0], 0),
+        };
+        let codes = (0..=code_bytes).map(|_| random.next() as u8).collect();
+        Self { rows, columns, kind, float, codes, scales, biases }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        let floats = |bytes| Floats::new(self.float, bytes);
+        let (codes, scales, biases) = (&self.codes[1..], floats(&self.scales[1..]), floats(&self.biases[1..]));
+        match self.kind {
+            Kind::Affine { bits, group } => {
+                Matrix::affine(self.rows, self.columns, bits, group, codes, scales, biases)
+            }
+            Kind::Symmetric { group } => Matrix::symmetric(self.rows, self.columns, group, codes, scales),
+            Kind::Float => Matrix::float(self.rows, self.columns, scales),
+        }
+        .unwrap()
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn signed(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+fn kinds() -> impl Strategy<Value = (Kind, usize)> {
+    let group = prop_oneof![Just(32usize), Just(64), Just(128)];
+    prop_oneof![
+        4 => (prop_oneof![Just(4usize), Just(4), Just(8), 2usize..7], group.clone(), 1usize..20)
+            .prop_map(|(bits, group, groups)| (Kind::Affine { bits, group }, group * groups)),
+        1 => (group, 1usize..20)
+            .prop_map(|(group, groups)| (Kind::Symmetric { group: Some(group) }, group * groups)),
+        1 => (1usize..1200).prop_map(|columns| (Kind::Symmetric { group: None }, columns)),
+        1 => (1usize..300).prop_map(|columns| (Kind::Float, columns)),
+    ]
+}
+
+fn run(isa: Isa, pool: &Pool, mode: Mode, x: &[f32], parts: &Parts) -> Vec<f32> {
+    let matrix = parts.matrix();
+    let mut out = vec![f32::NAN; x.len() / parts.columns * parts.rows];
+    let mut inputs = Inputs::default();
+    inputs.prepare(isa, pool, mode, x, parts.columns, [&matrix]);
+    multiply(isa, pool, mode, &inputs, &mut [Product { matrix: &matrix, out: &mut out }]);
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_agree(
+        (kind, columns) in kinds(),
+        float in prop_oneof![Just(FloatKind::F32), Just(FloatKind::F16), Just(FloatKind::Bf16)],
+        rows in 1usize..40,
+        tokens in 2usize..12,
+        fast in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mode = if fast { Mode::Fast } else { Mode::Exact };
+        let parts = Parts::random(rows, columns, kind, float, seed);
+        let mut random = Random(!seed);
+        let x: Vec<f32> = (0..tokens * columns).map(|_| random.signed()).collect();
+        let alone = Pool::new(1);
+        let portable = run(Isa::portable(), &alone, mode, &x, &parts);
+
+        // Plain arithmetic on the rows' values.
+        let mut row_values = vec![0.0; columns];
+        let matrix = parts.matrix();
+        for row in 0..rows {
+            matrix.row(row, &mut row_values);
+            for token in 0..tokens {
+                let x = &x[token * columns..][..columns];
+                let pairs = || x.iter().zip(&row_values).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                let (expected, size) = (pairs().sum::<f64>(), pairs().map(f64::abs).sum::<f64>());
+                let affine_size = match kind {
+                    Kind::Affine { .. } => size + 5.0 * columns as f64 * 0.1,
+                    _ => size,
+                };
+                let error = (f64::from(portable[token * rows + row]) - expected).abs();
+                let bound = if fast && !matches!(kind, Kind::Float) { 1e-2 } else { 2e-6 };
+                prop_assert!(
+                    error <= bound * (affine_size + 1e-3),
+                    "row {row}, token {token}: {} for {expected}, sum of sizes {size}", portable[token * rows + row]
+                );
+            }
+        }
+        let two = Pool::new(2);
+        for isa in Isa::available() {
+            let many = run(isa, &two, mode, &x, &parts);
+            prop_assert_eq!(bits(&many), bits(&portable), "{} for several tokens", isa.name());
+            for token in 0..2 {
+                let one = run(isa, &two, mode, &x[token * columns..][..columns], &parts);
+                prop_assert_eq!(bits(&one), bits(&many[token * rows..][..rows]), "{} for one token", isa.name());
+            }
+        }
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
