@@ -41,7 +41,8 @@ fn main() {
         let (scales, rest) = rest.split_at(rows * columns / 32);
         let floats = |bytes| Floats::new(FloatKind::Bf16, bytes);
         let biases = floats(&rest[..scales.len()]);
-        let matrix = Matrix::affine(rows, columns, bits, 64, codes, floats(scales), biases).expect("sizes fit");
+        let matrix =
+            Matrix::affine(rows, columns, bits, 64, codes, floats(scales), biases).expect("sizes fit");
         let x: Vec<f32> = (0..columns).map(|i| (i as f32).sin()).collect();
         let (mut inputs, mut out) = (Inputs::default(), vec![0.0; rows]);
         report.push((

@@ -22,7 +22,10 @@ impl<'a, T> ColumnBlock<'a, T> {
     /// # Panics
     /// If the length is no multiple of `width`, or either number is zero.
     pub fn split(matrix: &'a mut [T], width: usize, columns: usize) -> impl Iterator<Item = Self> {
-        assert!(width > 0 && columns > 0 && matrix.len().is_multiple_of(width), "not a matrix of width {width}");
+        assert!(
+            width > 0 && columns > 0 && matrix.len().is_multiple_of(width),
+            "not a matrix of width {width}"
+        );
         let (rows, base) = (matrix.len() / width, matrix.as_mut_ptr());
         (0..width).step_by(columns).map(move |start| Self {
             first: base.wrapping_add(start),
@@ -38,7 +41,14 @@ impl<'a, T> ColumnBlock<'a, T> {
     pub fn whole(matrix: &'a mut [T], width: usize) -> Self {
         assert!(width > 0 && matrix.len().is_multiple_of(width), "not a matrix of width {width}");
         let rows = matrix.len() / width;
-        Self { first: matrix.as_mut_ptr(), rows, stride: width, start: 0, columns: width, borrow: PhantomData }
+        Self {
+            first: matrix.as_mut_ptr(),
+            rows,
+            stride: width,
+            start: 0,
+            columns: width,
+            borrow: PhantomData,
+        }
     }
 
     /// The block's first column in the matrix.

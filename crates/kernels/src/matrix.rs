@@ -167,7 +167,9 @@ pub enum MatrixError {
         columns: usize,
     },
     /// A part has another size than the shape asks for.
-    #[error("{part} of a [{rows}, {columns}] matrix\n  expected: {expected} bytes\n  found:    {found} bytes")]
+    #[error(
+        "{part} of a [{rows}, {columns}] matrix\n  expected: {expected} bytes\n  found:    {found} bytes"
+    )]
     Size {
         /// "codes", "scales" or "biases".
         part: &'static str,

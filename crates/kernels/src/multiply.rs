@@ -45,9 +45,7 @@ pub fn multiply(isa: Isa, pool: &Pool, mode: Mode, inputs: &Inputs, products: &m
             continue;
         }
         let x = inputs.find(Form::of(matrix, mode));
-        work.extend(
-            ColumnBlock::split(product.out, matrix.rows, block).map(|out| (matrix, x, out)),
-        );
+        work.extend(ColumnBlock::split(product.out, matrix.rows, block).map(|out| (matrix, x, out)));
     }
     pool.for_each(&mut work, |(matrix, x, out)| {
         SCRATCH.with_borrow_mut(|scratch| {

@@ -129,7 +129,9 @@ impl Shared {
     fn region(&self, work: &(dyn Fn(usize) + Sync), items: usize) {
         // SAFETY: only the lifetime is erased; the region ends (see `Closing`) before this borrow does.
         let work = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(work)
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
+                work,
+            )
         };
         // SAFETY: the pool is taken, the last region is closed and empty: nobody reads the job now.
         unsafe { *self.job.get() = Some(Job { work, items }) };
@@ -184,11 +186,7 @@ impl Shared {
             let region = state / REGION;
             if state & OPEN != 0 && region != last {
                 let inside = state + 1;
-                if self
-                    .state
-                    .compare_exchange(state, inside, Ordering::Acquire, Ordering::Relaxed)
-                    .is_ok()
-                {
+                if self.state.compare_exchange(state, inside, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                     return Some(region);
                 }
                 continue;

@@ -288,10 +288,7 @@ impl Sums for Reals {
         match QUADS {
             1 => simd.transpose_quads(quads[0]),
             2 => simd.zip_quads(simd.pair_quads(quads[0], quads[1])),
-            _ => simd.pair_quads(
-                simd.pair_quads(quads[0], quads[1]),
-                simd.pair_quads(quads[2], quads[3]),
-            ),
+            _ => simd.pair_quads(simd.pair_quads(quads[0], quads[1]), simd.pair_quads(quads[2], quads[3])),
         }
     }
 }
@@ -318,14 +315,7 @@ fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
 
 /// `slots` plus the sums of up to sixteen groups, scaled.
 #[inline(always)]
-fn scaled<S: Simd>(
-    simd: S,
-    run: Run<'_>,
-    row: usize,
-    groups: Range<usize>,
-    sums: S::F,
-    slots: S::F,
-) -> S::F {
+fn scaled<S: Simd>(simd: S, run: Run<'_>, row: usize, groups: Range<usize>, sums: S::F, slots: S::F) -> S::F {
     let (at, count) = (row * groups.end + groups.start, groups.len());
     let fast = run.x.form.mode == Mode::Fast;
     let x_sums = x_lanes(simd, &run.x.sums, groups.start);

@@ -119,8 +119,7 @@ impl<'a> Tile<'a> {
             for (place, element) in order.iter_mut().zip(form.exact_order()) {
                 *place = form.fast_place(element);
             }
-            for (values, codes) in
-                values.chunks_exact_mut(form.group).zip(codes.chunks_exact(form.group / 4))
+            for (values, codes) in values.chunks_exact_mut(form.group).zip(codes.chunks_exact(form.group / 4))
             {
                 for (value, &place) in values.iter_mut().zip(&order) {
                     let words = simd.words(simd.load_bytes(&codes[place / 4]));
@@ -302,7 +301,9 @@ fn plain_codes<S: Simd>(
         match matrix.codes {
             Codes::Nibbles(codes) => {
                 let codes = &codes[row * columns / 2..][..columns / 2];
-                for (codes, plain) in codes.chunks_exact(form.group / 2).zip(plain.chunks_exact_mut(form.group)) {
+                for (codes, plain) in
+                    codes.chunks_exact(form.group / 2).zip(plain.chunks_exact_mut(form.group))
+                {
                     let (even, odd) = plain.split_at_mut(form.group / 2);
                     for ((&byte, even), odd) in codes.iter().zip(even).zip(odd) {
                         *even = byte & 15;

@@ -55,7 +55,8 @@ impl Parts {
 
     fn matrix(&self) -> Matrix<'_> {
         let floats = |bytes| Floats::new(self.float, bytes);
-        let (codes, scales, biases) = (&self.codes[1..], floats(&self.scales[1..]), floats(&self.biases[1..]));
+        let (codes, scales, biases) =
+            (&self.codes[1..], floats(&self.scales[1..]), floats(&self.biases[1..]));
         match self.kind {
             Kind::Affine { bits, group } => {
                 Matrix::affine(self.rows, self.columns, bits, group, codes, scales, biases)

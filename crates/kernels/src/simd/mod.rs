@@ -182,6 +182,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn byte<const J: u32>(self, a: Self::I) -> Self::F;
     /// Byte J of each word as a signed number.
     fn signed_byte<const J: u32>(self, a: Self::I) -> Self::F;
+    #[allow(dead_code)]
     /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it.
     fn prefetch(self, of: &[u8], offset: usize);
 }
@@ -204,6 +205,3 @@ macro_rules! with_features {
     };
 }
 use with_features;
-
-
-
