@@ -1,0 +1,67 @@
+//! The CPU backend against the float reference on the same dequantized weights.
+
+mod common;
+
+use common::{compare, ids, model, quantized};
+use q35_cpu::Mode;
+use q35_model::Model;
+use q35_reference::{Device, Reference};
+use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
+
+/// Mean KL allowed in each mode, and its largest allowed value over positions.
+const EXACT: f64 = 1e-6;
+const FAST: f64 = 1e-3;
+
+fn check(checkpoint: &TinyCheckpoint, bits: u32, group: usize) {
+    let source = tempfile::tempdir().unwrap();
+    checkpoint.write_to(source.path());
+    let directory = quantized(source.path(), bits, group);
+    let reference = Reference::load(&*directory, Device::Cpu).unwrap();
+    let ids = ids(90, reference.config().vocab_size);
+    for (mode, bound) in [(Mode::Exact, EXACT), (Mode::Fast, FAST)] {
+        let candidate = model(&directory, mode, 2);
+        let summary = compare(&reference, &candidate, &ids);
+        assert!(summary.kl.mean <= bound, "{}: KL {:?}", candidate.describe(), summary.kl);
+    }
+}
+
+#[test]
+fn int4_as_published() {
+    check(&TinyCheckpoint::new(), 4, 64);
+}
+
+#[test]
+fn untied_head() {
+    check(&TinyCheckpoint::new().untied(), 4, 32);
+}
+
+#[test]
+fn more_value_heads_than_key_heads() {
+    check(&TinyCheckpoint::new().with_config(tiny_more_value_heads()), 8, 64);
+}
+
+#[test]
+fn bits_that_cross_bytes() {
+    for bits in [2, 3, 5, 6] {
+        check(&TinyCheckpoint::new(), bits, 32);
+    }
+}
+
+#[test]
+fn rows_that_do_not_divide_into_groups_stay_float() {
+    check(&TinyCheckpoint::new(), 4, 128);
+}
+
+#[test]
+fn the_embedded_model() {
+    let source = tempfile::tempdir().unwrap();
+    q35_nano::write_to(source.path()).unwrap();
+    let directory = quantized(source.path(), 4, 64);
+    let reference = Reference::load(&*directory, Device::Cpu).unwrap();
+    let ids = ids(128, reference.config().vocab_size);
+    for (mode, bound) in [(Mode::Exact, EXACT), (Mode::Fast, FAST)] {
+        let summary = compare(&reference, &model(&directory, mode, 2), &ids);
+        println!("{mode:?}: {:?}", summary.kl);
+        assert!(summary.kl.mean <= bound, "{mode:?}: KL {:?}", summary.kl);
+    }
+}
