@@ -7,15 +7,21 @@
 mod blob;
 pub mod build;
 mod check;
+mod inspect;
+mod neural_engine;
 pub mod ops;
 mod package;
 pub mod proto;
 mod read;
 mod records;
+#[cfg(test)]
+mod sample;
 mod types;
 mod value;
 
 pub use blob::{ALIGNMENT, RecordWriter, SENTINEL, VERSION, WeightWriteError, WeightWriter};
+pub use inspect::{InspectedFunction, Inspection, inspect};
+pub use neural_engine::{Limit, Risk};
 pub use package::{PackageWeights, PackageWriteError, PackageWriter};
 pub use check::{CheckError, Defect, Finding, Report, check};
 pub use read::{Content, MAX_MODEL_BYTES, Package, ReadError, decode};

@@ -6,6 +6,8 @@
 mod description;
 mod files;
 mod program;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
