@@ -1,1 +1,47 @@
-//! Chat over the converted models: sessions, sampling, prompt cache, streaming.
+//! Chat over the converted models.
+//!
+//! [`Chat`] is a loaded model, [`Session`] a conversation with it, [`ReplyStream`] a reply while it comes. Any backend
+//! that implements [`q35_model::Model`] can be chatted with.
+//!
+//! The crate knows how to talk; it does not know how weights are converted, and it prints nothing.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "async")]
+mod asynchronous;
+mod cache;
+mod chat;
+mod engine;
+mod error;
+mod generate;
+mod grammar;
+mod language;
+mod memory;
+mod message;
+mod open;
+mod options;
+mod sampler;
+mod sampling;
+mod session;
+mod snapshot_file;
+mod tools;
+mod voice;
+
+#[cfg(test)]
+mod fake;
+
+#[cfg(feature = "async")]
+pub use asynchronous::AsyncReply;
+pub use chat::Chat;
+pub use error::ChatError;
+pub use generate::{Chunk, Finish, FinishReason, Reply, Timing, TokenDetail, Usage};
+pub use memory::MemoryFootprint;
+pub use message::{Message, Role};
+pub use open::{Artefact, ArtefactKind, MemoryEstimate, OpenError, OpenEvent};
+pub use options::{Backend, LoadOptions, WindowPolicy};
+pub use q35_hub::HubOptions;
+pub use q35_model::CancelToken;
+pub use sampling::{Format, LoopGuard, Sampling, Thinking};
+pub use session::{CutReply, ReplyStream, Session};
+pub use tools::{Tool, ToolCall, ToolCallError};
+pub use voice::{SentenceStream, SpeakError, Speaker, Speech, Spoken, Utterance, speak};

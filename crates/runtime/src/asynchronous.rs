@@ -1,0 +1,148 @@
+//! Replies for async programs: a thread computes, a [`Stream`] hands over.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+
+use futures_core::Stream;
+
+use crate::{CancelToken, ChatError, Chunk, Sampling, Session};
+
+/// A reply as an async stream of chunks. Computing happens on a thread of its own; dropping the stream stops it.
+pub struct AsyncReply {
+    shared: Arc<Mutex<Shared>>,
+    cancel: CancelToken,
+    thread: Option<JoinHandle<Session>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: VecDeque<Result<Chunk, ChatError>>,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Marks the end however the thread ends.
+struct EndMark(Arc<Mutex<Shared>>);
+
+impl Drop for EndMark {
+    fn drop(&mut self) {
+        let mut shared = lock(&self.0);
+        shared.ended = true;
+        if let Some(waker) = shared.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Session {
+    /// Says something and streams the reply without blocking; [`AsyncReply::into_session`] gives the session back.
+    pub fn send_async(mut self, user: impl Into<String>, sampling: &Sampling) -> AsyncReply {
+        let shared: Arc<Mutex<Shared>> = Arc::default();
+        let cancel = CancelToken::new();
+        let (ours, token, user, sampling) = (shared.clone(), cancel.clone(), user.into(), sampling.clone());
+        let thread = std::thread::spawn(move || {
+            let _mark = EndMark(ours.clone());
+            let hand_over = |item| {
+                let mut shared = lock(&ours);
+                shared.queue.push_back(item);
+                if let Some(waker) = shared.waker.take() {
+                    waker.wake();
+                }
+            };
+            match self.send_with(user, &sampling, token) {
+                Ok(stream) => stream.for_each(hand_over),
+                Err(error) => hand_over(Err(error)),
+            }
+            self
+        });
+        AsyncReply { shared, cancel, thread: Some(thread) }
+    }
+}
+
+impl AsyncReply {
+    /// Stops the reply if it is not finished, waits for its thread (at most a token's time then), and gives the session
+    /// back; `None` if the thread panicked.
+    pub fn into_session(mut self) -> Option<Session> {
+        self.cancel.cancel();
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Stream for AsyncReply {
+    type Item = Result<Chunk, ChatError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut shared = lock(&self.shared);
+        match (shared.queue.pop_front(), shared.ended) {
+            (Some(item), _) => Poll::Ready(Some(item)),
+            (None, true) => Poll::Ready(None),
+            (None, false) => {
+                shared.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for AsyncReply {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoadOptions;
+    use crate::fake::FakeModel;
+    use std::task::Wake;
+
+    struct Unpark(std::thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    fn next(reply: &mut AsyncReply) -> Option<Result<Chunk, ChatError>> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match Pin::new(&mut *reply).poll_next(&mut context) {
+                Poll::Ready(item) => return item,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_arrive_and_the_session_comes_back() {
+        let chat = FakeModel::scripted(&["Hello."]).chat(&LoadOptions::default());
+        let mut reply = chat.session().send_async("Hi", &Sampling::greedy().with_thinking(false));
+        let mut text = String::new();
+        while let Some(item) = next(&mut reply) {
+            if let Chunk::Answer(piece) = item.unwrap() {
+                text.push_str(&piece);
+            }
+        }
+        assert_eq!(text, "Hello.");
+        assert_eq!(reply.into_session().unwrap().messages().len(), 2);
+    }
+
+    #[test]
+    fn taking_the_session_back_stops_the_reply() {
+        let chat = FakeModel::babbling().chat(&LoadOptions::default());
+        let endless = Sampling { loop_guard: None, ..Sampling::default().with_max_tokens(1_000_000) };
+        let mut reply = chat.session().send_async("Hi", &endless);
+        assert!(next(&mut reply).is_some());
+        assert!(!reply.into_session().unwrap().messages().is_empty());
+    }
+}

@@ -1,0 +1,131 @@
+//! The front door: a model to chat with.
+
+use std::sync::Arc;
+
+use q35_model::{CancelToken, Model};
+
+use crate::engine::{Engine, Loaded, Loader};
+use crate::generate::Reply;
+use crate::language::Language;
+use crate::memory::MemoryFootprint;
+use crate::session::{ReplyStream, Session};
+use crate::{ChatError, LoadOptions, Sampling};
+
+/// A loaded model with its tokenizer and template. Clones are the same one.
+#[derive(Clone)]
+pub struct Chat {
+    pub(crate) engine: Arc<Engine>,
+}
+
+impl Chat {
+    /// A model that somebody else opened, with the text side of a directory; `open` is called again after an unload.
+    ///
+    /// # Errors
+    /// The directory's tokenizer or template cannot be used, an option makes no sense, or `open` fails.
+    pub fn with_model(
+        dir: &std::path::Path,
+        options: &LoadOptions,
+        open: impl Fn() -> Result<Arc<dyn Model>, ChatError> + Send + Sync + 'static,
+    ) -> Result<Self, ChatError> {
+        let (dir, template) = (dir.to_owned(), options.chat_template.clone());
+        let directory = dir.clone();
+        let loader: Loader = Box::new(move || {
+            let model = open()?;
+            let rows = model.config().vocab_size;
+            let language = Arc::new(Language::open(&dir, template.as_deref(), rows)?);
+            Ok(Loaded { model, language })
+        });
+        Ok(Self { engine: Arc::new(Engine::new(loader, options.clone(), directory)?) })
+    }
+
+    /// A new conversation.
+    pub fn session(&self) -> Session {
+        Session::new(self.engine.clone())
+    }
+
+    /// Answers one prompt, outside of any conversation.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub fn generate(
+        &self,
+        prompt: &str,
+        system: Option<&str>,
+        sampling: &Sampling,
+    ) -> Result<Reply, ChatError> {
+        self.stream(prompt, system, sampling)?.collect_reply()
+    }
+
+    /// Streams the answer to one prompt, outside of any conversation.
+    ///
+    /// # Errors
+    /// As [`Session::send`].
+    pub fn stream(
+        &self,
+        prompt: &str,
+        system: Option<&str>,
+        sampling: &Sampling,
+    ) -> Result<ReplyStream<'static>, ChatError> {
+        let mut session = self.session();
+        session.set_system(system.map(str::to_owned));
+        session.into_stream(prompt.to_owned(), sampling, CancelToken::new())
+    }
+
+    /// Takes a prompt's state from a file that [`Session::save_prompt`] wrote for the same model; conversations that
+    /// begin with that prompt start from there. Returns the number of tokens spared.
+    ///
+    /// # Errors
+    /// The file is of another model or version, or damaged.
+    pub fn load_prompt(&self, path: &std::path::Path) -> Result<usize, ChatError> {
+        let loaded = self.engine.ready()?;
+        let (ids, snapshot) = crate::snapshot_file::load(path, self.engine.identity()?)?;
+        // Only the backend can tell whether the state is whole.
+        loaded.model.new_sequence(ids.len() + 1)?.restore(&snapshot)?;
+        self.engine.cache.insert(&ids, || Ok(snapshot))?;
+        Ok(ids.len())
+    }
+
+    /// Whether the weights are loaded.
+    pub fn is_loaded(&self) -> bool {
+        self.engine.is_loaded()
+    }
+
+    /// Loads the weights again after [`Chat::unload`]; does nothing if they are loaded.
+    ///
+    /// # Errors
+    /// What opening may meet.
+    pub fn load(&self) -> Result<(), ChatError> {
+        self.engine.load().map(|_| ())
+    }
+
+    /// Gives weights, tokenizer, caches and snapshots back to the system. Conversations stay; their next reply loads
+    /// again if [`LoadOptions::auto_reload`] allows it.
+    ///
+    /// # Errors
+    /// [`ChatError::Busy`] while replies are being generated.
+    pub fn unload(&self) -> Result<(), ChatError> {
+        self.engine.unload()
+    }
+
+    /// What is occupied now.
+    pub fn memory_footprint(&self) -> MemoryFootprint {
+        self.engine.footprint()
+    }
+
+    /// Who computes what, for people.
+    ///
+    /// # Errors
+    /// The model was unloaded and cannot be loaded again.
+    pub fn describe(&self) -> Result<String, ChatError> {
+        Ok(self.engine.ready()?.model.describe())
+    }
+
+    /// The checkpoint's own sampling settings on top of the defaults.
+    ///
+    /// # Errors
+    /// The model was unloaded and cannot be loaded again.
+    pub fn checkpoint_sampling(&self) -> Result<Sampling, ChatError> {
+        let loaded = self.engine.ready()?;
+        Ok(Sampling::default().with_generation_config(&loaded.language.generation_config))
+    }
+}

@@ -1,0 +1,214 @@
+//! Reasoning and answer told apart while the text comes.
+
+/// Opens reasoning.
+pub(crate) const OPEN: &str = "<think>";
+/// Closes reasoning.
+pub(crate) const CLOSE: &str = "</think>";
+/// Begins a tool call; inside reasoning it ends the reasoning.
+pub(crate) const CALL: &str = "<tool_call>";
+
+/// The part of the reply that a text belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Channel {
+    Reasoning,
+    Answer,
+}
+
+/// Splits a growing text. A tag never shows, not even its beginning: what may become one waits.
+///
+/// White space around the reasoning and before the answer is the template's business and is left out.
+#[derive(Clone, Debug)]
+pub(crate) struct Splitter {
+    channel: Channel,
+    /// Text that may be the beginning of a tag, or white space that may be the end of the reasoning.
+    pending: String,
+    /// Nothing but white space has come in this channel.
+    fresh: bool,
+}
+
+impl Splitter {
+    /// Starts where the rendered prompt ends: inside reasoning if its last tag opens it.
+    pub(crate) fn after_prompt(prompt: &str) -> Self {
+        let thinking = prompt.trim_end().ends_with(OPEN);
+        Self::new(if thinking { Channel::Reasoning } else { Channel::Answer })
+    }
+
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self { channel, pending: String::new(), fresh: true }
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel
+    }
+
+    /// Adds text; gives what is certain.
+    pub(crate) fn push(&mut self, text: &str, out: &mut Vec<(Channel, String)>) {
+        self.pending.push_str(text);
+        while self.step(out) {}
+    }
+
+    /// The text has ended: what waited is text after all.
+    pub(crate) fn finish(&mut self, out: &mut Vec<(Channel, String)>) {
+        let rest = std::mem::take(&mut self.pending);
+        let rest = match self.channel {
+            Channel::Reasoning => rest.trim_end().to_owned(),
+            Channel::Answer => rest,
+        };
+        self.emit(&rest, out);
+    }
+
+    /// The reasoning was closed from outside: the answer follows, and what waited is dropped.
+    pub(crate) fn close_reasoning(&mut self) {
+        *self = Self::new(Channel::Answer);
+    }
+
+    /// One decision; whether another may follow.
+    fn step(&mut self, out: &mut Vec<(Channel, String)>) -> bool {
+        match self.channel {
+            Channel::Reasoning => {
+                let close = self.pending.find(CLOSE).map(|at| (at, at + CLOSE.len()));
+                let call = self.pending.find(CALL).map(|at| (at, at));
+                let Some((end, next)) = close.into_iter().chain(call).min() else {
+                    let held = held_back(&self.pending, &[CLOSE, CALL]);
+                    let certain = self.pending[..self.pending.len() - held].trim_end().len();
+                    let rest = self.pending.split_off(certain);
+                    let certain = std::mem::replace(&mut self.pending, rest);
+                    self.emit(&certain, out);
+                    return false;
+                };
+                let reasoning = self.pending[..end].trim_end().to_owned();
+                self.emit(&reasoning, out);
+                self.pending.drain(..next);
+                self.channel = Channel::Answer;
+                self.fresh = true;
+                true
+            }
+            Channel::Answer if self.fresh => {
+                let start = self.pending.len() - self.pending.trim_start().len();
+                let text = &self.pending[start..];
+                if text.starts_with(OPEN) {
+                    self.pending.drain(..start + OPEN.len());
+                    self.channel = Channel::Reasoning;
+                    return true;
+                }
+                if text.starts_with(CLOSE) {
+                    self.pending.drain(..start + CLOSE.len());
+                    return true;
+                }
+                let undecided = OPEN.starts_with(text) || CLOSE.starts_with(text);
+                if !undecided {
+                    let text = std::mem::take(&mut self.pending);
+                    self.emit(&text, out);
+                }
+                false
+            }
+            Channel::Answer => {
+                let text = std::mem::take(&mut self.pending);
+                self.emit(&text, out);
+                false
+            }
+        }
+    }
+
+    fn emit(&mut self, text: &str, out: &mut Vec<(Channel, String)>) {
+        let text = if self.fresh { text.trim_start() } else { text };
+        if !text.is_empty() {
+            self.fresh = false;
+            out.push((self.channel, text.to_owned()));
+        }
+    }
+}
+
+/// Length of the longest end of `text` that is a beginning of one of `tags`.
+pub(crate) fn held_back<S: AsRef<str>>(text: &str, tags: &[S]) -> usize {
+    let longest = |tag: &str| {
+        let most = text.len().min(tag.len().saturating_sub(1));
+        let fits =
+            |n: &usize| text.is_char_boundary(text.len() - n) && tag.starts_with(&text[text.len() - n..]);
+        (1..=most).rev().find(fits).unwrap_or(0)
+    };
+    tags.iter().map(|tag| longest(tag.as_ref())).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn split(start: Channel, pieces: &[&str]) -> (String, String) {
+        let (mut splitter, mut out) = (Splitter::new(start), Vec::new());
+        pieces.iter().for_each(|piece| splitter.push(piece, &mut out));
+        splitter.finish(&mut out);
+        let join = |channel| out.iter().filter(|(c, _)| *c == channel).map(|(_, t)| t.as_str()).collect();
+        (join(Channel::Reasoning), join(Channel::Answer))
+    }
+
+    #[test]
+    fn what_belongs_where() {
+        use Channel::{Answer, Reasoning};
+        let cases = [
+            (Reasoning, "hm, well\n</think>\n\nYes.", "hm, well", "Yes."),
+            (Reasoning, "\n\n</think>\n\nYes.", "", "Yes."),
+            (Reasoning, "never closed ", "never closed", ""),
+            (Reasoning, "use it <tool_call>\n<function=f>", "use it", "<tool_call>\n<function=f>"),
+            (Reasoning, "a < b </thin air> c</think>d", "a < b </thin air> c", "d"),
+            (Reasoning, "x</think></think>y", "x", "y"),
+            (Answer, "Plain <b>text</b>\n", "", "Plain <b>text</b>\n"),
+            (Answer, "<think>\nwhy\n</think>\nSo.", "why", "So."),
+            (Answer, "</think>\n\nSo.", "", "So."),
+            (
+                Answer,
+                "The tag <think> opens, </think> closes.",
+                "",
+                "The tag <think> opens, </think> closes.",
+            ),
+            (Answer, "<thin", "", "<thin"),
+        ];
+        for (start, text, reasoning, answer) in cases {
+            assert_eq!(split(start, &[text]), (reasoning.into(), answer.into()), "{text:?}");
+            let letters: Vec<String> = text.chars().map(String::from).collect();
+            let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
+            assert_eq!(
+                split(start, &letters),
+                (reasoning.into(), answer.into()),
+                "letter by letter: {text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_prompt_says_where_the_reply_starts() {
+        let cases = [
+            ("<|im_start|>assistant\n<think>\n", Channel::Reasoning),
+            ("<|im_start|>assistant\n<think>\n\n</think>\n\n", Channel::Answer),
+            ("<|im_start|>assistant\n", Channel::Answer),
+        ];
+        for (prompt, channel) in cases {
+            assert_eq!(Splitter::after_prompt(prompt).channel(), channel, "{prompt:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_cut_changes_the_parts_and_no_tag_begins_to_show(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "</think>", "<think>", "<tool_call>", "</th", "a", " ", "\n", "世", "<", "ink>",
+            ]), 0..10),
+            cuts in prop::collection::vec(1usize..4, 0..40),
+            thinking in any::<bool>(),
+        ) {
+            let text = parts.concat();
+            let start = if thinking { Channel::Reasoning } else { Channel::Answer };
+            let (mut pieces, mut rest) = (Vec::new(), text.as_str());
+            for cut in cuts {
+                let at = rest.char_indices().nth(cut).map_or(rest.len(), |(at, _)| at);
+                pieces.push(&rest[..at]);
+                rest = &rest[at..];
+            }
+            pieces.push(rest);
+            let cut = split(start, &pieces);
+            prop_assert_eq!(&cut, &split(start, &[&text]));
+            prop_assert!(!cut.0.contains(CLOSE) && !cut.0.contains(CALL));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The text side of a model: tokenizer, template, and the ids that mean something to a chat.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use q35_text::{ChatTemplate, RenderInput, Tokenizer};
+use serde_json::Value;
+
+use crate::ChatError;
+use crate::generate::{CLOSE, OPEN};
+use crate::grammar::GrammarFactory;
+
+/// Shared by all sessions of a model.
+pub(crate) struct Language {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: ChatTemplate,
+    pub(crate) generation_config: Value,
+    end_ids: Vec<u32>,
+    /// Rows of logits that may be chosen from: those that the tokenizer and the model both know.
+    vocabulary: usize,
+    grammars: OnceLock<Result<GrammarFactory, String>>,
+}
+
+/// Tokens that end a turn, whatever the configuration files say.
+const TURN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
+
+impl Language {
+    /// Reads a model's directory; `rows` is the model's own vocabulary.
+    pub(crate) fn open(dir: &Path, template: Option<&str>, rows: usize) -> Result<Self, ChatError> {
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let template = match template {
+            Some(source) => ChatTemplate::new(source)?.with_special_tokens(tokenizer.special_tokens()),
+            None => ChatTemplate::from_dir(dir, tokenizer.special_tokens())?,
+        };
+        let generation_config = read_json(&dir.join("generation_config.json"))?;
+        Ok(Self::new(tokenizer, template, generation_config, rows))
+    }
+
+    pub(crate) fn new(
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        generation_config: Value,
+        rows: usize,
+    ) -> Self {
+        let vocabulary = rows.min(tokenizer.vocab_size());
+        let configured = match generation_config.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
+            Some(id) => id.as_u64().into_iter().collect(),
+            None => Vec::new(),
+        };
+        let named = TURN_ENDS.iter().filter_map(|name| tokenizer.id_of(name));
+        let spoken = tokenizer.special_tokens().get("eos_token").and_then(|token| tokenizer.id_of(token));
+        let configured = configured.into_iter().filter_map(|id| u32::try_from(id).ok());
+        let mut end_ids: Vec<u32> = named.chain(spoken).chain(configured).collect();
+        end_ids.retain(|id| (*id as usize) < vocabulary);
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        Self { tokenizer, template, generation_config, end_ids, vocabulary, grammars: OnceLock::new() }
+    }
+
+    /// Ids that end the reply.
+    pub(crate) fn end_ids(&self) -> &[u32] {
+        &self.end_ids
+    }
+
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Ids within the vocabulary that stand for nothing.
+    pub(crate) fn meaningless_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.vocabulary as u32).filter(|id| self.tokenizer.bytes_of(*id).is_empty())
+    }
+
+    /// The ids of the thinking tags, where they are single tokens.
+    pub(crate) fn thinking_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        [OPEN, CLOSE].into_iter().filter_map(|tag| self.tokenizer.id_of(tag))
+    }
+
+    /// The rendered conversation and its ids.
+    pub(crate) fn encode(&self, input: &RenderInput<'_>) -> Result<(String, Vec<u32>), ChatError> {
+        let text = self.template.render(input)?;
+        let ids = self.tokenizer.encode(&text)?;
+        Ok((text, ids))
+    }
+
+    /// What compiles grammars for this vocabulary; made when first needed.
+    pub(crate) fn grammars(&self) -> Result<&GrammarFactory, ChatError> {
+        let made = self.grammars.get_or_init(|| GrammarFactory::new(self));
+        made.as_ref().map_err(|message| ChatError::Grammar { message: message.clone() })
+    }
+}
+
+/// The JSON in a file; null if there is no such file or it holds something else.
+fn read_json(path: &Path) -> Result<Value, ChatError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(source) => Err(ChatError::File { path: PathBuf::from(path), source }),
+    }
+}

@@ -1,0 +1,185 @@
+//! From a directory or hub id to a model.
+
+mod artefact;
+mod estimate;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use q35_coreml_backend::{CoreMlModel, Precision};
+use q35_cpu::{CpuModel, CpuOptions, Mode};
+use q35_mlx::MlxDirectory;
+use q35_model::Model;
+
+use crate::engine::Loaded;
+use crate::language::Language;
+use crate::{Backend, Chat, ChatError, LoadOptions};
+pub use artefact::{Artefact, ArtefactKind};
+pub use estimate::MemoryEstimate;
+
+/// Why a model could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The name could not be resolved to a directory.
+    #[error(transparent)]
+    Hub(#[from] q35_hub::HubError),
+    /// The directory holds nothing that is known.
+    #[error(
+        "`{}` holds no model\n  expected: config.json with model.safetensors, or Core ML packages\n  found:    {found}",
+        dir.display()
+    )]
+    NoModel {
+        /// The directory.
+        dir: PathBuf,
+        /// What it holds instead.
+        found: String,
+    },
+    /// The directory holds a float checkpoint.
+    #[error(
+        "`{}` is a float checkpoint\n  expected: a converted model\nhint: q35-convert mlx --model {} --out DIR",
+        dir.display(), dir.display()
+    )]
+    NotConverted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory has no such variant.
+    #[error("`{}` has no variant `{variant}`\n  found:    {found}", dir.display())]
+    NoVariant {
+        /// The directory.
+        dir: PathBuf,
+        /// The variant asked for.
+        variant: String,
+        /// The variants that there are.
+        found: String,
+    },
+    /// The backend cannot run what the directory holds.
+    #[error("the {backend} backend cannot run `{}`, which holds {kind}", dir.display())]
+    WrongBackend {
+        /// The backend asked for.
+        backend: &'static str,
+        /// The directory.
+        dir: PathBuf,
+        /// What it holds.
+        kind: &'static str,
+    },
+    /// The model is estimated not to fit.
+    #[error(
+        "the model does not fit in memory: {estimate}\n  limit:    {} MB\n\
+         hint: a smaller max_context or prompt cache, or a model of fewer bits", limit_bytes / 1_000_000
+    )]
+    Memory {
+        /// What would be needed.
+        estimate: MemoryEstimate,
+        /// What may be used.
+        limit_bytes: u64,
+    },
+    /// A file that describes the model cannot be read.
+    #[error("cannot read `{}`: {message}", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The MLX directory is not what its config.json says.
+    #[error(transparent)]
+    Mlx(#[from] q35_mlx::MlxError),
+    /// The CPU cannot run it.
+    #[error(transparent)]
+    Cpu(#[from] q35_cpu::CpuError),
+    /// The packages cannot be run.
+    #[error(transparent)]
+    CoreMl(#[from] q35_coreml_backend::OpenError),
+}
+
+/// What opening reports, in this order, on the calling thread; nothing more comes after a failure.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum OpenEvent<'a> {
+    /// A download, or the finding that the hub cannot be reached.
+    Hub(q35_hub::Event<'a>),
+    /// What the directory was recognised as.
+    Found(&'a Artefact),
+    /// What will be needed.
+    Estimated(MemoryEstimate),
+    /// The model is ready; who computes what.
+    Ready(&'a str),
+}
+
+impl Chat {
+    /// Opens a model with default options: a directory, or a hub id whose files are fetched unless the cache has them.
+    ///
+    /// # Errors
+    /// There is no such model, it is damaged, or it does not fit in memory.
+    pub fn from_pretrained(model: &str) -> Result<Self, ChatError> {
+        Self::open(model, &LoadOptions::default(), &|_| {})
+    }
+
+    /// Opens a model, reporting progress.
+    ///
+    /// # Errors
+    /// There is no such model, it is damaged, it does not fit in memory, or an option makes no sense.
+    pub fn open(
+        model: &str,
+        options: &LoadOptions,
+        events: &dyn Fn(OpenEvent<'_>),
+    ) -> Result<Self, ChatError> {
+        options.check()?;
+        let variant = options.variant.as_deref();
+        let wanted = |name: &str| artefact::is_wanted(name, variant);
+        let resolved = q35_hub::resolve(model, &options.hub, &wanted, &|event| events(OpenEvent::Hub(event)))
+            .map_err(OpenError::from)?;
+        let artefact = Artefact::recognise(&resolved.dir, variant)?;
+        events(OpenEvent::Found(&artefact));
+        check_backend(&artefact, options.backend)?;
+        let estimate = MemoryEstimate::of(&artefact, options)?;
+        events(OpenEvent::Estimated(estimate));
+        let limit_bytes =
+            options.memory_limit_bytes.or_else(estimate::physical_memory_bytes).unwrap_or(u64::MAX);
+        if estimate.total_bytes() > limit_bytes {
+            return Err(OpenError::Memory { estimate, limit_bytes }.into());
+        }
+        let (directory, again) = (artefact.dir.clone(), options.clone());
+        let loader = Box::new(move || load(&artefact, &again));
+        let chat = Self { engine: Arc::new(crate::engine::Engine::new(loader, options.clone(), directory)?) };
+        events(OpenEvent::Ready(&chat.describe()?));
+        Ok(chat)
+    }
+}
+
+fn check_backend(artefact: &Artefact, backend: Backend) -> Result<(), OpenError> {
+    let fits = match backend {
+        Backend::Auto => true,
+        Backend::Cpu => artefact.kind == ArtefactKind::Mlx,
+        Backend::CoreMl => artefact.kind == ArtefactKind::CoreMl,
+    };
+    let (dir, kind) = (artefact.dir.clone(), artefact.kind.in_words());
+    if fits { Ok(()) } else { Err(OpenError::WrongBackend { backend: backend.name(), dir, kind }) }
+}
+
+fn load(artefact: &Artefact, options: &LoadOptions) -> Result<Loaded, ChatError> {
+    let model = open_model(&artefact.dir, artefact.kind, options)?;
+    let rows = model.config().vocab_size;
+    let language = Language::open(&artefact.dir, options.chat_template.as_deref(), rows)?;
+    Ok(Loaded { model, language: Arc::new(language) })
+}
+
+fn open_model(dir: &Path, kind: ArtefactKind, options: &LoadOptions) -> Result<Arc<dyn Model>, OpenError> {
+    match kind {
+        ArtefactKind::Mlx => {
+            let directory = Arc::new(MlxDirectory::open(dir)?);
+            let mode = if options.exact { Mode::Exact } else { Mode::Fast };
+            let mut cpu = CpuOptions::default().with_mode(mode);
+            if let Some(threads) = options.threads {
+                cpu = cpu.with_threads(threads);
+            }
+            Ok(Arc::new(CpuModel::open(directory, cpu)?))
+        }
+        ArtefactKind::CoreMl => {
+            let precision = if options.exact { Precision::Exact } else { Precision::Half };
+            Ok(Arc::new(CoreMlModel::open(dir, precision)?))
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! How a reply is chosen: every setting of a call.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::ChatError;
+
+/// The settings of one reply. The defaults are those of the origin system.
+///
+/// ```
+/// let sampling = q35_runtime::Sampling::default().with_temperature(0.0).with_max_tokens(64).with_stop(["\n\n"]);
+/// assert_eq!((sampling.top_k, sampling.repetition_penalty), (50, 1.1));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most probable token always. 0.6.
+    pub temperature: f32,
+    /// Keeps the so many most probable tokens; 0 keeps all. 50.
+    pub top_k: usize,
+    /// Keeps the smallest set of most probable tokens that together reach this probability; 1 keeps all. 0.95.
+    pub top_p: f32,
+    /// Keeps tokens at least this fraction as probable as the most probable one; 0 keeps all. 0.
+    pub min_p: f32,
+    /// Divides positive logits, and multiplies negative ones, of tokens that the reply already has; 1 does nothing. 1.1.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that the reply already has. 0.
+    pub presence_penalty: f32,
+    /// Subtracted once for each time that the reply already has the token. 0.
+    pub frequency_penalty: f32,
+    /// The penalties look at the so many latest tokens of the reply; `None` at all of it. The prompt is never
+    /// penalised: a reply must be able to repeat a name that the user gave.
+    pub penalty_window: Option<usize>,
+    /// Added to the logits of these tokens; minus infinity forbids one.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// The same seed gives the same text, on any number of threads. `None` takes one that [`crate::Finish`] reports.
+    pub seed: Option<u64>,
+    /// Most tokens that are generated, reasoning included. 512.
+    pub max_tokens: usize,
+    /// The answer ends before any of these texts; none of them is ever shown, not even its beginning.
+    pub stop: Vec<String>,
+    /// Asks for each token's log-probability and those of so many most probable alternatives.
+    pub logprobs: Option<usize>,
+    /// Reasoning before the answer.
+    pub thinking: Thinking,
+    /// Ends text that repeats itself.
+    pub loop_guard: Option<LoopGuard>,
+    /// The form of the answer.
+    pub format: Format,
+}
+
+/// Reasoning before the answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Thinking {
+    /// Whether the model thinks; `None` leaves it to the chat template's own default.
+    pub enable: Option<bool>,
+    /// After so many tokens of reasoning it is closed and the answer begins; `None` never. 0 is as good as disabled.
+    pub max_tokens: Option<usize>,
+    /// What the model is made to think last when the budget is spent; it is not shown. The closing tag follows it.
+    pub close_text: String,
+}
+
+/// When text counts as going in circles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopGuard {
+    /// Longest passage, in tokens, whose repetition is noticed.
+    pub longest_passage: usize,
+    /// How often a passage must stand in a row.
+    pub repeats: usize,
+    /// How many tokens all the repetitions must span at least.
+    pub span: usize,
+}
+
+/// The form of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Format {
+    /// Any text.
+    #[default]
+    Text,
+    /// A JSON object.
+    Json,
+    /// JSON that this JSON Schema accepts.
+    Schema(Value),
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.6,
+            top_k: 50,
+            top_p: 0.95,
+            min_p: 0.0,
+            repetition_penalty: 1.1,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            penalty_window: None,
+            logit_bias: BTreeMap::new(),
+            seed: None,
+            max_tokens: 512,
+            stop: Vec::new(),
+            logprobs: None,
+            thinking: Thinking::default(),
+            loop_guard: Some(LoopGuard::default()),
+            format: Format::Text,
+        }
+    }
+}
+
+impl Default for Thinking {
+    fn default() -> Self {
+        Self { enable: None, max_tokens: Some(100), close_text: String::new() }
+    }
+}
+
+impl Default for LoopGuard {
+    fn default() -> Self {
+        Self { longest_passage: 48, repeats: 4, span: 64 }
+    }
+}
+
+impl Sampling {
+    /// Always the most probable token, nothing penalised: the model's own opinion.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, repetition_penalty: 1.0, ..Self::default() }
+    }
+
+    /// These settings with what a checkpoint's `generation_config.json` says about sampling.
+    pub fn with_generation_config(mut self, config: &Value) -> Self {
+        let number = |name: &str| config.get(name).and_then(Value::as_f64).map(|n| n as f32);
+        if config.get("do_sample").and_then(Value::as_bool) == Some(false) {
+            self.temperature = 0.0;
+        } else if let Some(temperature) = number("temperature") {
+            self.temperature = temperature;
+        }
+        self.top_k = number("top_k").map_or(self.top_k, |k| k.max(0.0) as usize);
+        self.top_p = number("top_p").unwrap_or(self.top_p);
+        self.min_p = number("min_p").unwrap_or(self.min_p);
+        self.repetition_penalty = number("repetition_penalty").unwrap_or(1.0);
+        self
+    }
+
+    /// Sets the temperature.
+    pub fn with_temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Sets `top_k`.
+    pub fn with_top_k(mut self, top_k: usize) -> Self {
+        self.top_k = top_k;
+        self
+    }
+
+    /// Sets `top_p`.
+    pub fn with_top_p(mut self, top_p: f32) -> Self {
+        self.top_p = top_p;
+        self
+    }
+
+    /// Sets `min_p`.
+    pub fn with_min_p(mut self, min_p: f32) -> Self {
+        self.min_p = min_p;
+        self
+    }
+
+    /// Sets the repetition penalty.
+    pub fn with_repetition_penalty(mut self, penalty: f32) -> Self {
+        self.repetition_penalty = penalty;
+        self
+    }
+
+    /// Sets the seed.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Sets the most tokens that are generated.
+    pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
+        self.max_tokens = max_tokens;
+        self
+    }
+
+    /// Sets the texts before which the answer ends.
+    pub fn with_stop<S: Into<String>>(mut self, stop: impl IntoIterator<Item = S>) -> Self {
+        self.stop = stop.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Asks for log-probabilities, with so many alternatives.
+    pub fn with_logprobs(mut self, alternatives: usize) -> Self {
+        self.logprobs = Some(alternatives);
+        self
+    }
+
+    /// Switches reasoning on or off, whatever the template's default.
+    pub fn with_thinking(mut self, enable: bool) -> Self {
+        self.thinking.enable = Some(enable);
+        self
+    }
+
+    /// Sets the budget of reasoning.
+    pub fn with_max_thinking_tokens(mut self, max_tokens: usize) -> Self {
+        self.thinking.max_tokens = Some(max_tokens);
+        self
+    }
+
+    /// Sets the form of the answer.
+    pub fn with_format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Says which option makes no sense.
+    ///
+    /// # Errors
+    /// The first such option.
+    pub fn check(&self) -> Result<(), ChatError> {
+        let all = |option, fine: bool, expected, found: &dyn std::fmt::Display| match fine {
+            true => Ok(()),
+            false => Err(ChatError::Option { option, expected, found: found.to_string() }),
+        };
+        let finite = |x: f32| x.is_finite();
+        let (t, p, m, r) = (self.temperature, self.top_p, self.min_p, self.repetition_penalty);
+        all("temperature", finite(t) && t >= 0.0, "a number from 0", &t)?;
+        all("top_p", p > 0.0 && p <= 1.0, "a number above 0, up to 1", &p)?;
+        all("min_p", (0.0..=1.0).contains(&m), "a number from 0 to 1", &m)?;
+        all("repetition_penalty", finite(r) && r > 0.0, "a number above 0", &r)?;
+        all("presence_penalty", finite(self.presence_penalty), "a number", &self.presence_penalty)?;
+        all("frequency_penalty", finite(self.frequency_penalty), "a number", &self.frequency_penalty)?;
+        all("max_tokens", self.max_tokens > 0, "a whole number from 1", &self.max_tokens)?;
+        all("stop", self.stop.iter().all(|s| !s.is_empty()), "texts that are not empty", &"an empty one")?;
+        let sound = |bias: &f32| !bias.is_nan() && *bias < f32::INFINITY;
+        all("logit_bias", self.logit_bias.values().all(sound), "numbers or minus infinity", &"another")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senseless_settings_are_named() {
+        let base = Sampling::default;
+        let cases = [
+            (base().with_temperature(-1.0), "temperature"),
+            (base().with_temperature(f32::NAN), "temperature"),
+            (base().with_top_p(0.0), "top_p"),
+            (base().with_min_p(1.5), "min_p"),
+            (base().with_repetition_penalty(0.0), "repetition_penalty"),
+            (base().with_max_tokens(0), "max_tokens"),
+            (base().with_stop([""]), "stop"),
+        ];
+        for (sampling, name) in cases {
+            let error = sampling.check().unwrap_err();
+            assert!(matches!(&error, ChatError::Option { option, .. } if *option == name), "{error}");
+        }
+        assert!(base().check().is_ok() && Sampling::greedy().check().is_ok());
+    }
+
+    #[test]
+    fn a_generation_config_replaces_the_defaults() {
+        let config = serde_json::json!({"do_sample": true, "temperature": 1.0, "top_k": 20, "top_p": 0.9});
+        let sampling = Sampling::default().with_generation_config(&config);
+        assert_eq!((sampling.temperature, sampling.top_k, sampling.top_p), (1.0, 20, 0.9));
+        assert_eq!(sampling.repetition_penalty, 1.0);
+        let config = serde_json::json!({"do_sample": false});
+        assert_eq!(Sampling::default().with_generation_config(&config).temperature, 0.0);
+    }
+}
