@@ -198,10 +198,10 @@ fn scan(row: &[f32], side: &'static str) -> Result<Vec<usize>, RowError> {
             poison[lane] += chunk[lane] * 0.0;
         }
     }
-    if (poison.iter().sum::<f32>() + tail).is_nan() {
-        if let Some((index, value)) = row.iter().enumerate().find(|(_, x)| !x.is_finite()) {
-            return Err(RowError::NotFinite { side, index, value: value.to_string() });
-        }
+    if (poison.iter().sum::<f32>() + tail).is_nan()
+        && let Some((index, value)) = row.iter().enumerate().find(|(_, x)| !x.is_finite())
+    {
+        return Err(RowError::NotFinite { side, index, value: value.to_string() });
     }
     Ok(top_indices(row, TOP))
 }

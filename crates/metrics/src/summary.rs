@@ -2,7 +2,7 @@
 
 use crate::{RowComparison, Top1};
 
-/// Collects comparisons of positions, in their order; keeps sixteen bytes of each.
+/// Collects comparisons of positions, in their order; keeps a number of each.
 #[derive(Clone, Debug, Default)]
 pub struct Summarizer {
     kl: Vec<f64>,
@@ -12,8 +12,8 @@ pub struct Summarizer {
     cosine_sum: f64,
     cosine_min: f64,
     max_abs_difference: f64,
-    first_different: Option<usize>,
-    largest_margin: f64,
+    /// Index and margin of every position whose likeliest token differs.
+    different: Vec<(usize, f64)>,
 }
 
 /// Mean, quantiles and maximum of numbers that came one by one.
@@ -87,8 +87,7 @@ impl Summarizer {
             Top1::Same => self.same += 1,
             Top1::Tied => self.tied += 1,
             Top1::Different => {
-                self.first_different.get_or_insert(index);
-                self.largest_margin = self.largest_margin.max(row.margin);
+                self.different.push((index, row.margin));
             }
         }
         self.top5_sum += row.top5_overlap;
@@ -102,6 +101,13 @@ impl Summarizer {
         &self.kl
     }
 
+    /// Part of the positions with the same likeliest token, not counting against it those where the reference
+    /// prefers its own by no more than `margin` logits: there it has no opinion that rounding could not change.
+    pub fn agreement_beyond(&self, margin: f64) -> f64 {
+        let against = self.different.iter().filter(|(_, found)| *found > margin).count();
+        1.0 - against as f64 / self.kl.len().max(1) as f64
+    }
+
     /// The summary of what came.
     pub fn finish(&self) -> Summary {
         let positions = self.kl.len();
@@ -111,12 +117,12 @@ impl Summarizer {
             kl: Spread::of(&self.kl),
             top1_agreement: mean((self.same + self.tied) as f64),
             top1_ties: self.tied,
-            largest_margin: self.largest_margin,
+            largest_margin: self.different.iter().fold(0.0, |most, (_, margin)| margin.max(most)),
             top5_overlap: mean(self.top5_sum),
             cosine_mean: mean(self.cosine_sum),
             cosine_min: if positions == 0 { 1.0 } else { self.cosine_min },
             max_abs_difference: self.max_abs_difference,
-            first_different: self.first_different,
+            first_different: self.different.first().map(|(index, _)| *index),
         }
     }
 }
@@ -198,6 +204,7 @@ mod tests {
         for row in [&same, &tied, &different, &different] {
             summary.push(row);
         }
+        assert_eq!((summary.agreement_beyond(0.5), summary.agreement_beyond(1.0)), (0.5, 1.0));
         let summary = summary.finish();
         assert_eq!((summary.positions, summary.top1_ties, summary.first_different), (4, 1, Some(2)));
         assert_eq!(summary.top1_agreement, 0.5);
