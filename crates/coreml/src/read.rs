@@ -137,6 +137,14 @@ impl PackageWeights {
         }
         Ok(Self { config, tensors })
     }
+
+    /// Weights that share a scale, of the tensor called `name` if it is in INT8; none if it is kept in float.
+    pub fn block_size(&self, name: &str) -> Option<usize> {
+        match self.tensors.get(name)?.parts.first()? {
+            Part::Floats(_) => None,
+            Part::Codes(codes) => Some(codes.block),
+        }
+    }
 }
 
 /// The packages in a directory, by name.
