@@ -1,0 +1,44 @@
+//! A checkpoint's own tokenizer and template, as suites and tasks need them.
+
+use std::path::Path;
+
+use q35_text::{ChatTemplate, Clock, RenderInput, Tokenizer};
+
+use crate::TextEncoder;
+
+/// The tokenizer and the chat template of one directory.
+pub struct CheckpointText {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+}
+
+impl CheckpointText {
+    /// Reads both from `dir`.
+    ///
+    /// # Errors
+    /// Either is missing or malformed, in its own words.
+    pub fn open(dir: &Path) -> Result<Self, String> {
+        let tokenizer = Tokenizer::from_dir(dir).map_err(|error| error.to_string())?;
+        let template =
+            ChatTemplate::from_dir(dir, tokenizer.special_tokens()).map_err(|error| error.to_string())?;
+        // A template may print today's date; a suite must give the same tokens on every day.
+        Ok(Self { tokenizer, template: template.with_clock(Clock::fixed(1_700_000_000)) })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+}
+
+impl TextEncoder for CheckpointText {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.tokenizer.encode(text).map_err(|error| error.to_string())
+    }
+
+    fn render(&self, messages: &serde_json::Value, thinking: bool) -> Result<String, String> {
+        let messages = messages.as_array().ok_or("`messages` is not a list")?;
+        let input = RenderInput::new(messages).with_generation_prompt(true).with_thinking(Some(thinking));
+        self.template.render(&input).map_err(|error| error.to_string())
+    }
+}

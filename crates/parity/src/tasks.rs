@@ -1,0 +1,202 @@
+//! What a quantization costs in behaviour: dialogues with known answers.
+//!
+//! Each dialogue is rendered with the checkpoint's chat template, the model answers greedily, and the answer counts
+//! or does not. A file has one JSON object a line: `kind`, `match` ("contains", "json", "number", "exact",
+//! "exact_word"), `thinking`, `messages`, `expect`.
+
+use q35_metrics::argmax;
+use q35_model::{CancelToken, Model, Rows};
+use serde::Deserialize;
+
+use crate::ParityError;
+use crate::rows::{Catch, Running, Who};
+
+/// One dialogue and the answer that is wanted.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Task {
+    /// The group that it is counted in.
+    pub kind: String,
+    /// How the answer is judged.
+    #[serde(rename = "match")]
+    pub rule: Rule,
+    /// Whether the model is asked to think.
+    #[serde(default)]
+    pub thinking: bool,
+    /// The conversation so far.
+    pub messages: serde_json::Value,
+    /// What the answer must be or hold.
+    pub expect: String,
+}
+
+/// How an answer is judged.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Holds the expected text as whole words.
+    Contains,
+    /// As `Contains`; another name of it in the data.
+    ExactWord,
+    /// Is the same JSON value.
+    Json,
+    /// The last whole number after the last `=` is the expected one.
+    Number,
+    /// Is the expected text.
+    Exact,
+}
+
+impl Task {
+    /// Reads a file of tasks.
+    ///
+    /// # Errors
+    /// The number of the first line that is not a task, and why.
+    pub fn parse_lines(text: &str) -> Result<Vec<Self>, String> {
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        lines
+            .map(|(index, line)| {
+                serde_json::from_str(line).map_err(|error| format!("line {}: {error}", index + 1))
+            })
+            .collect()
+    }
+
+    /// Whether `reply` is right: the whole of what the model said, thinking included.
+    pub fn passes(&self, reply: &str) -> bool {
+        let answer = reply.rsplit("</think>").next().unwrap_or(reply).trim();
+        match self.rule {
+            Rule::Contains | Rule::ExactWord => holds_words(answer, &self.expect),
+            Rule::Exact => answer == self.expect,
+            Rule::Json => {
+                let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+                parse(answer).is_some_and(|found| Some(found) == parse(&self.expect))
+            }
+            Rule::Number => {
+                let tail = answer.rsplit('=').next().unwrap_or(answer);
+                last_number(tail).is_some_and(|found| found == self.expect)
+            }
+        }
+    }
+}
+
+/// Whether `text` holds `words` with no letter, digit or underscore directly before or after.
+fn holds_words(text: &str, words: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(words).any(|(at, _)| {
+        !text[..at].chars().next_back().is_some_and(word)
+            && !text[at + words.len()..].chars().next().is_some_and(word)
+    })
+}
+
+/// The last run of digits, with a minus sign directly before it.
+fn last_number(text: &str) -> Option<&str> {
+    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let start = text[..end]
+        .rfind(|c: char| !c.is_ascii_digit())
+        .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
+    let sign = text[..start].ends_with('-');
+    Some(&text[start - usize::from(sign)..end])
+}
+
+/// The greedy reply to a prompt: at most `most` tokens, ending before any of `ends`.
+///
+/// # Errors
+/// The model fails, or `cancel` was used.
+pub fn greedy_reply(
+    model: &dyn Model,
+    prompt: &[u32],
+    most: usize,
+    ends: &[u32],
+    cancel: &CancelToken,
+) -> Result<Vec<u32>, ParityError> {
+    let mut running = Running::start(Who::Candidate, model, "task", prompt.len() + most, Catch::new(cancel))?;
+    running.feed(prompt, Rows::Last)?;
+    let mut reply = Vec::new();
+    while reply.len() < most {
+        let Some(token) = argmax(&running.catch.rows).map(|token| token as u32) else { break };
+        if ends.contains(&token) {
+            break;
+        }
+        reply.push(token);
+        if reply.len() < most {
+            running.feed(&[token], Rows::Last)?;
+        }
+    }
+    Ok(reply)
+}
+
+/// How many tasks of each kind were right, in the order of first appearance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskScores {
+    /// Kind, right answers, tasks.
+    pub kinds: Vec<(String, usize, usize)>,
+}
+
+impl TaskScores {
+    /// Counts one answer.
+    pub fn push(&mut self, kind: &str, right: bool) {
+        let place = match self.kinds.iter().position(|(known, ..)| known == kind) {
+            Some(place) => place,
+            None => {
+                self.kinds.push((kind.to_owned(), 0, 0));
+                self.kinds.len() - 1
+            }
+        };
+        self.kinds[place].1 += usize::from(right);
+        self.kinds[place].2 += 1;
+    }
+
+    /// Right answers and tasks over all kinds.
+    pub fn total(&self) -> (usize, usize) {
+        self.kinds.iter().fold((0, 0), |(right, all), (_, r, n)| (right + r, all + n))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(rule: Rule, expect: &str) -> Task {
+        let messages = serde_json::Value::Null;
+        Task { kind: "k".into(), rule, thinking: false, messages, expect: expect.into() }
+    }
+
+    #[test]
+    fn answers_are_judged_as_the_data_means_them() {
+        let cases = [
+            (Rule::Contains, "Alex", "Your name is Alex!", true),
+            (Rule::Contains, "Alex", "Your name is Alexander!", false),
+            (Rule::Contains, "Alex", "<think>Alex</think>I do not know.", false),
+            (Rule::ExactWord, "star", "star", true),
+            (Rule::ExactWord, "star", "stars", false),
+            (Rule::Json, r#"{"a": 1, "b": [2]}"#, r#" {"b":[2],"a":1} "#, true),
+            (Rule::Json, r#"{"a": 1}"#, r#"{"a": 1} and more"#, false),
+            (Rule::Number, "35", "15 + 20 = 35", true),
+            (Rule::Number, "35", "35 = 15 + 20", false),
+            (Rule::Number, "-7", "The result is -7.", true),
+            (Rule::Number, "7", "The result is -7.", false),
+            (Rule::Number, "7", "no number", false),
+            (Rule::Number, "12", "十 12", true),
+            (Rule::Exact, "yes", " yes\n", true),
+            (Rule::Exact, "yes", "yes!", false),
+        ];
+        for (rule, expect, reply, right) in cases {
+            assert_eq!(task(rule, expect).passes(reply), right, "{rule:?} {expect} {reply}");
+        }
+    }
+
+    #[test]
+    fn lines_are_read_and_bad_ones_named() {
+        let line = r#"{"kind": "sum", "match": "number", "messages": [], "expect": "3", "reply": "3"}"#;
+        assert_eq!(Task::parse_lines(&format!("{line}\n\n{line}\n")).unwrap().len(), 2);
+        let error = Task::parse_lines(&format!("{line}\n{{}}\n")).unwrap_err();
+        assert!(error.starts_with("line 2: missing field `kind`"), "{error}");
+    }
+
+    #[test]
+    fn scores_keep_the_order_of_kinds() {
+        let mut scores = TaskScores::default();
+        scores.push("b", true);
+        scores.push("a", false);
+        scores.push("b", false);
+        assert_eq!(scores.kinds, [("b".to_owned(), 1, 2), ("a".to_owned(), 0, 1)]);
+        assert_eq!(scores.total(), (1, 3));
+    }
+}

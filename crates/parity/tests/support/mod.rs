@@ -1,0 +1,345 @@
+//! A tiny checkpoint, its MLX conversion on disk, and ways to break either.
+#![allow(dead_code, reason = "each test crate uses a part")]
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use half::bf16;
+use q35_checkpoint::Checkpoint;
+use q35_mlx::{RoundToNearest, WriteOptions};
+use q35_model::{
+    CancelToken, Model, ModelMemory, Observer, RecurrentState, Rows, RunError, Sequence, Snapshot,
+    TextConfig, WeightError, Weights, tensor_table,
+};
+use q35_parity::{
+    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, Execution, Prompt, Report, Source,
+    Suite, Thresholds, check, float_model,
+};
+use q35_quant::affine::AffineSpec;
+use safetensors::tensor::{Dtype, TensorView};
+use tempfile::TempDir;
+
+/// Source and conversion.
+pub struct Fixture {
+    _root: TempDir,
+    pub source: PathBuf,
+    pub target: PathBuf,
+}
+
+impl Fixture {
+    pub fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (source, target) = (root.path().join("source"), root.path().join("target"));
+        q35_testkit::TinyCheckpoint::new().write_to(&source);
+        std::fs::create_dir(&target).unwrap();
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let recipe = RoundToNearest(AffineSpec::new(4, 64).unwrap());
+        q35_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), &target, &|_| {}).unwrap();
+        Self { _root: root, source, target }
+    }
+
+    pub fn prompts(&self) -> Vec<Prompt> {
+        let text = CheckpointText::open(&self.source).unwrap();
+        let suite = Suite::from_json(DEFAULT_SUITE).unwrap();
+        suite.prompts(&text, true, Some(120)).unwrap()
+    }
+
+    /// Changes tensors of the written file and checks it.
+    pub fn damaged(self, change: impl Fn(&str, &mut Damage)) -> Report {
+        self.rewrite(|tensors| tensors.iter_mut().for_each(|(name, tensor)| change(name, tensor)));
+        self.check_directory()
+    }
+
+    pub fn rename(&self, name_of: impl Fn(&str) -> String) {
+        self.rewrite(|tensors| {
+            *tensors = std::mem::take(tensors).into_iter().map(|(name, t)| (name_of(&name), t)).collect();
+        });
+    }
+
+    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, Damage>)) {
+        let path = self.target.join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors: BTreeMap<String, Damage> = file
+            .iter()
+            .map(|(name, view)| {
+                let shape = view.shape().to_vec();
+                (name.to_owned(), Damage { dtype: view.dtype(), shape, data: view.data().to_vec() })
+            })
+            .collect();
+        change(&mut tensors);
+        let views = tensors.iter().map(|(name, tensor)| {
+            (name.as_str(), TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data).unwrap())
+        });
+        safetensors::serialize_to_file(views, metadata.metadata().clone(), &path).unwrap();
+    }
+
+    pub fn edit_config(&self, change: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.target.join("config.json");
+        let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        std::fs::write(path, config.to_string()).unwrap();
+    }
+
+    /// The files are what is executed.
+    pub fn check_directory(&self) -> Report {
+        self.check_executed(|own| float_model(own).unwrap())
+    }
+
+    /// Something else is executed than the files say.
+    pub fn check_executed(&self, execute: impl FnOnce(&dyn Weights) -> Box<dyn Model>) -> Report {
+        let (source, target) = (Artefact::open(&self.source).unwrap(), Artefact::open(&self.target).unwrap());
+        // A damaged directory may hold nothing that can be executed.
+        let readable = tensor_table(target.weights().config())
+            .iter()
+            .all(|spec| target.weights().read_rows(&spec.name, 0..spec.shape[0], &mut Vec::new()).is_ok());
+        let model = readable.then(|| execute(target.weights()));
+        let candidate = Candidate {
+            name: "target".into(),
+            kind: target.kind(),
+            size_bytes: Some(target.weight_bytes()),
+            weights: target.weights(),
+            storage: &|spec| target.storage(spec),
+            model: model.as_deref(),
+            execution: Execution::F32,
+        };
+        let source = Source { name: "source".into(), hash: None, weights: source.weights() };
+        let thresholds = Thresholds::from_json(TINY_THRESHOLDS).unwrap();
+        let options =
+            CheckOptions { greedy_tokens: 12, probe_tokens: 40, threads: 2, ..CheckOptions::default() };
+        let prompts = self.prompts();
+        check(&source, &candidate, &prompts, &thresholds, &float_model, options, &CancelToken::new(), &|_| {})
+            .unwrap()
+    }
+}
+
+/// As the default thresholds, with greedy continuations as short as these tests make them.
+const TINY_THRESHOLDS: &str = r#"{
+  "schema_version": 1, "description": "tiny",
+  "implementation": {"f32": {
+    "mean_kl": {"limit": 1e-6, "because": "f32"}, "hidden_relative": {"limit": 1e-3, "because": "f32"},
+    "top1_agreement": {"limit": 1.0, "because": "f32"}, "undecided_margin": {"limit": 1e-4, "because": "f32"},
+    "state_cosine": {"limit": 0.999999, "because": "f32"}, "consistency_kl": {"limit": 1e-6, "because": "f32"},
+    "greedy_tokens": {"limit": 12, "because": "all of them"}}},
+  "conversion": {"mlx-4": {"mean_kl": {"limit": 0.5, "because": "measured 0.02 on this checkpoint"}}}
+}"#;
+
+/// A stored tensor, to be broken.
+pub struct Damage {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Damage {
+    pub fn bf16(values: &[f32], rows: usize) -> Self {
+        let data = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        Self { dtype: Dtype::BF16, shape: vec![rows, values.len() / rows], data }
+    }
+
+    pub fn values(&self) -> Vec<f32> {
+        assert_eq!(self.dtype, Dtype::BF16);
+        self.data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+    }
+
+    fn set(&mut self, values: Vec<f32>) {
+        self.data = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+    }
+
+    pub fn add(&mut self, amount: f32) {
+        self.set(self.values().into_iter().map(|v| v + amount).collect());
+    }
+
+    pub fn multiply_element(&mut self, index: usize, factor: f32) {
+        let mut values = self.values();
+        values[index] *= factor;
+        self.set(values);
+    }
+
+    /// Row `r` becomes what row `source(r)` was.
+    pub fn take_rows(&mut self, source: impl Fn(usize) -> usize) {
+        let (rows, size) = (self.shape[0], self.data.len() / self.shape[0]);
+        let taken = |row| self.data[source(row) * size..(source(row) + 1) * size].to_vec();
+        self.data = (0..rows).flat_map(taken).collect();
+    }
+
+    pub fn reverse_within_rows(&mut self) {
+        let width = self.values().len() / self.shape[0];
+        let mut values = self.values();
+        values.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+        self.set(values);
+    }
+}
+
+type SourceRows<'a> = Box<dyn Fn(&str, usize) -> Option<Vec<usize>> + Send + Sync + 'a>;
+
+/// Weights with rows in another order.
+pub struct Rearranged<'a> {
+    inner: &'a dyn Weights,
+    source_rows: SourceRows<'a>,
+}
+
+impl<'a> Rearranged<'a> {
+    pub fn new(
+        inner: &'a dyn Weights,
+        source_rows: impl Fn(&str, usize) -> Option<Vec<usize>> + Send + Sync + 'a,
+    ) -> Self {
+        Self { inner, source_rows: Box::new(source_rows) }
+    }
+}
+
+impl Weights for Rearranged<'_> {
+    fn config(&self) -> &TextConfig {
+        self.inner.config()
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), WeightError> {
+        let table = tensor_table(self.config());
+        let count = table.iter().find(|spec| spec.name == name).unwrap().shape[0];
+        let Some(order) = (self.source_rows)(name, count) else {
+            return self.inner.read_rows(name, rows, out);
+        };
+        out.clear();
+        let mut one = Vec::new();
+        for row in rows {
+            self.inner.read_rows(name, order[row]..order[row] + 1, &mut one)?;
+            out.extend_from_slice(&one);
+        }
+        Ok(())
+    }
+}
+
+macro_rules! as_inner {
+    () => {
+        fn config(&self) -> &TextConfig {
+            self.inner().config()
+        }
+        fn describe(&self) -> String {
+            "a broken runtime".into()
+        }
+        fn context_limit(&self) -> Option<usize> {
+            None
+        }
+        fn prefill_grid(&self) -> usize {
+            1
+        }
+        fn memory(&self) -> ModelMemory {
+            self.inner().memory()
+        }
+    };
+}
+
+/// Loses its recurrent states whenever a call ends.
+pub struct Forgetful(pub Box<dyn Model>);
+
+impl Forgetful {
+    fn inner(&self) -> &dyn Model {
+        &*self.0
+    }
+}
+
+impl Model for Forgetful {
+    as_inner!();
+
+    fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
+        Ok(Box::new(Faulty {
+            inner: self.0.new_sequence(max_context)?,
+            forget: true,
+            spoil_from: None,
+            done: 0,
+        }))
+    }
+}
+
+/// Gives NaN from some position on.
+pub struct Spoiled {
+    pub inner: Box<dyn Model>,
+    pub from: usize,
+}
+
+impl Spoiled {
+    fn inner(&self) -> &dyn Model {
+        &*self.inner
+    }
+}
+
+impl Model for Spoiled {
+    as_inner!();
+
+    fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
+        let inner = self.inner.new_sequence(max_context)?;
+        Ok(Box::new(Faulty { inner, forget: false, spoil_from: Some(self.from), done: 0 }))
+    }
+}
+
+struct Faulty {
+    inner: Box<dyn Sequence>,
+    forget: bool,
+    spoil_from: Option<usize>,
+    done: usize,
+}
+
+struct Spoil<'a> {
+    inner: &'a mut dyn Observer,
+    from: Option<usize>,
+    offset: usize,
+}
+
+impl Observer for Spoil<'_> {
+    fn logits(&mut self, position: usize, row: &[f32]) {
+        let mut row = row.to_vec();
+        if self.from.is_some_and(|from| position + self.offset >= from) {
+            row[0] = f32::NAN;
+        }
+        self.inner.logits(position + self.offset, &row);
+    }
+    fn wants_hidden(&self) -> bool {
+        self.inner.wants_hidden()
+    }
+    fn hidden(&mut self, site: q35_model::Site, position: usize, rows: &[f32]) {
+        self.inner.hidden(site, position + self.offset, rows);
+    }
+    fn cancelled(&self) -> bool {
+        self.inner.cancelled()
+    }
+}
+
+impl Sequence for Faulty {
+    fn position(&self) -> usize {
+        self.done
+    }
+    fn max_context(&self) -> usize {
+        self.inner.max_context()
+    }
+    fn extend(&mut self, ids: &[u32], rows: Rows, observer: &mut dyn Observer) -> Result<(), RunError> {
+        if self.forget {
+            self.inner.reset();
+        }
+        let offset = self.done - self.inner.position();
+        self.inner.extend(ids, rows, &mut Spoil { inner: observer, from: self.spoil_from, offset })?;
+        self.done += ids.len();
+        Ok(())
+    }
+    fn snapshot(&self) -> Result<Snapshot, RunError> {
+        self.inner.snapshot()
+    }
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RunError> {
+        self.done = snapshot.position;
+        self.inner.restore(snapshot)
+    }
+    fn reset(&mut self) {
+        self.done = 0;
+        self.inner.reset();
+    }
+    fn cache_bytes(&self) -> u64 {
+        0
+    }
+    fn scratch_bytes(&self) -> u64 {
+        0
+    }
+    fn recurrent_states(&self) -> Result<Vec<RecurrentState>, RunError> {
+        self.inner.recurrent_states()
+    }
+}
