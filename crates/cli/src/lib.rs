@@ -11,6 +11,7 @@
 
 pub mod commands;
 pub mod exit;
+pub mod interrupt;
 pub mod known;
 pub mod output;
 pub mod progress;

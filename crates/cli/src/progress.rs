@@ -35,7 +35,7 @@ impl Watcher {
 
     /// Begins a step of `total` things.
     pub fn counted_step(self, title: &str, total: u64) -> Step {
-        self.step(title, total, "{msg:<28} {bar:30} {pos:>6} of {len} {elapsed:>4}")
+        self.step(title, total, "{msg:<28} {bar:30} {pos:>6} of {len} {elapsed:>4}, {eta} left")
     }
 
     fn step(self, title: &str, total: u64, template: &str) -> Step {

@@ -12,6 +12,7 @@ use q35_coreml::{Cache, Compute, Embedding, Encoding, Layout, Options, Progress,
 use serde_json::{Value, json};
 
 use crate::commands::Context;
+use crate::commands::parity::{after_conversion, in_words, outcome, record};
 use crate::exit::Outcome;
 use crate::known;
 use crate::output::{bytes, grouped, json as print_json, line, note};
@@ -67,6 +68,10 @@ pub struct Args {
     /// Replace DIR if it exists
     #[arg(long)]
     pub force: bool,
+
+    /// Skip the short parity check that follows; the manifest then says that nothing was verified
+    #[arg(long)]
+    pub no_verify: bool,
 }
 
 /// Who is to open the result.
@@ -195,7 +200,12 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         })
         .with_context(|| format!("converting {}", source.dir.display()))?;
     drop(step);
-    let manifest = staging.seal(written.manifest, written.files)?;
+    let parity = match args.no_verify {
+        true => None,
+        false => Some(after_conversion(&source.dir, &args.model.model, staging.path(), context.watcher)?),
+    };
+    let manifest = record(parity.as_ref(), written.manifest, staging.path())?;
+    let manifest = staging.seal(manifest, written.files)?;
     let target = staging.target().to_owned();
     let output_bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
     staging.publish()?;
@@ -207,13 +217,14 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         options,
         output_bytes,
         elapsed: started.elapsed(),
+        parity: parity.as_ref(),
     };
     if context.json {
         print_json(&report.json())?
     } else {
         report.print()?
     }
-    Ok(Outcome::Done)
+    Ok(outcome(parity.as_ref()))
 }
 
 struct Report<'a> {
@@ -223,6 +234,7 @@ struct Report<'a> {
     options: Options,
     output_bytes: u64,
     elapsed: Duration,
+    parity: Option<&'a q35_parity::Report>,
 }
 
 impl Report<'_> {
@@ -256,6 +268,7 @@ impl Report<'_> {
             "left_out": dropped,
             "companions": self.summary.companions,
             "seconds": self.elapsed.as_secs_f64(),
+            "parity": self.parity.map(q35_parity::Report::summary),
         })
     }
 
@@ -273,6 +286,7 @@ impl Report<'_> {
             options.compute,
             options.context,
         ))?;
+        line(format!("  parity: {}", in_words(self.parity)))?;
         for part in &self.inventory.dropped {
             line(format!(
                 "  left out: {}, {} tensors, {} weights, {}",
@@ -283,7 +297,9 @@ impl Report<'_> {
             ))?;
         }
         if options.layout == Layout::SpeechSwift {
-            note("note: speech-swift loads compiled packages: run `xcrun coremlcompiler compile` on each of them on a Mac");
+            note(
+                "note: speech-swift loads compiled packages: run `xcrun coremlcompiler compile` on each of them on a Mac",
+            );
         }
         if !summary.companions.iter().any(|name| name == "tokenizer.json") {
             note("note: the source has no tokenizer.json, so the result cannot chat by itself");

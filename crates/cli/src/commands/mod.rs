@@ -7,8 +7,10 @@ use crate::exit::Outcome;
 use crate::progress::Watcher;
 
 pub mod coreml;
+pub mod eval;
 pub mod inspect;
 pub mod mlx;
+pub mod parity;
 pub mod verify;
 
 /// Converts Qwen3.5 checkpoints for Apple devices, and checks what came out
@@ -21,10 +23,6 @@ pub struct Convert {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Print results as JSON
-    #[arg(long, global = true)]
-    pub json: bool,
-
     /// Print results and errors only
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -34,13 +32,30 @@ pub struct Convert {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Quantize a checkpoint to an MLX model
-    Mlx(mlx::Args),
+    Mlx(Printing<mlx::Args>),
     /// Quantize a checkpoint to INT8 Core ML packages
-    Coreml(coreml::Args),
+    Coreml(Printing<coreml::Args>),
     /// Re-hash the files of a converted model
-    Verify(verify::Args),
+    Verify(Printing<verify::Args>),
     /// Show what a checkpoint, a converted model or a file holds
-    Inspect(inspect::Args),
+    Inspect(Printing<inspect::Args>),
+    /// Is a converted model still the model? Numbers, reasons, and an exit code
+    Parity(parity::Args),
+    /// What a quantization costs: perplexity, KL and task scores of several models side by side
+    Eval(Printing<eval::Args>),
+}
+
+/// Arguments of a command whose results go to stdout, as text or JSON. `parity` is no such command: its `--json`
+/// names a file.
+#[derive(Debug, clap::Args)]
+pub struct Printing<T: clap::Args> {
+    /// The command's own.
+    #[command(flatten)]
+    pub args: T,
+
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What all commands are told.
@@ -58,12 +73,15 @@ impl Convert {
     /// # Errors
     /// It could not run.
     pub fn run(self) -> anyhow::Result<Outcome> {
-        let context = Context { json: self.json, watcher: Watcher::detect(self.quiet || self.json) };
+        let quiet = self.quiet;
+        let context = |json| Context { json, watcher: Watcher::detect(quiet || json) };
         match self.command {
-            Command::Mlx(args) => mlx::run(&args, context),
-            Command::Coreml(args) => coreml::run(&args, context),
-            Command::Verify(args) => verify::run(&args, context),
-            Command::Inspect(args) => inspect::run(&args, context),
+            Command::Mlx(with) => mlx::run(&with.args, context(with.json)),
+            Command::Coreml(with) => coreml::run(&with.args, context(with.json)),
+            Command::Verify(with) => verify::run(&with.args, context(with.json)),
+            Command::Inspect(with) => inspect::run(&with.args, context(with.json)),
+            Command::Parity(args) => parity::run(&args, context(false)),
+            Command::Eval(with) => eval::run(&with.args, context(with.json)),
         }
     }
 }

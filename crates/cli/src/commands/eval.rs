@@ -1,0 +1,307 @@
+//! `q35-convert eval`: what a quantization costs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use q35_model::{CancelToken, Model};
+use q35_parity::perplexity::{TextScore, Windows, score_text};
+use q35_parity::tasks::{Task, TaskScores, greedy_reply};
+use q35_parity::{Artefact, CheckpointText, Executed, ParityError, TextEncoder};
+use serde_json::{Value, json};
+
+use crate::commands::Context;
+use crate::commands::parity::threads;
+use crate::exit::Outcome;
+use crate::output::{Table, bytes, json as print_json, line, note};
+use crate::progress::Step;
+use crate::source::{Source, resolve};
+
+/// Arguments of `q35-convert eval`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A model in any form: a directory, a hub id, or q35-nano; may be given several times
+    #[arg(long, value_name = "DIR|ID", required = true, num_args = 1..)]
+    pub model: Vec<String>,
+
+    /// The float checkpoint to compare with
+    #[arg(long, value_name = "CKPT")]
+    pub against: Option<String>,
+
+    /// Perplexity on this text, and KL and top-1 against the float model
+    #[arg(long, value_name = "FILE", required_unless_present = "chat")]
+    pub text: Option<PathBuf>,
+
+    /// Task scores on dialogues with known answers, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub chat: Option<PathBuf>,
+
+    /// Tokens in a window, which begins with an empty context
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub window: usize,
+
+    /// Tokens from one window's beginning to the next's [default: the window]
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
+
+    /// Use at most so many tokens of the text
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<usize>,
+
+    /// Use at most so many dialogues of each kind
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+
+    /// Longest reply in a dialogue, in tokens
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_tokens: usize,
+
+    /// Keep activations in f32, where a backend has a faster way too
+    #[arg(long)]
+    pub exact: bool,
+
+    /// Threads [default: all processors]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// One model of the table.
+struct Row {
+    name: String,
+    /// Keeps an unpacked embedded model on disk.
+    _source: Source,
+    artefact: Artefact,
+    model: Box<dyn Model>,
+    text: Option<TextScore>,
+    tasks: Option<TaskScores>,
+}
+
+/// Runs `q35-convert eval`.
+///
+/// # Errors
+/// A model or a file cannot be used.
+pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+    let stride = args.stride.unwrap_or(args.window);
+    ensure!(args.window >= 2, "--window {}: at least 2 tokens are needed to predict one", args.window);
+    ensure!(
+        (1..=args.window).contains(&stride),
+        "--stride {stride}: expected 1 to the window, {}",
+        args.window
+    );
+    let windows = Windows { window: args.window, stride, most_tokens: args.tokens.unwrap_or(usize::MAX) };
+    let names = args.against.iter().chain(&args.model);
+    let mut rows = names.map(|name| open(name, args, context)).collect::<anyhow::Result<Vec<_>>>()?;
+    let cancel = crate::interrupt::token()?;
+    let mut tokens = 0;
+    if let Some(path) = &args.text {
+        tokens = text(&mut rows, path, windows, args, &cancel, context)?;
+    }
+    if let Some(path) = &args.chat {
+        chat(&mut rows, path, args, &cancel, context)?;
+    }
+    if context.json {
+        print_json(&as_json(&rows, args, windows, tokens))?;
+    } else {
+        print(&rows, args, windows)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn open(name: &str, args: &Args, context: Context) -> anyhow::Result<Row> {
+    let source = resolve(name, None, context.watcher)?;
+    let artefact = Artefact::open(&source.dir)?;
+    let Executed { model, .. } = artefact.execute(threads(args.threads), args.exact)?;
+    Ok(Row { name: name.to_owned(), _source: source, artefact, model, text: None, tasks: None })
+}
+
+fn interrupted(error: ParityError) -> anyhow::Error {
+    match error {
+        ParityError::Cancelled => anyhow::anyhow!("interrupted"),
+        error => error.into(),
+    }
+}
+
+fn text(
+    rows: &mut [Row],
+    path: &Path,
+    windows: Windows,
+    args: &Args,
+    cancel: &CancelToken,
+    context: Context,
+) -> anyhow::Result<usize> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let encoder = CheckpointText::open(rows[0].artefact.dir()).map_err(anyhow::Error::msg)?;
+    let ids = encoder.encode(&text).map_err(anyhow::Error::msg)?;
+    let used = ids.len().min(windows.most_tokens);
+    ensure!(used >= 2, "{}: fewer than two tokens", path.display());
+    let step: std::cell::OnceCell<Step> = std::cell::OnceCell::new();
+    let seen = std::cell::Cell::new(0);
+    let progress = |done: u64, total: u64| {
+        let step = step.get_or_init(|| context.watcher.counted_step("tokens", total));
+        step.advance(done - seen.replace(done));
+    };
+    // Together when they are to be compared; one after the other, which needs less memory, when they are not.
+    let scores = if args.against.is_some() {
+        let models: Vec<&dyn Model> = rows.iter().map(|row| &*row.model).collect();
+        score_text(&models, &ids, windows, cancel, &progress).map_err(interrupted)?
+    } else {
+        let mut scores = Vec::new();
+        for row in rows.iter() {
+            seen.set(0);
+            scores
+                .extend(score_text(&[&*row.model], &ids, windows, cancel, &|_, _| {}).map_err(interrupted)?);
+        }
+        scores
+    };
+    for (row, score) in rows.iter_mut().zip(scores) {
+        row.text = Some(score);
+    }
+    Ok(used)
+}
+
+fn chat(
+    rows: &mut [Row],
+    path: &Path,
+    args: &Args,
+    cancel: &CancelToken,
+    context: Context,
+) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let all =
+        Task::parse_lines(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
+    let mut of_kind = std::collections::HashMap::new();
+    let tasks: Vec<Task> = all
+        .into_iter()
+        .filter(|task| {
+            let count = of_kind.entry(task.kind.clone()).or_insert(0usize);
+            *count += 1;
+            *count <= args.limit.unwrap_or(usize::MAX)
+        })
+        .collect();
+    ensure!(!tasks.is_empty(), "{}: no dialogues", path.display());
+    let step = context.watcher.counted_step("dialogues", (tasks.len() * rows.len()) as u64);
+    for row in rows {
+        let encoder = CheckpointText::open(row.artefact.dir())
+            .map_err(anyhow::Error::msg)
+            .with_context(|| row.name.clone())?;
+        let ends = ends(row.artefact.dir(), &encoder)?;
+        let mut scores = TaskScores::default();
+        for task in &tasks {
+            let prompt = encoder.render(&task.messages, task.thinking).map_err(anyhow::Error::msg)?;
+            let prompt = encoder.encode(&prompt).map_err(anyhow::Error::msg)?;
+            let reply =
+                greedy_reply(&*row.model, &prompt, args.max_tokens, &ends, cancel).map_err(interrupted)?;
+            scores.push(&task.kind, task.passes(&encoder.tokenizer().decode(&reply)));
+            step.advance(1);
+        }
+        row.tasks = Some(scores);
+    }
+    Ok(())
+}
+
+/// The tokens that end a reply: those of generation_config.json, or else of the chat format.
+fn ends(dir: &Path, text: &CheckpointText) -> anyhow::Result<Vec<u32>> {
+    let config = std::fs::read(dir.join("generation_config.json")).ok();
+    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let mut ends: Vec<u32> = match config.as_ref().map(|config| &config["eos_token_id"]) {
+        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    };
+    ends.extend(["<|im_end|>", "<|endoftext|>"].iter().filter_map(|token| text.tokenizer().id_of(token)));
+    if ends.is_empty() {
+        bail!("{}: no token is known to end a reply", dir.display());
+    }
+    Ok(ends)
+}
+
+/// Change of perplexity from the first model, if that is the float model.
+fn change(rows: &[Row], row: &Row, args: &Args) -> Option<f64> {
+    args.against.as_ref()?;
+    Some(row.text.as_ref()?.perplexity / rows[0].text.as_ref()?.perplexity - 1.0)
+}
+
+fn print(rows: &[Row], args: &Args, windows: Windows) -> anyhow::Result<()> {
+    let dash = || "-".to_owned();
+    if let Some(score) = &rows[0].text {
+        let mut table =
+            Table::with_titles(["model", "size", "bits/weight", "perplexity", "change", "KL", "top-1"]);
+        for row in rows {
+            let text = row.text.as_ref();
+            let against = text.and_then(|score| score.against_first.as_ref());
+            table.row([
+                row.name.clone(),
+                bytes(row.artefact.weight_bytes()),
+                format!("{:.3}", row.artefact.bits_per_weight()),
+                text.map_or_else(dash, |score| format!("{:.4}", score.perplexity)),
+                change(rows, row, args).map_or_else(dash, |part| format!("{:+.2} %", 100.0 * part)),
+                against.map_or_else(dash, |found| format!("{:.3e}", found.kl.mean)),
+                against.map_or_else(dash, |found| format!("{:.2} %", 100.0 * found.top1_agreement)),
+            ]);
+        }
+        line(table.render())?;
+        note(format!(
+            "perplexity over {} tokens, window {}, stride {}",
+            score.tokens, windows.window, windows.stride
+        ));
+    }
+    if rows.iter().any(|row| row.tasks.is_some()) {
+        if rows[0].text.is_some() {
+            line("")?;
+        }
+        let kinds: Vec<&str> = rows[0]
+            .tasks
+            .iter()
+            .flat_map(|tasks| tasks.kinds.iter().map(|(kind, ..)| kind.as_str()))
+            .collect();
+        for row in rows {
+            let mut table = Table::with_titles([row.name.as_str(), "right", "of", "score"]);
+            let Some(tasks) = &row.tasks else { continue };
+            let part =
+                |right: usize, all: usize| format!("{:.1} %", 100.0 * right as f64 / all.max(1) as f64);
+            for kind in &kinds {
+                if let Some((_, right, all)) = tasks.kinds.iter().find(|(name, ..)| name == kind) {
+                    table.row([format!("  {kind}"), right.to_string(), all.to_string(), part(*right, *all)]);
+                }
+            }
+            let (right, all) = tasks.total();
+            table.row(["  all".to_owned(), right.to_string(), all.to_string(), part(right, all)]);
+            line(table.render())?;
+        }
+    }
+    Ok(())
+}
+
+fn as_json(rows: &[Row], args: &Args, windows: Windows, tokens: usize) -> Value {
+    let models: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            let against = row.text.as_ref().and_then(|score| score.against_first.as_ref());
+            let tasks = row.tasks.as_ref().map(|tasks| {
+                let kinds = tasks.kinds.iter();
+                let kinds: serde_json::Map<String, Value> = kinds
+                    .map(|(kind, right, all)| (kind.clone(), json!({"right": right, "of": all})))
+                    .collect();
+                kinds
+            });
+            json!({
+                "model": row.name,
+                "backend": row.model.describe(),
+                "weight_bytes": row.artefact.weight_bytes(),
+                "bits_per_weight": row.artefact.bits_per_weight(),
+                "perplexity": row.text.as_ref().map(|score| score.perplexity),
+                "predicted_tokens": row.text.as_ref().map(|score| score.tokens),
+                "perplexity_change": change(rows, row, args),
+                "mean_kl": against.map(|found| found.kl.mean),
+                "p99_kl": against.map(|found| found.kl.p99),
+                "top1_agreement": against.map(|found| found.top1_agreement),
+                "tasks": tasks,
+            })
+        })
+        .collect();
+    json!({
+        "schema_version": 1,
+        "window": windows.window, "stride": windows.stride, "tokens": tokens,
+        "against": args.against, "models": models,
+    })
+}

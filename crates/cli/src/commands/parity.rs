@@ -1,0 +1,375 @@
+//! `q35-convert parity`: is a converted model still the model?
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context as _, bail, ensure};
+use q35_bundle::Manifest;
+use q35_model::CancelToken;
+use q35_parity::{
+    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, Executed,
+    ParityError, Progress, Prompt, ReferencePass, Report, Source, Stage, Suite, Thresholds, check,
+    float_model,
+};
+
+use crate::commands::Context;
+use crate::exit::Outcome;
+use crate::output::{line, note};
+use crate::progress::{Step, Watcher};
+use crate::source::resolve;
+
+/// Arguments of `q35-convert parity`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The float checkpoint: a directory, a hub id, or q35-nano
+    #[arg(long, value_name = "CKPT")]
+    pub reference: String,
+
+    /// The converted model
+    #[arg(long, value_name = "DIR")]
+    pub candidate: PathBuf,
+
+    /// Texts to compare on, as manifests/suite.json has them [default: those]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids_file"])]
+    pub suite: Option<PathBuf>,
+
+    /// Compare on this text instead
+    #[arg(long, value_name = "FILE", conflicts_with = "ids_file")]
+    pub text: Option<PathBuf>,
+
+    /// Compare on these token ids instead: a JSON list, or a list of lists
+    #[arg(long, value_name = "FILE")]
+    pub ids_file: Option<PathBuf>,
+
+    /// Compare at most so many positions [default: 512 of a text, all of a suite]
+    #[arg(long, value_name = "N")]
+    pub positions: Option<usize>,
+
+    /// Use the short part of the suite
+    #[arg(long)]
+    pub short: bool,
+
+    /// Limits, as manifests/thresholds.json has them [default: those]
+    #[arg(long, value_name = "FILE")]
+    pub thresholds: Option<PathBuf>,
+
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write the report as one HTML page
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// Write the report as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+
+    /// Keep what the float reference says, to be used again
+    #[arg(long, value_name = "FILE", conflicts_with = "use_reference")]
+    pub save_reference: Option<PathBuf>,
+
+    /// Use what the float reference said before, of the same source and texts
+    #[arg(long, value_name = "FILE")]
+    pub use_reference: Option<PathBuf>,
+
+    /// Compare weights only; run nothing
+    #[arg(long)]
+    pub weights_only: bool,
+
+    /// Greedy tokens to compare
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub greedy: usize,
+
+    /// Keep activations in f32, where the backend has a faster way too
+    #[arg(long)]
+    pub exact: bool,
+
+    /// Threads [default: all processors]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// Runs `q35-convert parity`.
+///
+/// # Errors
+/// Either model or one of the files cannot be used. A candidate outside its limits is [`Outcome::No`].
+pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+    let source = resolve(&args.reference, None, context.watcher)?;
+    let reference = Artefact::open(&source.dir)?;
+    let candidate = Artefact::open(&args.candidate)?;
+    let prompts = if args.weights_only { Vec::new() } else { prompts(args, &reference)? };
+    let thresholds = match &args.thresholds {
+        Some(path) => thresholds(&read(path)?).with_context(|| path.display().to_string())?,
+        None => thresholds(DEFAULT_THRESHOLDS)?,
+    };
+    let keyed = args.save_reference.is_some() || args.use_reference.is_some();
+    let options = CheckOptions {
+        run: !args.weights_only,
+        greedy_tokens: args.greedy,
+        use_reference: args.use_reference.as_deref().map(ReferencePass::open).transpose()?,
+        save_reference: args.save_reference.clone(),
+        ..CheckOptions::default()
+    };
+    let job = Job {
+        reference_name: args.reference.clone(),
+        candidate_name: args.candidate.display().to_string(),
+        reference: &reference,
+        candidate: &candidate,
+        hash: if keyed { Some(reference.hash().context("hashing the source")?) } else { None },
+        prompts: &prompts,
+        thresholds: &thresholds,
+        exact: args.exact,
+        threads: args.threads,
+    };
+    let report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
+    line(report.to_table().trim_end())?;
+    let files = [
+        (&args.json, report.to_json()),
+        (&args.html, report.to_html()),
+        (&args.markdown, report.to_markdown()),
+    ];
+    for (path, text) in files {
+        if let Some(path) = path {
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    Ok(if report.passed { Outcome::Done } else { Outcome::No })
+}
+
+/// One check, with what the command line knows of it.
+pub(crate) struct Job<'a> {
+    pub(crate) reference_name: String,
+    pub(crate) candidate_name: String,
+    pub(crate) reference: &'a Artefact,
+    pub(crate) candidate: &'a Artefact,
+    pub(crate) hash: Option<String>,
+    pub(crate) prompts: &'a [Prompt],
+    pub(crate) thresholds: &'a Thresholds,
+    pub(crate) exact: bool,
+    pub(crate) threads: Option<usize>,
+}
+
+impl Job<'_> {
+    pub(crate) fn run(
+        self,
+        options: CheckOptions,
+        watcher: Watcher,
+        cancel: &CancelToken,
+    ) -> anyhow::Result<Report> {
+        let threads = threads(self.threads);
+        let Executed { model, execution } = self.candidate.execute(threads, self.exact)?;
+        let source = Source { name: self.reference_name, hash: self.hash, weights: self.reference.weights() };
+        let candidate = Candidate {
+            name: self.candidate_name,
+            kind: self.candidate.kind(),
+            size_bytes: Some(self.candidate.weight_bytes()),
+            weights: self.candidate.weights(),
+            storage: &|spec| self.candidate.storage(spec),
+            model: options.run.then_some(&*model),
+            execution,
+        };
+        let tool = format!("q35-convert {}", env!("CARGO_PKG_VERSION"));
+        let options = CheckOptions { tool, threads, ..options };
+        let bars = Bars::new(watcher);
+        let report = check(
+            &source,
+            &candidate,
+            self.prompts,
+            self.thresholds,
+            &float_model,
+            options,
+            cancel,
+            &|progress| bars.show(progress),
+        );
+        match report {
+            Err(ParityError::Cancelled) => bail!("interrupted; nothing was judged"),
+            report => Ok(report?),
+        }
+    }
+}
+
+/// Threads to use: those asked for, or all.
+pub(crate) fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+}
+
+fn thresholds(text: &str) -> anyhow::Result<Thresholds> {
+    Thresholds::from_json(text).map_err(anyhow::Error::msg)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn prompts(args: &Args, reference: &Artefact) -> anyhow::Result<Vec<Prompt>> {
+    if let Some(path) = &args.ids_file {
+        return of_ids(&read(path)?, args.positions, reference).with_context(|| path.display().to_string());
+    }
+    let text = CheckpointText::open(reference.dir())
+        .map_err(anyhow::Error::msg)
+        .context("the checkpoint's tokenizer is needed to turn texts into tokens; --ids-file does without")?;
+    if let Some(path) = &args.text {
+        let mut ids = q35_parity::TextEncoder::encode(&text, &read(path)?).map_err(anyhow::Error::msg)?;
+        ids.truncate(args.positions.unwrap_or(512));
+        ensure!(ids.len() >= 2, "{}: fewer than two tokens", path.display());
+        let name = path.file_name().map_or_else(|| "text".into(), |name| name.to_string_lossy().into_owned());
+        return Ok(vec![Prompt { greedy: true, ..Prompt::new(name, "text", ids) }]);
+    }
+    let suite = match &args.suite {
+        Some(path) => Suite::from_json(&read(path)?).with_context(|| path.display().to_string())?,
+        None => Suite::from_json(DEFAULT_SUITE)?,
+    };
+    Ok(suite.prompts(&text, args.short, args.positions)?)
+}
+
+fn of_ids(text: &str, most: Option<usize>, reference: &Artefact) -> anyhow::Result<Vec<Prompt>> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Ids {
+        One(Vec<u32>),
+        Several(Vec<Vec<u32>>),
+    }
+    let lists = match serde_json::from_str(text).context("expected a JSON list of token ids")? {
+        Ids::One(ids) => vec![ids],
+        Ids::Several(lists) => lists,
+    };
+    let vocab_size = reference.weights().config().vocab_size;
+    let mut left = most.unwrap_or(usize::MAX);
+    let mut prompts = Vec::new();
+    for (index, mut ids) in lists.into_iter().enumerate() {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            bail!("token id {id} is outside the vocabulary of {vocab_size}");
+        }
+        ids.truncate(left);
+        left -= ids.len();
+        if ids.len() >= 2 {
+            prompts.push(Prompt { greedy: index == 0, ..Prompt::new(format!("ids-{index}"), "ids", ids) });
+        }
+    }
+    ensure!(!prompts.is_empty(), "no list of at least two token ids");
+    Ok(prompts)
+}
+
+/// The progress bar of the stage under way.
+struct Bars {
+    watcher: Watcher,
+    current: Mutex<RefCell<Option<(Stage, u64, Step)>>>,
+}
+
+impl Bars {
+    fn new(watcher: Watcher) -> Self {
+        Self { watcher, current: Mutex::new(RefCell::new(None)) }
+    }
+
+    fn show(&self, progress: Progress) {
+        let Ok(current) = self.current.lock() else { return };
+        let mut current = current.borrow_mut();
+        if current.as_ref().is_none_or(|(stage, ..)| *stage != progress.stage) {
+            let step = self.watcher.counted_step(&progress.stage.to_string(), progress.total);
+            *current = Some((progress.stage, 0, step));
+        }
+        if let Some((_, done, step)) = &mut *current {
+            step.advance(progress.done.saturating_sub(*done));
+            *done = progress.done.max(*done);
+        }
+    }
+}
+
+/// The short check that follows a conversion: `out` is the directory just written, not yet in its place.
+///
+/// # Errors
+/// The check could not be done.
+pub(crate) fn after_conversion(
+    reference: &Path,
+    reference_name: &str,
+    out: &Path,
+    watcher: Watcher,
+) -> anyhow::Result<Report> {
+    let (reference, candidate) = (Artefact::open(reference)?, Artefact::open(out)?);
+    let prompts = match CheckpointText::open(reference.dir()) {
+        Ok(text) => Suite::from_json(DEFAULT_SUITE)?.prompts(&text, true, Some(SHORT_POSITIONS))?,
+        Err(_) => {
+            note("note: the source has no usable tokenizer; the check runs on arbitrary tokens");
+            vec![arbitrary(reference.weights().config().vocab_size)]
+        }
+    };
+    let job = Job {
+        reference_name: reference_name.to_owned(),
+        candidate_name: "the conversion".into(),
+        reference: &reference,
+        candidate: &candidate,
+        hash: None,
+        prompts: &prompts,
+        thresholds: &thresholds(DEFAULT_THRESHOLDS)?,
+        exact: true,
+        threads: None,
+    };
+    let options = CheckOptions { greedy_tokens: 0, probe_tokens: 32, ..CheckOptions::default() };
+    job.run(options, watcher, &CancelToken::new())
+}
+
+/// Positions that are compared after a conversion.
+const SHORT_POSITIONS: usize = 128;
+
+/// Tokens without meaning, spread over the vocabulary.
+fn arbitrary(vocab_size: usize) -> Prompt {
+    let ids = (1..=SHORT_POSITIONS).map(|i| (i * 7919 % vocab_size) as u32).collect();
+    Prompt::new("arbitrary", "ids", ids)
+}
+
+/// What a conversion's summary and card say of its check.
+pub(crate) fn in_words(report: Option<&Report>) -> String {
+    let Some(report) = report else { return "unverified".into() };
+    let Some(total) = report.total.as_ref().or(report.conversion.as_ref()) else {
+        return "weights differ from the source beyond their encoding; nothing was run".into();
+    };
+    format!(
+        "mean KL {:.2e} against the float model over {} positions, top-1 agreement {:.1} %, {}",
+        total.kl.mean,
+        total.positions,
+        100.0 * total.top1_agreement,
+        if report.passed { "within thresholds" } else { "OUTSIDE thresholds" }
+    )
+}
+
+/// Writes what was found into the manifest and the model card of the directory just written.
+///
+/// # Errors
+/// The card cannot be written.
+pub(crate) fn record(
+    report: Option<&Report>,
+    mut manifest: Manifest,
+    out: &Path,
+) -> anyhow::Result<Manifest> {
+    manifest.parity = Some(match report {
+        Some(report) => report.summary(),
+        None => "unverified".into(),
+    });
+    let path = out.join("README.md");
+    if let Ok(card) = std::fs::read_to_string(&path) {
+        let card = format!("{card}\nParity with the float model: {}.\n", in_words(report));
+        std::fs::write(&path, card).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(manifest)
+}
+
+/// How a conversion ends.
+pub(crate) fn outcome(report: Option<&Report>) -> Outcome {
+    match report {
+        Some(report) if !report.passed => {
+            for finding in &report.findings {
+                note(format!("{}: {}", finding.scope, finding.message));
+            }
+            for check in report.checks.iter().filter(|check| !check.passed) {
+                note(format!(
+                    "outside its limit: {} is {:e}, limit {:e}",
+                    check.name, check.value, check.limit
+                ));
+            }
+            Outcome::No
+        }
+        _ => Outcome::Done,
+    }
+}
