@@ -285,7 +285,8 @@ fn parse(path: &Path, file: &[u8]) -> Result<Header, SafetensorsError> {
         if name == "__metadata__" {
             match value {
                 Value::Object(fields) => {
-                    metadata.extend(fields.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))));
+                    metadata
+                        .extend(fields.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))));
                 }
                 // What MLX writes when it is given no metadata.
                 Value::Null => {}
