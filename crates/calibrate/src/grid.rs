@@ -1,0 +1,222 @@
+//! A quantized matrix while it is being worked on: codes, and scales and biases that the file's type can hold.
+
+use half::bf16;
+use q35_quant::FloatType;
+use q35_quant::affine::{AffineSpec, PackedMatrix, pack_codes};
+use rayon::prelude::*;
+
+/// Weight (r, c) is `scale * code + bias` of its group. Scales and biases are bf16 numbers held as f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grid {
+    /// Bits and group size.
+    pub spec: AffineSpec,
+    /// Number of rows.
+    pub rows: usize,
+    /// Weights of a row.
+    pub cols: usize,
+    /// [rows, cols], one to a byte.
+    pub codes: Vec<u8>,
+    /// [rows, groups].
+    pub scales: Vec<f32>,
+    /// [rows, groups].
+    pub biases: Vec<f32>,
+}
+
+/// Rounded as the file will hold it.
+pub(crate) fn stored(value: f32) -> f32 {
+    bf16::from_f32(value).to_f32()
+}
+
+impl Grid {
+    /// The weights, [rows, cols].
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.codes.len()];
+        let group = self.spec.group_size();
+        values.par_chunks_mut(group).zip(self.codes.par_chunks(group)).enumerate().for_each(
+            |(index, (values, codes))| {
+                let (scale, bias) = (self.scales[index], self.biases[index]);
+                values.iter_mut().zip(codes).for_each(|(v, c)| *v = scale * f32::from(*c) + bias);
+            },
+        );
+        values
+    }
+
+    /// As MLX packs it.
+    pub fn pack(&self) -> PackedMatrix {
+        let mut packed = PackedMatrix::zeroed(self.spec, FloatType::Bf16, self.rows, self.cols);
+        let row_bytes = packed.words.len() / self.rows;
+        packed
+            .words
+            .par_chunks_mut(row_bytes)
+            .zip(self.codes.par_chunks(self.cols))
+            .for_each(|(words, codes)| pack_codes(self.spec.bits(), codes, words));
+        let bytes = |values: &[f32]| -> Vec<u8> {
+            values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+        };
+        packed.scales = bytes(&self.scales);
+        packed.biases = bytes(&self.biases);
+        packed
+    }
+
+    /// Rounds every group of `values` [rows, cols] to the nearest codes, with scale and bias searched for the least
+    /// squared error weighted by `importance` [cols].
+    pub fn round(spec: AffineSpec, values: &[f32], importance: &[f32]) -> Self {
+        let (cols, group) = (importance.len(), spec.group_size());
+        let rows = values.len() / cols;
+        let mut codes = vec![0; values.len()];
+        let ranges: Vec<(f32, f32)> = codes
+            .par_chunks_mut(group)
+            .zip(values.par_chunks(group))
+            .enumerate()
+            .map(|(index, (codes, values))| {
+                let start = index * group % cols;
+                let fit = fit_group(spec, values, &importance[start..start + group]);
+                fit.encode_all(values, codes);
+                (fit.scale, fit.bias)
+            })
+            .collect();
+        let (scales, biases) = ranges.into_iter().unzip();
+        Self { spec, rows, cols, codes, scales, biases }
+    }
+}
+
+/// Scale and bias of one group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Fit {
+    pub(crate) scale: f32,
+    pub(crate) bias: f32,
+    inverse: f32,
+    largest: f32,
+}
+
+impl Fit {
+    fn new(spec: AffineSpec, scale: f32, bias: f32) -> Self {
+        let (scale, bias) = (stored(scale), stored(bias));
+        let inverse = if scale == 0.0 { 0.0 } else { scale.recip() };
+        Self { scale, bias, inverse, largest: f32::from(spec.largest_code()) }
+    }
+
+    /// The nearest code.
+    #[inline]
+    pub(crate) fn code(self, value: f32) -> f32 {
+        // Adding and taking away 1.5 * 2^23 rounds to nearest, ties to even, without a call.
+        const ROUND: f32 = 12_582_912.0;
+        (((value - self.bias) * self.inverse).clamp(0.0, self.largest) + ROUND) - ROUND
+    }
+
+    #[inline]
+    pub(crate) fn value(self, code: f32) -> f32 {
+        self.scale * code + self.bias
+    }
+
+    fn encode_all(self, values: &[f32], codes: &mut [u8]) {
+        codes.iter_mut().zip(values).for_each(|(code, value)| *code = self.code(*value) as u8);
+    }
+
+    fn error(self, values: &[f32], importance: &[f32]) -> f32 {
+        let error = |value: f32, weight: f32| {
+            let e = value - self.value(self.code(value));
+            weight * e * e
+        };
+        values.iter().zip(importance).map(|(v, w)| error(*v, *w)).sum()
+    }
+
+    /// The least squares line through the codes that this fit gives: of their weighted errors no other scale and bias
+    /// has less.
+    fn refit(self, spec: AffineSpec, values: &[f32], importance: &[f32]) -> Option<Self> {
+        let (mut n, mut c, mut cc, mut v, mut cv) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (value, weight) in values.iter().zip(importance) {
+            let code = self.code(*value);
+            n += weight;
+            c += weight * code;
+            cc += weight * code * code;
+            v += weight * value;
+            cv += weight * code * value;
+        }
+        let determinant = n * cc - c * c;
+        if determinant <= 1e-6 * n * cc {
+            return None;
+        }
+        let scale = (n * cv - c * v) / determinant;
+        Some(Self::new(spec, scale, (v - scale * c) / n))
+    }
+}
+
+/// How much of the range on either side of the middle may be cut off, in steps.
+const CUTS: [f32; 5] = [1.0, 0.93, 0.86, 0.78, 0.7];
+
+/// Scale and bias for one group of `values`, searched over clipped ranges and refitted, for the least squared error
+/// weighted by `importance`.
+pub(crate) fn fit_group(spec: AffineSpec, values: &[f32], importance: &[f32]) -> Fit {
+    let (low, high) =
+        values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
+    let middle = 0.5 * (low + high);
+    let levels = f32::from(spec.largest_code());
+    let mut best = Fit::new(spec, (high - low) / levels, low);
+    let mut least = best.error(values, importance);
+    for low_cut in CUTS {
+        for high_cut in CUTS {
+            let (low, high) = (middle + (low - middle) * low_cut, middle + (high - middle) * high_cut);
+            let clipped = Fit::new(spec, (high - low) / levels, low);
+            let Some(fit) = clipped.refit(spec, values, importance) else { continue };
+            let error = fit.error(values, importance);
+            if error < least {
+                (best, least) = (fit, error);
+            }
+        }
+    }
+    for _ in 0..3 {
+        let Some(fit) = best.refit(spec, values, importance) else { break };
+        let error = fit.error(values, importance);
+        if error >= least {
+            break;
+        }
+        (best, least) = (fit, error);
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use q35_quant::affine::{dequantize_rows, group_parameters};
+    use q35_testkit::Random;
+
+    fn values(count: usize) -> Vec<f32> {
+        let mut random = Random::new(8);
+        (0..count).map(|_| stored(random.normal())).collect()
+    }
+
+    #[test]
+    fn packing_keeps_every_weight() {
+        for (bits, group) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)] {
+            let spec = AffineSpec::new(bits, group).unwrap();
+            let grid = Grid::round(spec, &values(3 * 256), &[1.0; 256]);
+            let packed = grid.pack();
+            let mut back = vec![0.0; 3 * 256];
+            dequantize_rows(&packed.view(), 0..3, &mut back);
+            assert_eq!(back, grid.dequantize());
+        }
+    }
+
+    #[test]
+    fn a_searched_range_errs_less_than_the_nearest() {
+        for bits in [2, 3, 4, 5] {
+            let spec = AffineSpec::new(bits, 64).unwrap();
+            let (mut plain, mut searched) = (0.0, 0.0);
+            for group in values(64 * 50).chunks(64) {
+                let (scale, bias) = group_parameters(spec, group);
+                plain += Fit::new(spec, scale, bias).error(group, &[1.0; 64]);
+                searched += fit_group(spec, group, &[1.0; 64]).error(group, &[1.0; 64]);
+            }
+            assert!(searched < 0.9 * plain, "{bits} bits: {searched} against {plain}");
+        }
+    }
+
+    #[test]
+    fn a_constant_group_stays_exact() {
+        let spec = AffineSpec::new(4, 32).unwrap();
+        let fit = fit_group(spec, &[0.75; 32], &[1.0; 32]);
+        assert_eq!(fit.value(fit.code(0.75)), 0.75);
+    }
+}
