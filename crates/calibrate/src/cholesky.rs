@@ -59,9 +59,8 @@ mod tests {
         for n in [1, 5, 64, 65, 150] {
             let mut random = Random::new(n as u64);
             let a: Vec<f64> = (0..n * n).map(|_| f64::from(random.normal())).collect();
-            let product = |x: &[f64], i: usize, j: usize| -> f64 {
-                (0..n).map(|k| x[i * n + k] * x[j * n + k]).sum()
-            };
+            let product =
+                |x: &[f64], i: usize, j: usize| -> f64 { (0..n).map(|k| x[i * n + k] * x[j * n + k]).sum() };
             let mut h: Vec<f64> = (0..n * n).map(|at| product(&a, at / n, at % n)).collect();
             (0..n).for_each(|k| h[k * n + k] += 0.5);
             let r = upper_factor(h.clone(), n).unwrap();

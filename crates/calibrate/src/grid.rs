@@ -148,8 +148,7 @@ const CUTS: [f32; 5] = [1.0, 0.93, 0.86, 0.78, 0.7];
 /// Scale and bias for one group of `values`, searched over clipped ranges and refitted, for the least squared error
 /// weighted by `importance`.
 pub(crate) fn fit_group(spec: AffineSpec, values: &[f32], importance: &[f32]) -> Fit {
-    let (low, high) =
-        values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
+    let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
     let middle = 0.5 * (low + high);
     let levels = f32::from(spec.largest_code());
     let mut best = Fit::new(spec, (high - low) / levels, low);

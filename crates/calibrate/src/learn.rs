@@ -132,7 +132,9 @@ impl Learner {
         let mut updates: Vec<(String, Replacement)> = Vec::new();
         let mut move_by = |name: &str, gradient: &Tensor| {
             let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-            if let (Some(learned), Some(Replacement::Grid(grid))) = (grids.get_mut(name), tower.replaced.get(name)) {
+            if let (Some(learned), Some(Replacement::Grid(grid))) =
+                (grids.get_mut(name), tower.replaced.get(name))
+            {
                 let mut grid = grid.clone();
                 learned.update(&mut grid, &gradient, rates, pace, correction);
                 updates.push((name.to_owned(), Replacement::Grid(grid)));

@@ -21,7 +21,8 @@ pub(crate) fn final_states(
     done: &mut dyn FnMut(usize) -> Result<(), CalibrateError>,
 ) -> Result<Vec<Tensor>, CalibrateError> {
     let table = tower.tensor("embed_tokens.weight")?;
-    let mut states = batches.iter().map(|windows| embed(&table, windows)).collect::<CandleResult<Vec<_>>>()?;
+    let mut states =
+        batches.iter().map(|windows| embed(&table, windows)).collect::<CandleResult<Vec<_>>>()?;
     drop(table);
     for index in 0..tower.config.num_hidden_layers {
         let layer = tower.layer(index)?;
@@ -173,7 +174,10 @@ mod tests {
             let measured = (at(1.0) - at(-1.0)) / (2.0 * f64::from(length));
             tower.replaced.remove(&name);
             let size = gradient.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
-            assert!((measured - slope).abs() < 0.05 * size, "{name}: slope {slope}, measured {measured}, {size}");
+            assert!(
+                (measured - slope).abs() < 0.05 * size,
+                "{name}: slope {slope}, measured {measured}, {size}"
+            );
         }
     }
 }

@@ -133,7 +133,8 @@ pub(crate) fn decide(
     marginals: &BTreeMap<String, Marginals>,
     budget_bytes: u64,
 ) -> Result<BTreeMap<String, Decision>, CalibrateError> {
-    let tensors: Vec<(&String, &TensorSpec)> = tower.table.iter().filter(|(_, s)| s.role.is_quantized()).collect();
+    let tensors: Vec<(&String, &TensorSpec)> =
+        tower.table.iter().filter(|(_, s)| s.role.is_quantized()).collect();
     let mut options = Vec::with_capacity(tensors.len());
     for (name, spec) in &tensors {
         let (rows, cols) = (spec.shape[0], spec.shape[1]);
@@ -153,13 +154,14 @@ pub(crate) fn decide(
     let smallest = || choices.iter().map(|c| c.iter().map(|c| c.bytes).min().unwrap_or(0)).sum();
     let chosen = allocate(&choices, budget_bytes)
         .ok_or_else(|| CalibrateError::Budget { budget_bytes, smallest_bytes: smallest() })?;
-    let decisions = tensors.iter().zip(options.iter().zip(chosen)).map(|((name, _), ((specs, choices), index))| {
-        let decision = Decision {
-            bits: specs[index].bits(),
-            group_size: specs[index].group_size(),
-            expected_kl: choices[index].loss,
-        };
-        ((*name).clone(), decision)
-    });
+    let decisions =
+        tensors.iter().zip(options.iter().zip(chosen)).map(|((name, _), ((specs, choices), index))| {
+            let decision = Decision {
+                bits: specs[index].bits(),
+                group_size: specs[index].group_size(),
+                expected_kl: choices[index].loss,
+            };
+            ((*name).clone(), decision)
+        });
     Ok(decisions.collect())
 }

@@ -1,0 +1,356 @@
+//! The stages in order.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use candle_core::{Device, Tensor};
+use q35_model::{Role, Weights};
+use q35_quant::affine::AffineSpec;
+use q35_reference::{Rotation, Tap, no_taps};
+
+use crate::learn::{Learner, Rates};
+use crate::passes::{final_states, logit_rows};
+use crate::random::Random;
+use crate::rounding::{Feedback, round_with_feedback};
+use crate::sensitivity::{decide, fisher};
+use crate::softmax::divergence;
+use crate::tower::{Replacement, Tower, embed};
+use crate::{CalibrateError, Grid};
+
+/// What to do, and how much of it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Settings {
+    /// Bytes of all matrices together: codes, scales and biases.
+    pub budget_bytes: u64,
+    /// Bits and group size of every matrix; nothing lets sensitivity decide within the budget.
+    pub uniform: Option<(u32, usize)>,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Windows computed together.
+    pub batch: usize,
+    /// Windows over which sensitivity is measured.
+    pub sensitivity_windows: usize,
+    /// Whether rounding errors are fed into later columns.
+    pub feedback: bool,
+    /// Part of the mean second moment that is added to all of them.
+    pub damping: f64,
+    /// The last stage, or nothing.
+    pub learning: Option<Learning>,
+    /// Of every random choice.
+    pub seed: u64,
+}
+
+/// How to learn.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Learning {
+    /// Steps, of one batch each.
+    pub steps: usize,
+    /// Step sizes.
+    pub rates: Rates,
+}
+
+/// Bits for one matrix, and why.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Decision {
+    /// Bits of a code.
+    pub bits: u32,
+    /// Weights of a group.
+    pub group_size: usize,
+    /// KL divergence expected of rounding this matrix alone; 0 if sensitivity was not measured.
+    pub expected_kl: f64,
+}
+
+/// Part of the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The float model's predictions.
+    Float,
+    /// Sensitivity of every matrix.
+    Sensitivity,
+    /// Rounding, layer after layer.
+    Rounding,
+    /// Learning.
+    Learning,
+}
+
+/// How far a stage is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// The stage.
+    pub stage: Stage,
+    /// Parts done.
+    pub done: usize,
+    /// Parts in all.
+    pub total: usize,
+    /// While learning: the mean divergence on the step's windows.
+    pub divergence: Option<f64>,
+}
+
+/// Hears of progress and says whether to go on.
+pub type Listener<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// The result.
+#[derive(Clone, Debug)]
+pub struct Calibrated {
+    /// Every quantized matrix, and the float tensors that were changed.
+    pub tensors: BTreeMap<String, Replacement>,
+    /// Bits of every matrix.
+    pub decisions: BTreeMap<String, Decision>,
+}
+
+/// Calibrates on `ids`, cut into windows.
+///
+/// # Errors
+/// Too little text, a budget that is too small, cancellation, or a failure to read weights or to compute.
+pub fn calibrate(
+    weights: &dyn Weights,
+    ids: &[u32],
+    settings: &Settings,
+    device: &Device,
+    listener: &mut Listener<'_>,
+) -> Result<Calibrated, CalibrateError> {
+    let windows: Vec<&[u32]> = ids.chunks_exact(settings.window).collect();
+    if windows.len() < settings.batch {
+        return Err(CalibrateError::TooShort {
+            expected: settings.batch * settings.window,
+            found: ids.len(),
+        });
+    }
+    let order = Random::new(settings.seed).permutation(windows.len());
+    let shuffled: Vec<&[u32]> = order.iter().map(|at| windows[*at]).collect();
+    let batches: Vec<Vec<&[u32]>> = shuffled.chunks_exact(settings.batch).map(<[_]>::to_vec).collect();
+    let mut run = Run { settings, listener, batches: &batches };
+
+    let teacher = Tower::new(weights, device.clone());
+    let targets = run.float_states(&teacher)?;
+    let decisions = run.decisions(&teacher)?;
+    let mut tower = Tower::new(weights, device.clone());
+    run.round(&mut tower, &targets, &decisions)?;
+    if let Some(learning) = settings.learning {
+        run.learn(&teacher, &mut tower, &targets, learning)?;
+    }
+    Ok(Calibrated { tensors: tower.replaced, decisions })
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    listener: &'a mut Listener<'a>,
+    batches: &'a [Vec<&'a [u32]>],
+}
+
+impl Run<'_> {
+    fn tell(
+        &mut self,
+        stage: Stage,
+        done: usize,
+        total: usize,
+        divergence: Option<f64>,
+    ) -> Result<(), CalibrateError> {
+        match (self.listener)(Progress { stage, done, total, divergence }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(CalibrateError::Cancelled),
+        }
+    }
+
+    fn float_states(&mut self, teacher: &Tower<'_>) -> Result<Vec<Tensor>, CalibrateError> {
+        let layers = teacher.config.num_hidden_layers;
+        final_states(teacher, self.batches, &mut |done| self.tell(Stage::Float, done + 1, layers, None))
+    }
+
+    fn decisions(&mut self, teacher: &Tower<'_>) -> Result<BTreeMap<String, Decision>, CalibrateError> {
+        let matrices = teacher.table.iter().filter(|(_, spec)| spec.role.is_quantized());
+        if let Some((bits, group_size)) = self.settings.uniform {
+            let decision = Decision { bits, group_size, expected_kl: 0.0 };
+            return Ok(matrices.map(|(name, _)| (name.clone(), decision)).collect());
+        }
+        // Two windows at a time: enough for full matrix products, and squares of sums of few tokens.
+        let windows: Vec<&[u32]> =
+            self.batches.iter().flatten().copied().take(self.settings.sensitivity_windows).collect();
+        let parts: Vec<Vec<&[u32]>> = windows.chunks(2).map(<[_]>::to_vec).collect();
+        let (seed, total) = (self.settings.seed, parts.len());
+        let marginals =
+            fisher(teacher, &parts, seed, &mut |done| self.tell(Stage::Sensitivity, done + 1, total, None))?;
+        decide(teacher, &marginals, self.settings.budget_bytes)
+    }
+
+    fn quantize(
+        &self,
+        tower: &Tower<'_>,
+        name: &str,
+        decision: Decision,
+        moments: &Tensor,
+    ) -> Result<Grid, CalibrateError> {
+        let spec = AffineSpec::new(decision.bits, decision.group_size)
+            .map_err(|_| CalibrateError::Shape { name: name.to_owned(), cols: tower.table[name].shape[1] })?;
+        let cols = tower.table[name].shape[1];
+        let values = tower.float_values(name)?;
+        let moments = moments.flatten_all()?.to_vec1::<f32>()?;
+        if self.settings.feedback {
+            let feedback = Feedback::new(&moments, cols, self.settings.damping)?;
+            Ok(round_with_feedback(spec, &values, &feedback)?)
+        } else {
+            let importance: Vec<f32> = (0..cols).map(|k| moments[k * cols + k]).collect();
+            Ok(Grid::round(spec, &values, &importance))
+        }
+    }
+
+    fn round(
+        &mut self,
+        tower: &mut Tower<'_>,
+        targets: &[Tensor],
+        decisions: &BTreeMap<String, Decision>,
+    ) -> Result<(), CalibrateError> {
+        let layers = tower.config.num_hidden_layers;
+        // The head's inputs are the float model's, since nothing is rounded yet; a tied embedding is rounded as head.
+        let mut moments = Moments::default();
+        targets.iter().try_for_each(|rows| moments.add(rows))?;
+        let head = moments.mean()?;
+        let tables: Vec<String> = tower
+            .table
+            .values()
+            .filter(|s| matches!(s.role, Role::Embedding | Role::Head))
+            .map(|s| s.name.clone())
+            .collect();
+        for name in tables {
+            let grid = self.quantize(tower, &name, decisions[&name], &head)?;
+            tower.replaced.insert(name, Replacement::Grid(grid));
+        }
+        let table = tower.tensor("embed_tokens.weight")?;
+        let mut states =
+            self.batches.iter().map(|windows| embed(&table, windows)).collect::<Result<Vec<_>, _>>()?;
+        drop(table);
+        for index in 0..layers {
+            let layer = tower.layer(index)?;
+            let rotation = Rotation::new(&tower.config, 0, self.settings.window, &tower.device)?;
+            let mut by_tap: BTreeMap<Tap, Moments> = BTreeMap::new();
+            for x in &states {
+                layer.forward(x, &tower.config, &rotation, &mut |tap, x| {
+                    by_tap.entry(tap).or_default().add(&x.flatten_to(1)?)
+                })?;
+            }
+            let names: Vec<String> = tower
+                .table
+                .values()
+                .filter(|spec| spec.layer == Some(index) && spec.role == Role::Linear)
+                .map(|spec| spec.name.clone())
+                .collect();
+            for name in names {
+                let grid = self.quantize(tower, &name, decisions[&name], &by_tap[&tap_of(&name)].mean()?)?;
+                tower.replaced.insert(name, Replacement::Grid(grid));
+            }
+            let layer = tower.layer(index)?;
+            for x in &mut states {
+                *x = layer.forward(x, &tower.config, &rotation, &mut no_taps)?;
+            }
+            self.tell(Stage::Rounding, index + 1, layers, None)?;
+        }
+        Ok(())
+    }
+
+    fn learn(
+        &mut self,
+        teacher: &Tower<'_>,
+        tower: &mut Tower<'_>,
+        targets: &[Tensor],
+        learning: Learning,
+    ) -> Result<(), CalibrateError> {
+        let head = teacher.tensor(teacher.head_name())?;
+        let mut learner = Learner::new(tower, learning.rates)?;
+        let mut order = Vec::new();
+        let mut random = Random::new(self.settings.seed.wrapping_add(1));
+        for step in 0..learning.steps {
+            if order.is_empty() {
+                order = random.permutation(self.batches.len());
+            }
+            let at = order.pop().expect("there is a batch");
+            let pace = pace(step, learning.steps);
+            let divergence = learner.step(tower, &self.batches[at], &targets[at], &head, pace)?;
+            self.tell(Stage::Learning, step + 1, learning.steps, Some(divergence))?;
+        }
+        Ok(())
+    }
+}
+
+/// Up over the first twentieth of the steps, then down along a cosine to nothing.
+fn pace(step: usize, steps: usize) -> f32 {
+    let at = (step as f32 + 0.5) / steps as f32;
+    let warm = (at / 0.05).min(1.0);
+    warm * 0.5 * (1.0 + (std::f32::consts::PI * at).cos())
+}
+
+/// Where a projection's input is seen.
+fn tap_of(name: &str) -> Tap {
+    if name.ends_with("down_proj.weight") {
+        Tap::MlpOutput
+    } else if name.contains(".mlp.") {
+        Tap::MlpInput
+    } else if name.ends_with("out_proj.weight") || name.ends_with("o_proj.weight") {
+        Tap::MixerOutput
+    } else {
+        Tap::MixerInput
+    }
+}
+
+/// Sums x x^T over rows.
+#[derive(Default)]
+struct Moments {
+    sum: Option<Tensor>,
+    rows: usize,
+}
+
+impl Moments {
+    /// `rows` [tokens, width].
+    fn add(&mut self, rows: &Tensor) -> candle_core::Result<()> {
+        let part = rows.t()?.contiguous()?.matmul(&rows.contiguous()?)?;
+        self.rows += rows.dim(0)?;
+        self.sum = Some(match self.sum.take() {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+        Ok(())
+    }
+
+    fn mean(&self) -> Result<Tensor, CalibrateError> {
+        let sum = self.sum.as_ref().ok_or(CalibrateError::TooShort { expected: 1, found: 0 })?;
+        Ok((sum / self.rows as f64)?)
+    }
+}
+
+/// The mean KL(float || replaced) over all tokens of `ids` in whole windows of `window` tokens.
+///
+/// # Errors
+/// A failure to read weights or to compute.
+pub fn mean_divergence(
+    weights: &dyn Weights,
+    tensors: &BTreeMap<String, Replacement>,
+    ids: &[u32],
+    window: usize,
+    device: &Device,
+) -> Result<f64, CalibrateError> {
+    let batches: Vec<Vec<&[u32]>> = ids.chunks_exact(window).map(|w| vec![w]).collect();
+    let teacher = Tower::new(weights, device.clone());
+    let mut tower = Tower::new(weights, device.clone());
+    tower.replaced.clone_from(tensors);
+    let expected = final_states(&teacher, &batches, &mut |_| Ok(()))?;
+    let found = final_states(&tower, &batches, &mut |_| Ok(()))?;
+    let (float_head, head) = (teacher.tensor(teacher.head_name())?, tower.tensor(tower.head_name())?);
+    let vocab = teacher.config.vocab_size;
+    let (mut total, mut tokens) = (0.0, 0);
+    for (expected, found) in expected.iter().zip(&found) {
+        let rows = expected.dim(0)?;
+        for start in (0..rows).step_by(logit_rows(vocab)) {
+            let count = logit_rows(vocab).min(rows - start);
+            let logits = |states: &Tensor, head: &Tensor| {
+                states
+                    .narrow(0, start, count)?
+                    .contiguous()?
+                    .matmul(&head.t()?)?
+                    .flatten_all()?
+                    .to_vec1::<f32>()
+            };
+            total += divergence(&mut logits(expected, &float_head)?, &mut logits(found, &head)?, vocab, 0.0);
+            tokens += count;
+        }
+    }
+    Ok(total / tokens as f64)
+}
