@@ -1,15 +1,16 @@
 //! A quantized matrix while it is being worked on: codes, and scales and biases that the file's type can hold.
 
-use half::bf16;
 use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedMatrix, pack_codes};
 use rayon::prelude::*;
 
-/// Weight (r, c) is `scale * code + bias` of its group. Scales and biases are bf16 numbers held as f32.
+/// Weight (r, c) is `scale * code + bias` of its group. Scales and biases are numbers of `float`, held as f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     /// Bits and group size.
     pub spec: AffineSpec,
+    /// Type of scales and biases.
+    pub float: FloatType,
     /// Number of rows.
     pub rows: usize,
     /// Weights of a row.
@@ -20,11 +21,6 @@ pub struct Grid {
     pub scales: Vec<f32>,
     /// [rows, groups].
     pub biases: Vec<f32>,
-}
-
-/// Rounded as the file will hold it.
-pub(crate) fn stored(value: f32) -> f32 {
-    bf16::from_f32(value).to_f32()
 }
 
 impl Grid {
@@ -43,24 +39,23 @@ impl Grid {
 
     /// As MLX packs it.
     pub fn pack(&self) -> PackedMatrix {
-        let mut packed = PackedMatrix::zeroed(self.spec, FloatType::Bf16, self.rows, self.cols);
+        let mut packed = PackedMatrix::zeroed(self.spec, self.float, self.rows, self.cols);
         let row_bytes = packed.words.len() / self.rows;
         packed
             .words
             .par_chunks_mut(row_bytes)
             .zip(self.codes.par_chunks(self.cols))
             .for_each(|(words, codes)| pack_codes(self.spec.bits(), codes, words));
-        let bytes = |values: &[f32]| -> Vec<u8> {
-            values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
-        };
-        packed.scales = bytes(&self.scales);
-        packed.biases = bytes(&self.biases);
+        packed.scales.clear();
+        packed.biases.clear();
+        self.float.narrow(&self.scales, &mut packed.scales);
+        self.float.narrow(&self.biases, &mut packed.biases);
         packed
     }
 
     /// Rounds every group of `values` [rows, cols] to the nearest codes, with scale and bias searched for the least
     /// squared error weighted by `importance` [cols].
-    pub fn round(spec: AffineSpec, values: &[f32], importance: &[f32]) -> Self {
+    pub fn round(spec: AffineSpec, float: FloatType, values: &[f32], importance: &[f32]) -> Self {
         let (cols, group) = (importance.len(), spec.group_size());
         let rows = values.len() / cols;
         let mut codes = vec![0; values.len()];
@@ -70,13 +65,13 @@ impl Grid {
             .enumerate()
             .map(|(index, (codes, values))| {
                 let start = index * group % cols;
-                let fit = fit_group(spec, values, &importance[start..start + group]);
+                let fit = fit_group(spec, float, values, &importance[start..start + group]);
                 fit.encode_all(values, codes);
                 (fit.scale, fit.bias)
             })
             .collect();
         let (scales, biases) = ranges.into_iter().unzip();
-        Self { spec, rows, cols, codes, scales, biases }
+        Self { spec, float, rows, cols, codes, scales, biases }
     }
 }
 
@@ -85,15 +80,16 @@ impl Grid {
 pub(crate) struct Fit {
     pub(crate) scale: f32,
     pub(crate) bias: f32,
+    float: FloatType,
     inverse: f32,
     largest: f32,
 }
 
 impl Fit {
-    fn new(spec: AffineSpec, scale: f32, bias: f32) -> Self {
-        let (scale, bias) = (stored(scale), stored(bias));
+    fn new(spec: AffineSpec, float: FloatType, scale: f32, bias: f32) -> Self {
+        let (scale, bias) = (float.round(scale), float.round(bias));
         let inverse = if scale == 0.0 { 0.0 } else { scale.recip() };
-        Self { scale, bias, inverse, largest: f32::from(spec.largest_code()) }
+        Self { scale, bias, float, inverse, largest: f32::from(spec.largest_code()) }
     }
 
     /// The nearest code.
@@ -138,7 +134,7 @@ impl Fit {
             return None;
         }
         let scale = (n * cv - c * v) / determinant;
-        Some(Self::new(spec, scale, (v - scale * c) / n))
+        Some(Self::new(spec, self.float, scale, (v - scale * c) / n))
     }
 }
 
@@ -147,16 +143,16 @@ const CUTS: [f32; 5] = [1.0, 0.93, 0.86, 0.78, 0.7];
 
 /// Scale and bias for one group of `values`, searched over clipped ranges and refitted, for the least squared error
 /// weighted by `importance`.
-pub(crate) fn fit_group(spec: AffineSpec, values: &[f32], importance: &[f32]) -> Fit {
+pub(crate) fn fit_group(spec: AffineSpec, float: FloatType, values: &[f32], importance: &[f32]) -> Fit {
     let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
     let middle = 0.5 * (low + high);
     let levels = f32::from(spec.largest_code());
-    let mut best = Fit::new(spec, (high - low) / levels, low);
+    let mut best = Fit::new(spec, float, (high - low) / levels, low);
     let mut least = best.error(values, importance);
     for low_cut in CUTS {
         for high_cut in CUTS {
             let (low, high) = (middle + (low - middle) * low_cut, middle + (high - middle) * high_cut);
-            let clipped = Fit::new(spec, (high - low) / levels, low);
+            let clipped = Fit::new(spec, float, (high - low) / levels, low);
             let Some(fit) = clipped.refit(spec, values, importance) else { continue };
             let error = fit.error(values, importance);
             if error < least {
@@ -181,16 +177,18 @@ mod tests {
     use q35_quant::affine::{dequantize_rows, group_parameters};
     use q35_testkit::Random;
 
+    const BF16: FloatType = FloatType::Bf16;
+
     fn values(count: usize) -> Vec<f32> {
         let mut random = Random::new(8);
-        (0..count).map(|_| stored(random.normal())).collect()
+        (0..count).map(|_| BF16.round(random.normal())).collect()
     }
 
     #[test]
     fn packing_keeps_every_weight() {
         for (bits, group) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)] {
             let spec = AffineSpec::new(bits, group).unwrap();
-            let grid = Grid::round(spec, &values(3 * 256), &[1.0; 256]);
+            let grid = Grid::round(spec, BF16, &values(3 * 256), &[1.0; 256]);
             let packed = grid.pack();
             let mut back = vec![0.0; 3 * 256];
             dequantize_rows(&packed.view(), 0..3, &mut back);
@@ -205,8 +203,8 @@ mod tests {
             let (mut plain, mut searched) = (0.0, 0.0);
             for group in values(64 * 50).chunks(64) {
                 let (scale, bias) = group_parameters(spec, group);
-                plain += Fit::new(spec, scale, bias).error(group, &[1.0; 64]);
-                searched += fit_group(spec, group, &[1.0; 64]).error(group, &[1.0; 64]);
+                plain += Fit::new(spec, BF16, scale, bias).error(group, &[1.0; 64]);
+                searched += fit_group(spec, BF16, group, &[1.0; 64]).error(group, &[1.0; 64]);
             }
             assert!(searched < 0.9 * plain, "{bits} bits: {searched} against {plain}");
         }
@@ -215,7 +213,7 @@ mod tests {
     #[test]
     fn a_constant_group_stays_exact() {
         let spec = AffineSpec::new(4, 32).unwrap();
-        let fit = fit_group(spec, &[0.75; 32], &[1.0; 32]);
+        let fit = fit_group(spec, BF16, &[0.75; 32], &[1.0; 32]);
         assert_eq!(fit.value(fit.code(0.75)), 0.75);
     }
 }

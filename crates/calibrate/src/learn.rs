@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use q35_model::Role;
+use q35_quant::FloatType;
 use rayon::prelude::*;
 
 use crate::CalibrateError;
-use crate::grid::{Grid, stored};
+use crate::grid::Grid;
 use crate::passes::gradients;
 use crate::softmax::divergence;
 use crate::tower::{Replacement, Tower};
@@ -82,8 +83,7 @@ pub(crate) struct Learner {
 }
 
 impl Learner {
-    /// Starts at the tower's rounded tensors. `unrounded` gives, where it is known, what a grid was rounded from, so
-    /// that weights start where they were between two codes.
+    /// Starts at the tower's rounded tensors.
     pub(crate) fn new(tower: &Tower<'_>, rates: Rates) -> Result<Self, CalibrateError> {
         let (mut grids, mut floats) = (BTreeMap::new(), BTreeMap::new());
         for (name, spec) in &tower.table {
@@ -144,7 +144,7 @@ impl Learner {
                 for ((value, gradient), (mean, square)) in parts.zip(moments) {
                     *value -= pace * rates.float * adam(mean, square, *gradient, correction);
                 }
-                let values = stored_float(tower.table[name].role, &learned.values);
+                let values = stored_float(tower.table[name].role, tower.float, &learned.values);
                 updates.push((name.to_owned(), Replacement::Float(values)));
             }
             Ok(())
@@ -156,13 +156,13 @@ impl Learner {
 }
 
 /// As the file will hold it and a reader will see it.
-fn stored_float(role: Role, values: &[f32]) -> Vec<f32> {
+fn stored_float(role: Role, float: FloatType, values: &[f32]) -> Vec<f32> {
     match role {
         // Stored in f32.
         Role::DecayLog | Role::GatedNorm => values.to_vec(),
         // Stored with one added.
-        Role::CenteredNorm => values.iter().map(|v| stored(1.0 + v) - 1.0).collect(),
-        _ => values.iter().map(|v| stored(*v)).collect(),
+        Role::CenteredNorm => values.iter().map(|v| float.round(1.0 + v) - 1.0).collect(),
+        _ => values.iter().map(|v| float.round(*v)).collect(),
     }
 }
 
@@ -243,8 +243,8 @@ impl LearnedGrid {
             );
             self.scales[index] -= pace * rates.scale * unit.abs() * by_scale;
             self.biases[index] -= pace * rates.bias * unit.abs() * by_bias;
-            grid.scales[index] = stored(self.scales[index]);
-            grid.biases[index] = stored(self.biases[index]);
+            grid.scales[index] = grid.float.round(self.scales[index]);
+            grid.biases[index] = grid.float.round(self.biases[index]);
         }
     }
 }

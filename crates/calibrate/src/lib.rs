@@ -1,7 +1,7 @@
 //! Calibrated quantization: the same format and size as round-to-nearest, closer to the float model.
 //!
 //! [`calibrate`] takes a float model and token windows of calibration text and returns every matrix as codes, scales and
-//! biases in MLX's affine format, and new numbers for the tensors that stay in float. It goes in four stages:
+//! biases in MLX's affine format, and new numbers for the tensors that stay in float. It goes in three stages:
 //!
 //! 1. **Sensitivity**: the Fisher information of every matrix, from one backward pass over a little text, says how
 //!    much the predictions suffer from its errors, and so how many bits and which group size it gets within the budget.
@@ -23,8 +23,10 @@ mod passes;
 mod random;
 mod rounding;
 mod run;
+mod saved;
 mod sensitivity;
 mod softmax;
+mod text;
 mod tower;
 
 pub use error::CalibrateError;

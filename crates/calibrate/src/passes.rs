@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn gradients_are_the_slopes_of_the_loss() {
         let weights = TinyCheckpoint::new().with_config(tiny_more_value_heads()).weights();
-        let mut tower = Tower::new(&weights, Device::Cpu);
+        let mut tower = Tower::new(&weights, q35_quant::FloatType::Bf16, Device::Cpu);
         let vocab = tower.config.vocab_size;
         let mut random = Random::new(3);
         let ids = random.tokens(2 * 70, vocab);

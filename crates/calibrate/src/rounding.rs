@@ -7,6 +7,7 @@
 //! column is reached, to the weights as they then are, each column weighted by its R_kk^2.
 
 use candle_core::{Device, Result, Tensor};
+use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
 use rayon::prelude::*;
 
@@ -45,16 +46,22 @@ impl Feedback {
     }
 }
 
-/// Quantizes `values` [rows, cols] with error feedback.
+/// Quantizes `values` [rows, cols] with error feedback, scales and biases being stored as `float`.
 ///
 /// # Errors
 /// candle's.
-pub fn round_with_feedback(spec: AffineSpec, values: &[f32], feedback: &Feedback) -> Result<Grid> {
+pub fn round_with_feedback(
+    spec: AffineSpec,
+    float: FloatType,
+    values: &[f32],
+    feedback: &Feedback,
+) -> Result<Grid> {
     let cols = feedback.importance.len();
     let rows = values.len() / cols;
     let (group, groups) = (spec.group_size(), cols / spec.group_size());
     let mut grid = Grid {
         spec,
+        float,
         rows,
         cols,
         codes: vec![0; values.len()],
@@ -83,7 +90,7 @@ pub fn round_with_feedback(spec: AffineSpec, values: &[f32], feedback: &Feedback
             .map(|(((errors, fed), codes), values)| {
                 let values = &values[start..start + group];
                 let targets: Vec<f32> = values.iter().zip(fed).map(|(v, f)| v + f).collect();
-                let fit = fit_group(spec, &targets, importance);
+                let fit = fit_group(spec, float, &targets, importance);
                 let mut inner = vec![0.0; group];
                 for k in 0..group {
                     let code = fit.code(targets[k] + inner[k]);
@@ -143,9 +150,9 @@ mod tests {
             }
         }
         let spec = AffineSpec::new(4, 32).unwrap();
-        let plain = output_error(&values, &Grid::round(spec, &values, &[1.0; 128]), &moments);
+        let plain = output_error(&values, &Grid::round(spec, FloatType::Bf16, &values, &[1.0; 128]), &moments);
         let feedback = Feedback::new(&moments, cols, 0.01).unwrap();
-        let fed = output_error(&values, &round_with_feedback(spec, &values, &feedback).unwrap(), &moments);
+        let fed = output_error(&values, &round_with_feedback(spec, FloatType::Bf16, &values, &feedback).unwrap(), &moments);
         assert!(fed < 0.3 * plain, "with feedback {fed}, without {plain}");
     }
 
@@ -157,7 +164,7 @@ mod tests {
         let values: Vec<f32> = (0..4 * 64).map(|_| random.normal()).collect();
         let spec = AffineSpec::new(3, 32).unwrap();
         let feedback = Feedback::new(&moments, 64, 0.01).unwrap();
-        let fed = round_with_feedback(spec, &values, &feedback).unwrap();
-        assert_eq!(fed, Grid::round(spec, &values, &feedback.importance));
+        let fed = round_with_feedback(spec, FloatType::Bf16, &values, &feedback).unwrap();
+        assert_eq!(fed, Grid::round(spec, FloatType::Bf16, &values, &feedback.importance));
     }
 }

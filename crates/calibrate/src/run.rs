@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
-use q35_model::{Role, Weights};
+use q35_model::{Role, TextConfig, Weights, tensor_table};
+use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
 use q35_reference::{Rotation, Tap, no_taps};
 
 use crate::learn::{Learner, Rates};
 use crate::passes::{final_states, logit_rows};
 use crate::random::Random;
+use crate::saved::Saved;
 use crate::rounding::{Feedback, round_with_feedback};
 use crate::sensitivity::{decide, fisher};
 use crate::softmax::divergence;
@@ -98,17 +100,31 @@ pub struct Calibrated {
     pub decisions: BTreeMap<String, Decision>,
 }
 
-/// Calibrates on `ids`, cut into windows.
+/// What is calibrated, and where.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The float model.
+    pub weights: &'a dyn Weights,
+    /// The type that its tensors are stored in, and so scales and biases.
+    pub float: FloatType,
+    /// Calibration text as tokens; what does not fill a window is left out.
+    pub ids: &'a [u32],
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Where finished work is kept, to go on after a kill.
+    pub saved: Option<&'a Saved>,
+}
+
+/// Calibrates.
 ///
 /// # Errors
 /// Too little text, a budget that is too small, cancellation, or a failure to read weights or to compute.
 pub fn calibrate(
-    weights: &dyn Weights,
-    ids: &[u32],
+    job: Job<'_>,
     settings: &Settings,
-    device: &Device,
     listener: &mut Listener<'_>,
 ) -> Result<Calibrated, CalibrateError> {
+    let Job { weights, float, ids, device, saved } = job;
     let windows: Vec<&[u32]> = ids.chunks_exact(settings.window).collect();
     if windows.len() < settings.batch {
         return Err(CalibrateError::TooShort {
@@ -119,12 +135,12 @@ pub fn calibrate(
     let order = Random::new(settings.seed).permutation(windows.len());
     let shuffled: Vec<&[u32]> = order.iter().map(|at| windows[*at]).collect();
     let batches: Vec<Vec<&[u32]>> = shuffled.chunks_exact(settings.batch).map(<[_]>::to_vec).collect();
-    let mut run = Run { settings, listener, batches: &batches };
+    let mut run = Run { settings, listener, batches: &batches, saved };
 
-    let teacher = Tower::new(weights, device.clone());
+    let teacher = Tower::new(weights, float, device.clone());
     let targets = run.float_states(&teacher)?;
     let decisions = run.decisions(&teacher)?;
-    let mut tower = Tower::new(weights, device.clone());
+    let mut tower = Tower::new(weights, float, device.clone());
     run.round(&mut tower, &targets, &decisions)?;
     if let Some(learning) = settings.learning {
         run.learn(&teacher, &mut tower, &targets, learning)?;
@@ -132,13 +148,14 @@ pub fn calibrate(
     Ok(Calibrated { tensors: tower.replaced, decisions })
 }
 
-struct Run<'a> {
+struct Run<'a, 'b, 'c> {
     settings: &'a Settings,
-    listener: &'a mut Listener<'a>,
-    batches: &'a [Vec<&'a [u32]>],
+    listener: &'a mut Listener<'b>,
+    batches: &'a [Vec<&'c [u32]>],
+    saved: Option<&'a Saved>,
 }
 
-impl Run<'_> {
+impl Run<'_, '_, '_> {
     fn tell(
         &mut self,
         stage: Stage,
@@ -163,6 +180,9 @@ impl Run<'_> {
             let decision = Decision { bits, group_size, expected_kl: 0.0 };
             return Ok(matrices.map(|(name, _)| (name.clone(), decision)).collect());
         }
+        if let Some(decisions) = self.saved.and_then(Saved::decisions) {
+            return Ok(decisions);
+        }
         // Two windows at a time: enough for full matrix products, and squares of sums of few tokens.
         let windows: Vec<&[u32]> =
             self.batches.iter().flatten().copied().take(self.settings.sensitivity_windows).collect();
@@ -170,7 +190,11 @@ impl Run<'_> {
         let (seed, total) = (self.settings.seed, parts.len());
         let marginals =
             fisher(teacher, &parts, seed, &mut |done| self.tell(Stage::Sensitivity, done + 1, total, None))?;
-        decide(teacher, &marginals, self.settings.budget_bytes)
+        let decisions = decide(teacher, &marginals, self.settings.budget_bytes)?;
+        if let Some(saved) = self.saved {
+            saved.put_decisions(&decisions)?;
+        }
+        Ok(decisions)
     }
 
     fn quantize(
@@ -187,11 +211,37 @@ impl Run<'_> {
         let moments = moments.flatten_all()?.to_vec1::<f32>()?;
         if self.settings.feedback {
             let feedback = Feedback::new(&moments, cols, self.settings.damping)?;
-            Ok(round_with_feedback(spec, &values, &feedback)?)
+            Ok(round_with_feedback(spec, tower.float, &values, &feedback)?)
         } else {
             let importance: Vec<f32> = (0..cols).map(|k| moments[k * cols + k]).collect();
-            Ok(Grid::round(spec, &values, &importance))
+            Ok(Grid::round(spec, tower.float, &values, &importance))
         }
+    }
+
+    /// Quantizes the matrices `names`, whose inputs' second moments `moments` gives, unless that is saved work.
+    fn quantize_part(
+        &self,
+        tower: &mut Tower<'_>,
+        part: &str,
+        names: Vec<String>,
+        decisions: &BTreeMap<String, Decision>,
+        moments: &mut dyn FnMut(&str) -> Result<Tensor, CalibrateError>,
+    ) -> Result<(), CalibrateError> {
+        if let Some(grids) = self.saved.and_then(|saved| saved.grids(part)) {
+            tower.replaced.extend(grids.into_iter().map(|(name, grid)| (name, Replacement::Grid(grid))));
+            return Ok(());
+        }
+        let mut grids = Vec::with_capacity(names.len());
+        for name in names {
+            let grid = self.quantize(tower, &name, decisions[&name], &moments(&name)?)?;
+            grids.push((name, grid));
+        }
+        if let Some(saved) = self.saved {
+            let parts: Vec<(&str, &Grid)> = grids.iter().map(|(name, grid)| (name.as_str(), grid)).collect();
+            saved.put_grids(part, &parts)?;
+        }
+        tower.replaced.extend(grids.into_iter().map(|(name, grid)| (name, Replacement::Grid(grid))));
+        Ok(())
     }
 
     fn round(
@@ -211,33 +261,33 @@ impl Run<'_> {
             .filter(|s| matches!(s.role, Role::Embedding | Role::Head))
             .map(|s| s.name.clone())
             .collect();
-        for name in tables {
-            let grid = self.quantize(tower, &name, decisions[&name], &head)?;
-            tower.replaced.insert(name, Replacement::Grid(grid));
-        }
+        self.quantize_part(tower, "tables", tables, decisions, &mut |_| Ok(head.clone()))?;
         let table = tower.tensor("embed_tokens.weight")?;
         let mut states =
             self.batches.iter().map(|windows| embed(&table, windows)).collect::<Result<Vec<_>, _>>()?;
         drop(table);
         for index in 0..layers {
-            let layer = tower.layer(index)?;
             let rotation = Rotation::new(&tower.config, 0, self.settings.window, &tower.device)?;
-            let mut by_tap: BTreeMap<Tap, Moments> = BTreeMap::new();
-            for x in &states {
-                layer.forward(x, &tower.config, &rotation, &mut |tap, x| {
-                    by_tap.entry(tap).or_default().add(&x.flatten_to(1)?)
-                })?;
-            }
             let names: Vec<String> = tower
                 .table
                 .values()
                 .filter(|spec| spec.layer == Some(index) && spec.role == Role::Linear)
                 .map(|spec| spec.name.clone())
                 .collect();
-            for name in names {
-                let grid = self.quantize(tower, &name, decisions[&name], &by_tap[&tap_of(&name)].mean()?)?;
-                tower.replaced.insert(name, Replacement::Grid(grid));
-            }
+            let float_layer = tower.layer(index)?;
+            let mut by_tap: BTreeMap<Tap, Moments> = BTreeMap::new();
+            let config = tower.config.clone();
+            self.quantize_part(tower, &format!("layer-{index}"), names, decisions, &mut |name| {
+                if by_tap.is_empty() {
+                    for x in &states {
+                        float_layer.forward(x, &config, &rotation, &mut |tap, x| {
+                            by_tap.entry(tap).or_default().add(&x.flatten_to(1)?)
+                        })?;
+                    }
+                }
+                by_tap[&tap_of(name)].mean()
+            })?;
+            drop(float_layer);
             let layer = tower.layer(index)?;
             for x in &mut states {
                 *x = layer.forward(x, &tower.config, &rotation, &mut no_taps)?;
@@ -298,6 +348,41 @@ struct Moments {
     rows: usize,
 }
 
+impl Settings {
+    /// The full recipe for a model of these sizes within `budget_bytes`.
+    ///
+    /// Learning is measured in arithmetic, not in time, so that it ends alike everywhere: some 25 minutes of two
+    /// cores for a model of 0.8 billion weights, for which it has a few steps of scales, biases and norms; small
+    /// models get many steps, and their codes are learned too (12 bytes a weight).
+    pub fn full(config: &TextConfig, budget_bytes: u64) -> Self {
+        let specs = tensor_table(config);
+        let weights: f64 = specs.iter().map(|s| s.shape.iter().product::<usize>() as f64).sum();
+        let (window, batch) = (256, 4);
+        let tokens = (LEARNING_WORK / (10.0 * weights)).min(LEARNING_TOKENS);
+        let code = if weights < CODES_LEARNED_BELOW { 0.03 } else { 0.0 };
+        let rates = Rates { scale: 2e-3, bias: 2e-2, code, float: 5e-4 };
+        let steps = ((tokens / (window * batch) as f64) as usize).max(1);
+        Self {
+            budget_bytes,
+            uniform: None,
+            window,
+            batch,
+            sensitivity_windows: 16,
+            feedback: true,
+            damping: 0.01,
+            learning: Some(Learning { steps, rates }),
+            seed: 0,
+        }
+    }
+}
+
+/// Multiplications and additions that learning may take; a token takes ten for every weight.
+const LEARNING_WORK: f64 = 1.2e14;
+/// Tokens after which more learning brings little.
+const LEARNING_TOKENS: f64 = 400_000.0;
+/// Weights up to which there is memory to learn codes.
+const CODES_LEARNED_BELOW: f64 = 1.5e8;
+
 impl Moments {
     /// `rows` [tokens, width].
     fn add(&mut self, rows: &Tensor) -> candle_core::Result<()> {
@@ -316,20 +401,21 @@ impl Moments {
     }
 }
 
-/// The mean KL(float || replaced) over all tokens of `ids` in whole windows of `window` tokens.
+/// The mean KL(float || replaced) over all tokens of the job's text in whole windows.
 ///
 /// # Errors
 /// A failure to read weights or to compute.
 pub fn mean_divergence(
-    weights: &dyn Weights,
+    job: Job<'_>,
     tensors: &BTreeMap<String, Replacement>,
-    ids: &[u32],
     window: usize,
-    device: &Device,
 ) -> Result<f64, CalibrateError> {
-    let batches: Vec<Vec<&[u32]>> = ids.chunks_exact(window).map(|w| vec![w]).collect();
-    let teacher = Tower::new(weights, device.clone());
-    let mut tower = Tower::new(weights, device.clone());
+    let batches: Vec<Vec<&[u32]>> = job.ids.chunks_exact(window).map(|w| vec![w]).collect();
+    if batches.is_empty() {
+        return Err(CalibrateError::TooShort { expected: window, found: job.ids.len() });
+    }
+    let teacher = Tower::new(job.weights, job.float, job.device.clone());
+    let mut tower = Tower::new(job.weights, job.float, job.device.clone());
     tower.replaced.clone_from(tensors);
     let expected = final_states(&teacher, &batches, &mut |_| Ok(()))?;
     let found = final_states(&tower, &batches, &mut |_| Ok(()))?;

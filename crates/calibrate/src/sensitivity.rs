@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use q35_model::TensorSpec;
+use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
 use rayon::prelude::*;
 
@@ -90,8 +91,9 @@ pub(crate) fn fisher(
 }
 
 /// Bytes of a tensor stored as `spec`.
-pub(crate) fn stored_bytes(spec: AffineSpec, weights: usize) -> u64 {
-    (weights as u64 * u64::from(spec.bits()) / 8) + 4 * (weights / spec.group_size()) as u64
+pub(crate) fn stored_bytes(spec: AffineSpec, float: FloatType, weights: usize) -> u64 {
+    let group_bytes = 2 * float.size() as u64;
+    weights as u64 * u64::from(spec.bits()) / 8 + group_bytes * (weights / spec.group_size()) as u64
 }
 
 fn specs(cols: usize) -> Vec<AffineSpec> {
@@ -100,7 +102,7 @@ fn specs(cols: usize) -> Vec<AffineSpec> {
 }
 
 /// The KL divergence expected of rounding the tensor as each of `specs`.
-fn expected_losses(values: &[f32], marginals: &Marginals, specs: &[AffineSpec]) -> Vec<f64> {
+fn expected_losses(values: &[f32], float: FloatType, marginals: &Marginals, specs: &[AffineSpec]) -> Vec<f64> {
     let (rows, cols) = (marginals.by_row.len(), marginals.by_col.len());
     let step = rows.div_ceil(SAMPLED_ROWS);
     let chosen: Vec<usize> = (0..rows).step_by(step).collect();
@@ -113,7 +115,7 @@ fn expected_losses(values: &[f32], marginals: &Marginals, specs: &[AffineSpec]) 
     }
     let importance: Vec<f32> = marginals.by_col.iter().map(|c| (c / total) as f32).collect();
     let loss = |spec: &AffineSpec| {
-        let back = Grid::round(*spec, &sample, &importance).dequantize();
+        let back = Grid::round(*spec, float, &sample, &importance).dequantize();
         let rows = chosen.iter().zip(sample.chunks(cols)).zip(back.chunks(cols));
         let sum: f64 = rows
             .map(|((row, values), back)| {
@@ -142,11 +144,11 @@ pub(crate) fn decide(
         if specs.is_empty() {
             return Err(CalibrateError::Shape { name: (*name).clone(), cols });
         }
-        let losses = expected_losses(&tower.float_values(name)?, &marginals[*name], &specs);
+        let losses = expected_losses(&tower.float_values(name)?, tower.float, &marginals[*name], &specs);
         let choices: Vec<Choice> = specs
             .iter()
             .zip(losses)
-            .map(|(spec, loss)| Choice { bytes: stored_bytes(*spec, rows * cols), loss })
+            .map(|(spec, loss)| Choice { bytes: stored_bytes(*spec, tower.float, rows * cols), loss })
             .collect();
         options.push((specs, choices));
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, Var};
 use q35_model::{TensorSpec, TextConfig, Weights, tensor_table};
+use q35_quant::FloatType;
 use q35_reference::Layer;
 
 use crate::CalibrateError;
@@ -24,14 +25,16 @@ pub(crate) struct Tower<'a> {
     pub(crate) config: TextConfig,
     pub(crate) table: BTreeMap<String, TensorSpec>,
     pub(crate) device: Device,
+    /// The type that scales, biases and most float tensors are stored in.
+    pub(crate) float: FloatType,
     pub(crate) replaced: BTreeMap<String, Replacement>,
 }
 
 impl<'a> Tower<'a> {
-    pub(crate) fn new(weights: &'a dyn Weights, device: Device) -> Self {
+    pub(crate) fn new(weights: &'a dyn Weights, float: FloatType, device: Device) -> Self {
         let config = weights.config().clone();
         let table = tensor_table(&config).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
-        Self { weights, config, table, device, replaced: BTreeMap::new() }
+        Self { weights, config, table, device, float, replaced: BTreeMap::new() }
     }
 
     /// The float model's numbers.
