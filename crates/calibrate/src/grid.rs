@@ -1,5 +1,7 @@
 //! A quantized matrix while it is being worked on: codes, and scales and biases that the file's type can hold.
 
+use std::ops::Range;
+
 use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedMatrix, pack_codes};
 use rayon::prelude::*;
@@ -37,19 +39,24 @@ impl Grid {
         values
     }
 
-    /// As MLX packs it.
-    pub fn pack(&self) -> PackedMatrix {
-        let mut packed = PackedMatrix::zeroed(self.spec, self.float, self.rows, self.cols);
-        let row_bytes = packed.words.len() / self.rows;
+    /// Some rows as MLX packs them.
+    ///
+    /// # Panics
+    /// When `rows` is out of range.
+    pub fn pack_rows(&self, rows: Range<usize>) -> PackedMatrix {
+        let mut packed = PackedMatrix::zeroed(self.spec, self.float, rows.len(), self.cols);
+        let row_bytes = packed.words.len() / rows.len().max(1);
         packed
             .words
-            .par_chunks_mut(row_bytes)
-            .zip(self.codes.par_chunks(self.cols))
+            .par_chunks_mut(row_bytes.max(1))
+            .zip(self.codes[rows.start * self.cols..rows.end * self.cols].par_chunks(self.cols))
             .for_each(|(words, codes)| pack_codes(self.spec.bits(), codes, words));
+        let groups = self.cols / self.spec.group_size();
+        let groups = rows.start * groups..rows.end * groups;
         packed.scales.clear();
         packed.biases.clear();
-        self.float.narrow(&self.scales, &mut packed.scales);
-        self.float.narrow(&self.biases, &mut packed.biases);
+        self.float.narrow(&self.scales[groups.clone()], &mut packed.scales);
+        self.float.narrow(&self.biases[groups], &mut packed.biases);
         packed
     }
 
@@ -189,10 +196,10 @@ mod tests {
         for (bits, group) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)] {
             let spec = AffineSpec::new(bits, group).unwrap();
             let grid = Grid::round(spec, BF16, &values(3 * 256), &[1.0; 256]);
-            let packed = grid.pack();
-            let mut back = vec![0.0; 3 * 256];
-            dequantize_rows(&packed.view(), 0..3, &mut back);
-            assert_eq!(back, grid.dequantize());
+            let packed = grid.pack_rows(1..3);
+            let mut back = vec![0.0; 2 * 256];
+            dequantize_rows(&packed.view(), 0..2, &mut back);
+            assert_eq!(back, grid.dequantize()[256..]);
         }
     }
 

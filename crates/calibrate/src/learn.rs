@@ -172,13 +172,13 @@ impl LearnedGrid {
         let mut positions = Vec::new();
         if learn_codes {
             positions.resize(grid.codes.len(), 0.0);
-            // Where the float weight lies, but within the rounded code's own step: error feedback has moved many
-            // codes away from the nearest, and that is to stay.
+            // Towards where the float weight lies, but well within the rounded code's own step: error feedback has
+            // moved many codes away from the nearest, and the first few steps are not to undo that.
             positions.par_iter_mut().enumerate().for_each(|(at, position)| {
                 let (scale, bias) = (grid.scales[at / group], grid.biases[at / group]);
                 let code = f32::from(grid.codes[at]);
                 let exact = if scale == 0.0 { code } else { (float[at] - bias) / scale };
-                *position = exact.clamp(code - 0.45, code + 0.45);
+                *position = exact.clamp(code - 0.3, code + 0.3);
             });
         }
         Self {

@@ -34,6 +34,8 @@ pub use grid::Grid;
 pub use learn::Rates;
 pub use rounding::{Feedback, round_with_feedback};
 pub use run::{
-    Calibrated, Decision, Learning, Listener, Progress, Settings, Stage, calibrate, mean_divergence,
+    Calibrated, Decision, Job, Learning, Listener, Progress, Settings, Stage, calibrate, mean_divergence,
 };
+pub use saved::Saved;
+pub use text::DEFAULT_TEXT;
 pub use tower::Replacement;

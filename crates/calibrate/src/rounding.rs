@@ -150,9 +150,14 @@ mod tests {
             }
         }
         let spec = AffineSpec::new(4, 32).unwrap();
-        let plain = output_error(&values, &Grid::round(spec, FloatType::Bf16, &values, &[1.0; 128]), &moments);
+        let plain =
+            output_error(&values, &Grid::round(spec, FloatType::Bf16, &values, &[1.0; 128]), &moments);
         let feedback = Feedback::new(&moments, cols, 0.01).unwrap();
-        let fed = output_error(&values, &round_with_feedback(spec, FloatType::Bf16, &values, &feedback).unwrap(), &moments);
+        let fed = output_error(
+            &values,
+            &round_with_feedback(spec, FloatType::Bf16, &values, &feedback).unwrap(),
+            &moments,
+        );
         assert!(fed < 0.3 * plain, "with feedback {fed}, without {plain}");
     }
 

@@ -65,7 +65,8 @@ impl Saved {
         if metadata.get("key")? != &self.key {
             return None;
         }
-        let forms: BTreeMap<String, (u32, usize, String)> = serde_json::from_str(metadata.get("grids")?).ok()?;
+        let forms: BTreeMap<String, (u32, usize, String)> =
+            serde_json::from_str(metadata.get("grids")?).ok()?;
         let file = SafeTensors::deserialize(&bytes).ok()?;
         let floats = |name: String| -> Option<Vec<f32>> {
             let (words, _) = file.tensor(&name).ok()?.data().as_chunks::<4>();

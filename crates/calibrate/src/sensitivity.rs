@@ -102,7 +102,12 @@ fn specs(cols: usize) -> Vec<AffineSpec> {
 }
 
 /// The KL divergence expected of rounding the tensor as each of `specs`.
-fn expected_losses(values: &[f32], float: FloatType, marginals: &Marginals, specs: &[AffineSpec]) -> Vec<f64> {
+fn expected_losses(
+    values: &[f32],
+    float: FloatType,
+    marginals: &Marginals,
+    specs: &[AffineSpec],
+) -> Vec<f64> {
     let (rows, cols) = (marginals.by_row.len(), marginals.by_col.len());
     let step = rows.div_ceil(SAMPLED_ROWS);
     let chosen: Vec<usize> = (0..rows).step_by(step).collect();

@@ -11,7 +11,8 @@ mod tests {
 
     #[test]
     fn every_kind_is_there() {
-        for sign in ["<|im_start|>assistant\n<think>\n\n</think>", "fn ", "def ", "{\"", "。", "ñ", "ü", "и"] {
+        for sign in ["<|im_start|>assistant\n<think>\n\n</think>", "fn ", "def ", "{\"", "。", "ñ", "ü", "и"]
+        {
             assert!(DEFAULT_TEXT.contains(sign), "no `{sign}`");
         }
     }

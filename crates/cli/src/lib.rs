@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod best;
 pub mod commands;
 pub mod exit;
 pub mod interrupt;

@@ -38,6 +38,11 @@ impl Watcher {
         self.step(title, total, "{msg:<28} {bar:30} {pos:>6} of {len} {elapsed:>4}, {eta} left")
     }
 
+    /// Begins a step of `total` things that takes minutes, with the time left.
+    pub fn long_step(self, title: &str, total: u64) -> Step {
+        self.step(title, total, "{msg:<28} {bar:30} {pos:>6} of {len} {elapsed:>4}, {eta} left")
+    }
+
     fn step(self, title: &str, total: u64, template: &str) -> Step {
         if self == Self::Log {
             note(title);

@@ -39,6 +39,13 @@ pub trait Recipe: Sync {
         rows: Range<usize>,
     ) -> Result<PackedMatrix, String>;
 
+    /// Other numbers for `tensor`, which stays in float, in the checkpoint's convention (norms zero-centred); nothing
+    /// leaves those of the source.
+    fn float_values(&self, tensor: &TensorSpec) -> Option<&[f32]> {
+        let _ = tensor;
+        None
+    }
+
     /// Further settings, for the manifest.
     fn settings(&self) -> Map<String, Value> {
         Map::new()

@@ -172,9 +172,19 @@ fn produce(
         let name = tensor.name();
         let Action::Quantize(spec) = step.action else {
             tensor.check_finite()?;
+            let replaced = recipe.float_values(tensor.spec).map(|values| {
+                let mut bytes = Vec::with_capacity(tensor.data.len());
+                tensor.dtype.narrow(values, &mut bytes);
+                bytes
+            });
+            if let Some(bytes) = replaced.as_ref().filter(|bytes| bytes.len() != tensor.data.len()) {
+                let message = format!("{} bytes for a tensor of {}", bytes.len(), tensor.data.len());
+                return Err(WriteError::Recipe { name: name.to_owned(), message });
+            }
+            let data = replaced.as_deref().unwrap_or(tensor.data);
             let bytes = match step.action {
-                Action::Shift => shifted(tensor.dtype, tensor.data),
-                _ => tensor.data.to_vec(),
+                Action::Shift => shifted(tensor.dtype, data),
+                _ => data.to_vec(),
             };
             if pieces.send(Piece::Whole(bytes)).is_err() {
                 return Ok(());
@@ -374,7 +384,7 @@ fn manifest(
     });
     manifest.settings = object(settings);
     manifest.settings.extend(recipe.settings());
-    manifest.tensors = steps.iter().map(record).collect();
+    manifest.tensors = steps.iter().map(|step| record(step, recipe)).collect();
     for dropped in &checkpoint.inventory().dropped {
         let records = dropped.names.iter().map(|name| TensorRecord {
             name: name.clone(),
@@ -386,12 +396,15 @@ fn manifest(
     manifest
 }
 
-fn record(step: &Step<'_>) -> TensorRecord {
+fn record(step: &Step<'_>, recipe: &dyn Recipe) -> TensorRecord {
     let dtype = step.tensor.dtype.torch_name();
     let mut details = object(json!({"as": step.output, "dtype": dtype, "shape": step.tensor.shape()}));
     if let Action::Quantize(spec) = step.action {
         details.insert("bits".to_owned(), spec.bits().into());
         details.insert("group_size".to_owned(), spec.group_size().into());
+    }
+    if recipe.float_values(step.tensor.spec).is_some() {
+        details.insert("learned".to_owned(), true.into());
     }
     TensorRecord {
         name: step.tensor.source_name.to_owned(),

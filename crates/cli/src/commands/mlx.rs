@@ -1,10 +1,10 @@
 //! `q35-convert mlx`: from a checkpoint to an MLX model.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use q35_bundle::{Existing, Staging};
 use q35_checkpoint::{Checkpoint, Inventory};
@@ -12,11 +12,13 @@ use q35_mlx::{Form, Progress, Recipe, RoundToNearest, Summary, WriteOptions};
 use q35_quant::affine::AffineSpec;
 use serde_json::{Value, json};
 
+use crate::best::{BITS_PER_WEIGHT, Best, Budget};
 use crate::commands::Context;
 use crate::commands::parity::{after_conversion, in_words, outcome, record};
 use crate::exit::Outcome;
 use crate::known;
 use crate::output::{bytes, grouped, json as print_json, line, note};
+use crate::progress::Watcher;
 use crate::source::ModelArgs;
 
 /// Arguments of `q35-convert mlx`.
@@ -42,6 +44,18 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = RecipeName::Rtn)]
     pub recipe: RecipeName,
 
+    /// Text to calibrate on instead of the tool's own, for --recipe best
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+
+    /// Size of the result in bits of a weight, scales and biases included, for --recipe best; 4.66 if not given
+    #[arg(long, value_name = "BITS")]
+    pub bits_per_weight: Option<f64>,
+
+    /// Size of the result in bytes of all tensors, for --recipe best
+    #[arg(long, value_name = "BYTES", conflicts_with = "bits_per_weight")]
+    pub max_bytes: Option<u64>,
+
     /// Who is to open the result
     #[arg(long = "for", value_enum, value_name = "READER", default_value_t = Reader::MlxLm)]
     pub reader: Reader,
@@ -60,6 +74,8 @@ pub struct Args {
 pub enum RecipeName {
     /// To the nearest step: the same tensors, bit for bit, as mlx-lm writes
     Rtn,
+    /// Calibrated on text: bits by sensitivity, errors compensated, then learned against the float model
+    Best,
 }
 
 /// Who is to open the result.
@@ -80,6 +96,36 @@ impl From<Reader> for Form {
     }
 }
 
+impl Args {
+    /// The calibrated model, if the recipe asks for one.
+    fn calibrate(
+        &self,
+        checkpoint: &Checkpoint,
+        target: &Path,
+        watcher: Watcher,
+    ) -> anyhow::Result<Option<Best>> {
+        if self.recipe != RecipeName::Best {
+            let given = [
+                ("--calibration", self.calibration.is_some()),
+                ("--bits-per-weight", self.bits_per_weight.is_some()),
+                ("--max-bytes", self.max_bytes.is_some()),
+            ];
+            if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+                bail!("{option} says nothing to --recipe rtn\nhint: add --recipe best");
+            }
+            return Ok(None);
+        }
+        if self.reader == Reader::SpeechSwift {
+            bail!("--for speech-swift takes one number of bits for all matrices\nhint: use --recipe rtn");
+        }
+        let budget = match self.max_bytes {
+            Some(bytes) => Budget::Bytes(bytes),
+            None => Budget::BitsPerWeight(self.bits_per_weight.unwrap_or(BITS_PER_WEIGHT)),
+        };
+        Best::calibrate(checkpoint, target, self.calibration.as_deref(), budget, watcher).map(Some)
+    }
+}
+
 /// Runs `q35-convert mlx`.
 ///
 /// # Errors
@@ -94,9 +140,9 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     staging.protect(&source.dir)?;
     let checkpoint = Checkpoint::open(&source.dir)?;
     known::check(&source, &checkpoint)?;
-    let recipe: Box<dyn Recipe> = match args.recipe {
-        RecipeName::Rtn => Box::new(RoundToNearest(spec)),
-    };
+    let calibrated = args.calibrate(&checkpoint, staging.target(), context.watcher)?;
+    let nearest = RoundToNearest(spec);
+    let recipe: &dyn Recipe = calibrated.as_ref().map_or(&nearest, |best| best);
     let options = WriteOptions {
         form: args.reader.into(),
         source_is_hub: source.is_from_hub(),
@@ -106,19 +152,18 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         ..WriteOptions::default()
     };
     let step = RefCell::new(None);
-    let written =
-        q35_mlx::write(&checkpoint, recipe.as_ref(), &options, staging.path(), &|event| match event {
-            Progress::Started { bytes } => {
-                step.replace(Some(context.watcher.bytes_step("quantizing", bytes)));
+    let written = q35_mlx::write(&checkpoint, recipe, &options, staging.path(), &|event| match event {
+        Progress::Started { bytes } => {
+            step.replace(Some(context.watcher.bytes_step("quantizing", bytes)));
+        }
+        Progress::Converted { bytes, .. } => {
+            if let Some(step) = &*step.borrow() {
+                step.advance(bytes);
             }
-            Progress::Converted { bytes, .. } => {
-                if let Some(step) = &*step.borrow() {
-                    step.advance(bytes);
-                }
-            }
-            _ => {}
-        })
-        .with_context(|| format!("converting {}", source.dir.display()))?;
+        }
+        _ => {}
+    })
+    .with_context(|| format!("converting {}", source.dir.display()))?;
     drop(step);
     let parity = match args.no_verify {
         true => None,
@@ -129,12 +174,15 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let target = staging.target().to_owned();
     let output_bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
     staging.publish()?;
+    if let Some(best) = &calibrated {
+        best.forget();
+    }
 
     let report = Report {
         target,
         inventory: checkpoint.inventory(),
         summary: &written.summary,
-        spec,
+        spec: recipe.default_spec(),
         recipe: recipe.name(),
         output_bytes,
         elapsed: started.elapsed(),

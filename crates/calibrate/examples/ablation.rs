@@ -1,0 +1,100 @@
+//! What each part of the calibration brings: mean KL(float || quantized) on a text, for every part added in turn.
+//!
+//! `cargo run --release -p q35-calibrate --example ablation -- CHECKPOINT EVAL.txt [CALIBRATION.txt] [key=value..]`
+//!
+//! Keys: `bits` (4.66), `calibration` and `eval` (tokens used), `steps`, `window`, `batch`, `sensitivity`, `scale`,
+//! `bias`, `code`, `float` (rates), `parts` (of "nearest,feedback,sensitivity,learning": those to run).
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::Device;
+use q35_calibrate::{Job, Settings, Stage, calibrate, mean_divergence};
+use q35_checkpoint::Checkpoint;
+use q35_model::tensor_table;
+use q35_text::Tokenizer;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (keys, files): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|a| a.contains('='));
+    let keys: HashMap<&str, &str> = keys.iter().filter_map(|key| key.split_once('=')).collect();
+    let number = |key: &str, default: f64| -> Result<f64, std::num::ParseFloatError> {
+        keys.get(key).map_or(Ok(default), |value| value.parse())
+    };
+    let [checkpoint, eval, calibration @ ..] = files.as_slice() else {
+        return Err("CHECKPOINT EVAL.txt".into());
+    };
+    let dir = Path::new(checkpoint.as_str());
+    let checkpoint = Checkpoint::open(dir)?;
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let tokens = |text: &str, limit: f64| -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+        let mut ids = tokenizer.encode(text)?;
+        ids.truncate(limit as usize);
+        Ok(ids)
+    };
+    let eval = tokens(&std::fs::read_to_string(eval)?, number("eval", 16_384.0)?)?;
+    let text = match calibration {
+        [] => q35_calibrate::DEFAULT_TEXT.to_owned(),
+        [path, ..] => std::fs::read_to_string(path)?,
+    };
+    let ids = tokens(&text, number("calibration", 1e9)?)?;
+    let matrices = tensor_table(checkpoint.config()).into_iter().filter(|spec| spec.role.is_quantized());
+    let weights: usize = matrices.map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let mut full = Settings::full(checkpoint.config(), (number("bits", 4.66)? * weights as f64 / 8.0) as u64);
+    full.window = number("window", full.window as f64)? as usize;
+    full.batch = number("batch", full.batch as f64)? as usize;
+    full.sensitivity_windows = number("sensitivity", full.sensitivity_windows as f64)? as usize;
+    if let Some(learning) = &mut full.learning {
+        learning.steps = number("steps", learning.steps as f64)? as usize;
+        let rates = &mut learning.rates;
+        rates.scale = number("scale", f64::from(rates.scale))? as f32;
+        rates.bias = number("bias", f64::from(rates.bias))? as f32;
+        rates.code = number("code", f64::from(rates.code))? as f32;
+        rates.float = number("float", f64::from(rates.float))? as f32;
+    }
+    let four = Settings { uniform: Some((4, 64)), learning: None, ..full.clone() };
+    let variants = [
+        ("nearest", Settings { feedback: false, ..four.clone() }),
+        ("feedback", four),
+        ("sensitivity", Settings { learning: None, ..full.clone() }),
+        ("learning", full),
+    ];
+    println!("{} calibration tokens, {} tokens judged", ids.len(), eval.len());
+    let job = Job {
+        weights: &checkpoint,
+        float: checkpoint.tensor("embed_tokens.weight").ok_or("no embedding")?.dtype,
+        ids: &ids,
+        device: &Device::Cpu,
+        saved: None,
+    };
+    for (name, settings) in variants {
+        if keys.get("parts").is_some_and(|parts| !parts.split(',').any(|part| part == name)) {
+            continue;
+        }
+        let started = Instant::now();
+        let mut recent = Vec::new();
+        let done = calibrate(job, &settings, &mut |progress| {
+            if progress.stage == Stage::Learning {
+                recent.extend(progress.divergence);
+                if progress.done % 10 == 0 {
+                    let last = &recent[recent.len().saturating_sub(10)..];
+                    let mean = last.iter().sum::<f64>() / last.len() as f64;
+                    println!(
+                        "  step {} of {}: {mean:.4e}, {:.0?}",
+                        progress.done,
+                        progress.total,
+                        started.elapsed()
+                    );
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        let elapsed = started.elapsed();
+        let expected: f64 = done.decisions.values().map(|decision| decision.expected_kl).sum();
+        let divergence = mean_divergence(Job { ids: &eval, ..job }, &done.tensors, 512)?;
+        println!("{name:<12} KL {divergence:.4e}  (expected of rounding {expected:.2e}; {elapsed:.0?})");
+    }
+    Ok(())
+}
