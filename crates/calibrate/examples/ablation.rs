@@ -5,6 +5,8 @@
 //! Keys: `bits` (4.66), `calibration` and `eval` (tokens used), `steps`, `window`, `batch`, `sensitivity`, `scale`,
 //! `bias`, `code`, `float` (rates), `parts` (of "nearest,feedback,sensitivity,learning": those to run).
 
+#![allow(clippy::print_stdout)] // The table is the result.
+
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;

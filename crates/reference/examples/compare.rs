@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p q35-reference --example compare -- CHECKPOINT LOGITS.safetensors`
 
+#![allow(clippy::print_stdout)] // The line is the result.
+
 use std::time::Instant;
 
 use q35_checkpoint::Checkpoint;
