@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod best;
+pub mod chat;
 pub mod commands;
 pub mod exit;
 pub mod interrupt;

@@ -1,0 +1,187 @@
+//! A conversation on a terminal, or over lines of stdin.
+
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use q35_runtime::{CancelToken, Finish, Message, Sampling, Session};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use serde_json::Value;
+
+use super::args::Chat;
+use super::console::{Console, finish_line, reply_json};
+use super::interrupt;
+use crate::exit::Outcome;
+use crate::output::{bytes, line};
+
+const HELP: &str = "\
+/system TEXT   set the system prompt (without TEXT: remove it)
+/reset         forget the conversation, keep the system prompt
+/undo          take back the last question and its reply
+/think on|off|auto
+               reason before answering, do not, or as the model's template says
+/seed N|off    the same seed gives the same text
+/stats         counts and times of the last reply, and memory
+/save FILE     write the conversation as JSON
+/load FILE     read one
+/help          this
+/quit          leave; so does Ctrl-D
+Ctrl-C stops a reply; what came of it stays in the conversation.";
+
+/// What the conversation is made of.
+struct Talk<'a> {
+    chat: &'a q35_runtime::Chat,
+    session: Session,
+    sampling: Sampling,
+    last: Option<Finish>,
+}
+
+/// What a line asks for.
+enum Next {
+    GoOn,
+    Leave,
+}
+
+pub(super) fn run(args: &Chat, chat: &q35_runtime::Chat, sampling: Sampling) -> anyhow::Result<Outcome> {
+    let mut session = chat.session();
+    session.set_system(args.system.clone());
+    let mut talk = Talk { chat, session, sampling, last: None };
+    interrupt::listen()?;
+    if std::io::stdin().is_terminal() {
+        on_terminal(args, &mut talk)?
+    } else {
+        on_lines(args, &mut talk)?
+    }
+    Ok(Outcome::Done)
+}
+
+/// Each line of stdin is something said.
+fn on_lines(args: &Chat, talk: &mut Talk<'_>) -> anyhow::Result<()> {
+    for text in std::io::stdin().lock().lines() {
+        let text = text.context("cannot read stdin")?;
+        if let Next::Leave = talk.handle(args, text.trim())? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn on_terminal(args: &Chat, talk: &mut Talk<'_>) -> anyhow::Result<()> {
+    let mut editor = DefaultEditor::new()?;
+    let history = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".q35_chat_history"));
+    if let Some(path) = &history {
+        // There is none yet the first time.
+        let _ = editor.load_history(path);
+    }
+    if !args.quiet {
+        line("Say something, or /help.")?;
+    }
+    loop {
+        match editor.readline("> ") {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(text) => {
+                editor.add_history_entry(text.as_str())?;
+                if let Next::Leave = talk.handle(args, text.trim())? {
+                    break;
+                }
+            }
+            Err(ReadlineError::Interrupted) => {}
+            Err(ReadlineError::Eof) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(path) = &history {
+        editor.save_history(path).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+impl Talk<'_> {
+    /// Answers a line. What goes wrong with one line is told and does not end the conversation.
+    fn handle(&mut self, args: &Chat, text: &str) -> anyhow::Result<Next> {
+        if text == "/quit" || text == "/exit" {
+            return Ok(Next::Leave);
+        }
+        let result = match text.strip_prefix('/') {
+            Some(command) => self.command(command),
+            None if text.is_empty() => Ok(()),
+            None => self.say(args, text),
+        };
+        match result {
+            Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
+            Err(error) => crate::output::note(format!("error: {}", crate::exit::message(&error))),
+            Ok(()) => {}
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn say(&mut self, args: &Chat, text: &str) -> anyhow::Result<()> {
+        let cancel = CancelToken::new();
+        let _guard = interrupt::Guard::new(&cancel);
+        let mut stream = self.session.send_with(text, &self.sampling, cancel)?;
+        if args.json {
+            let reply = stream.collect_reply()?;
+            line(reply_json(&reply).to_string())?;
+            self.last = Some(reply.finish);
+        } else {
+            self.last = Console::new(args).draw(&mut stream)?;
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: &str) -> anyhow::Result<()> {
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        match (name, rest) {
+            ("help", _) => line(HELP)?,
+            ("system", text) => {
+                self.session.set_system(Some(text.to_owned()).filter(|text| !text.is_empty()))
+            }
+            ("reset", _) => self.session.reset_conversation(),
+            ("undo", _) => self.session.drop_last(2),
+            ("think", "on") => self.sampling.thinking.enable = Some(true),
+            ("think", "off") => self.sampling.thinking.enable = Some(false),
+            ("think", "auto") => self.sampling.thinking.enable = None,
+            ("seed", "off") => self.sampling.seed = None,
+            ("seed", seed) => {
+                self.sampling.seed = Some(seed.parse().context("/seed takes a whole number or off")?)
+            }
+            ("stats", _) => self.stats()?,
+            ("save", path) if !path.is_empty() => {
+                let text = serde_json::to_string_pretty(&self.session.to_json())?;
+                std::fs::write(path, text)
+                    .map_err(|error| anyhow::anyhow!("cannot write {path}: {error}"))?;
+            }
+            ("load", path) if !path.is_empty() => self.session.set_messages(load(path)?),
+            _ => anyhow::bail!("/{command} is not known; /help lists what is"),
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> anyhow::Result<()> {
+        if let Some(finish) = &self.last {
+            line(finish_line(finish))?;
+            line(format!("seed {}", finish.seed))?;
+        }
+        let memory = self.chat.memory_footprint();
+        line(format!(
+            "memory: weights {} mapped and {} owned, caches {}, {} prompt snapshots {}, work space {}",
+            bytes(memory.mapped_weight_bytes),
+            bytes(memory.owned_weight_bytes),
+            bytes(memory.cache_bytes),
+            memory.snapshots,
+            bytes(memory.snapshot_bytes),
+            bytes(memory.scratch_bytes),
+        ))?;
+        Ok(line(self.chat.describe()?)?)
+    }
+}
+
+fn load(path: &str) -> anyhow::Result<Vec<Message>> {
+    let text = std::fs::read(path).map_err(|error| anyhow::anyhow!("cannot read {path}: {error}"))?;
+    let json: Vec<Value> =
+        serde_json::from_slice(&text).with_context(|| format!("{path} is not a conversation"))?;
+    let messages: Result<Vec<Message>, String> = json.iter().map(Message::from_json).collect();
+    messages.map_err(|error| anyhow::anyhow!("{path}: {error}"))
+}

@@ -1,0 +1,37 @@
+//! `q35-chat`: a conversation on a terminal, one answer, a scripted conversation, or one rendering of a chat template.
+
+mod args;
+mod console;
+mod interactive;
+mod interrupt;
+mod once;
+mod open;
+mod render;
+mod script;
+
+pub use args::Chat;
+
+use crate::exit::Outcome;
+
+impl Chat {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// It could not run.
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        if let Some(case) = &self.render {
+            return render::run(&self, case);
+        }
+        // Senseless settings are told before anything is loaded.
+        let mut sampling = self.sampling.build()?;
+        let opened = open::open(&self)?;
+        if self.checkpoint_sampling {
+            sampling = self.sampling.apply_to(opened.chat.checkpoint_sampling()?)?;
+        }
+        match (&self.script, &self.prompt) {
+            (Some(script), _) => script::run(&self, &opened.chat, script, &sampling),
+            (None, Some(prompt)) => once::run(&self, &opened.chat, prompt, &sampling),
+            (None, None) => interactive::run(&self, &opened.chat, sampling),
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! `--prompt`: one answer.
+
+use std::io::Read;
+
+use anyhow::Context as _;
+use q35_runtime::{CancelToken, FinishReason, Sampling};
+
+use super::args::Chat;
+use super::console::{Console, reply_json};
+use super::interrupt;
+use crate::exit::Outcome;
+use crate::output::json;
+
+pub(super) fn run(
+    args: &Chat,
+    chat: &q35_runtime::Chat,
+    prompt: &str,
+    sampling: &Sampling,
+) -> anyhow::Result<Outcome> {
+    let mut text = prompt.to_owned();
+    if prompt == "-" {
+        text.clear();
+        std::io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
+    }
+    let mut session = chat.session();
+    session.set_system(args.system.clone());
+    interrupt::listen()?;
+    let cancel = CancelToken::new();
+    let _guard = interrupt::Guard::new(&cancel);
+    let mut stream = session.send_with(text, sampling, cancel)?;
+    let reason = if args.json {
+        let reply = stream.collect_reply()?;
+        json(&reply_json(&reply))?;
+        Some(reply.finish.reason)
+    } else {
+        Console::new(args).draw(&mut stream)?.map(|finish| finish.reason)
+    };
+    Ok(if reason == Some(FinishReason::Cancelled) { Outcome::No } else { Outcome::Done })
+}

@@ -1,0 +1,50 @@
+//! A conversation with a listener who interrupts: what a voice application does between recognition and speech.
+//!
+//! ```sh
+//! cargo run -p q35-runtime --example interruption -- MODEL_DIR
+//! ```
+//!
+//! The side of speech recognition is scripted: each utterance comes with how many sentences the human listens to before
+//! speaking up. What was really heard, and nothing else, stays in the conversation.
+#![expect(clippy::print_stdout, reason = "an example")]
+
+use std::convert::Infallible;
+
+use q35_runtime::{Chat, Sampling, Speaker, Speech, speak};
+
+/// A voice that is interrupted after some sentences.
+struct Listener {
+    patience: usize,
+}
+
+impl Speaker for Listener {
+    type Error = Infallible;
+
+    fn speak(&mut self, sentence: &str) -> Result<Speech, Infallible> {
+        if self.patience == 0 {
+            println!("  [interrupted before: {sentence}]");
+            return Ok(Speech::Interrupted);
+        }
+        self.patience -= 1;
+        println!("  ♪ {sentence}");
+        Ok(Speech::GoOn)
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let model = std::env::args().nth(1).ok_or("usage: interruption MODEL_DIR")?;
+    let chat = Chat::from_pretrained(&model)?;
+    let mut session = chat.session();
+    let recognised = [("My name is Ada. Tell me a long story.", 1), ("Stop. What is my name?", 9)];
+    for (utterance, patience) in recognised {
+        println!("human: {utterance}");
+        let reply = session.send(utterance, &Sampling::default().with_seed(1))?;
+        let spoken = speak(reply, &mut Listener { patience })?;
+        let usage = spoken.finish.map(|finish| finish.usage);
+        println!("  first sentence after {:?}; {usage:?}", spoken.first_sentence);
+        // While the human speaks, the state is brought to where the next question will begin.
+        println!("  {} tokens computed ahead", session.warm()?);
+    }
+    println!("{}", serde_json::to_string_pretty(&session.to_json())?);
+    Ok(())
+}
