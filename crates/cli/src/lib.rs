@@ -15,6 +15,7 @@ pub mod commands;
 pub mod exit;
 pub mod interrupt;
 pub mod known;
+pub mod open;
 pub mod output;
 pub mod progress;
 pub mod source;

@@ -30,10 +30,12 @@ mod forms;
 mod model;
 mod predictor;
 mod sequence;
+mod signatures;
 mod snapshots;
 
 pub use error::{OpenError, PredictError};
 pub use evaluator::EvaluatorPredictor;
 pub use model::CoreMlModel;
-pub use predictor::{Predictor, Session, Signature};
+pub use predictor::{Predictor, Session, Signature, Watcher};
 pub use q35_mil_eval::{Port, Precision, Tensor};
+pub use signatures::package_signatures;

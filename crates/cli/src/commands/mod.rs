@@ -9,6 +9,7 @@ use crate::progress::Watcher;
 pub mod coreml;
 pub mod eval;
 pub mod inspect;
+pub mod logits;
 pub mod mlx;
 pub mod parity;
 pub mod verify;
@@ -39,6 +40,8 @@ pub enum Command {
     Verify(Printing<verify::Args>),
     /// Show what a checkpoint, a converted model or a file holds
     Inspect(Printing<inspect::Args>),
+    /// Write a model's logits for given tokens to a file
+    Logits(Printing<logits::Args>),
     /// Is a converted model still the model? Numbers, reasons, and an exit code
     Parity(parity::Args),
     /// What a quantization costs: perplexity, KL and task scores of several models side by side
@@ -80,6 +83,7 @@ impl Convert {
             Command::Coreml(with) => coreml::run(&with.args, context(with.json)),
             Command::Verify(with) => verify::run(&with.args, context(with.json)),
             Command::Inspect(with) => inspect::run(&with.args, context(with.json)),
+            Command::Logits(with) => logits::run(&with.args, context(with.json)),
             Command::Parity(args) => parity::run(&args, context(false)),
             Command::Eval(with) => eval::run(&with.args, context(with.json)),
         }

@@ -1,0 +1,229 @@
+//! `q35-convert logits`: what a model answers to given tokens, as numbers in a file.
+
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use q35_model::{Observer, Rows, Site, TextConfig};
+use serde_json::json;
+
+use crate::commands::Context;
+use crate::exit::Outcome;
+use crate::open::{RunArgs, open};
+use crate::output::{json as print_json, line};
+use crate::source::ModelArgs;
+
+/// Arguments of `q35-convert logits`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: ModelArgs,
+
+    /// A JSON list of token ids
+    #[arg(long, value_name = "FILE")]
+    ids_file: PathBuf,
+
+    /// Greedy tokens to go on with after the given ones
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    steps: usize,
+
+    /// Also write the residual stream: hidden.embed, and hidden.I after each layer
+    #[arg(long)]
+    states: bool,
+
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+
+    #[command(flatten)]
+    how: RunArgs,
+}
+
+/// Runs `q35-convert logits`. The file holds `input_ids` [T] i64, `logits` [T + steps, vocab] f32 (row t predicts token
+/// t + 1, the last rows come from one-token decode of the greedy token) and `decoded_ids` [steps] i64.
+///
+/// # Errors
+/// The model cannot be opened or run, or the file cannot be written.
+pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
+    let ids = read_ids(&args.ids_file)?;
+    let source = args.source.resolve(context.watcher)?;
+    let opened = open(&source.dir, args.how)?;
+    let config = opened.model.config().clone();
+    let (vocab, rows) = (config.vocab_size, ids.len() + args.steps);
+    let mut sequence = opened.model.new_sequence(rows)?;
+
+    let step = context.watcher.counted_step("tokens", rows as u64);
+    let mut file = LogitsFile::create(args, ids.len(), &config)?;
+    let hidden = args.states.then(BTreeMap::new);
+    let mut watch = Watch { hidden, row: Vec::new(), file: &mut file, step: &step };
+    sequence.extend(&ids, Rows::All, &mut watch)?;
+    let hidden = watch.hidden.take();
+    let mut decoded = Vec::with_capacity(args.steps);
+    for _ in 0..args.steps {
+        let next = argmax(&watch.row);
+        decoded.push(next);
+        sequence.extend(&[next], Rows::Last, &mut watch)?;
+    }
+    file.finish(&ids, &decoded, &hidden.unwrap_or_default())?;
+
+    let summary = json!({
+        "out": args.out, "backend": opened.model.describe(), "rows": rows, "vocab_size": vocab, "decoded_ids": decoded,
+    });
+    if context.json {
+        print_json(&summary)?;
+    } else {
+        line(format!("{}: logits [{rows}, {vocab}] by {}", args.out.display(), opened.model.describe()))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn read_ids(path: &Path) -> anyhow::Result<Vec<u32>> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let ids: Vec<u32> = serde_json::from_slice(&text).with_context(|| {
+        format!("{}: expected a JSON list of token ids such as [1, 2, 3]", path.display())
+    })?;
+    ensure!(!ids.is_empty(), "{}: expected at least one token id, found none", path.display());
+    Ok(ids)
+}
+
+/// The first of the largest, as transformers and MLX choose.
+fn argmax(row: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, value) in row.iter().enumerate() {
+        if *value > row[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// Writes rows as they come, so that a long run over a large vocabulary never lies in memory.
+struct Watch<'a> {
+    hidden: Option<BTreeMap<Site, Vec<f32>>>,
+    /// The last row.
+    row: Vec<f32>,
+    file: &'a mut LogitsFile,
+    step: &'a crate::progress::Step,
+}
+
+impl Observer for Watch<'_> {
+    fn logits(&mut self, _position: usize, row: &[f32]) {
+        self.row.clear();
+        self.row.extend_from_slice(row);
+        self.file.row(row);
+        self.step.advance(1);
+    }
+
+    fn wants_hidden(&self) -> bool {
+        self.hidden.is_some()
+    }
+
+    fn hidden(&mut self, site: Site, _position: usize, rows: &[f32]) {
+        if let Some(hidden) = self.hidden.as_mut().filter(|_| hidden_name(site).is_some()) {
+            hidden.entry(site).or_default().extend_from_slice(rows);
+        }
+    }
+}
+
+/// The safetensors file, written front to back beside its place and renamed when whole.
+struct LogitsFile {
+    out: PathBuf,
+    body: BufWriter<tempfile::NamedTempFile>,
+    rows: usize,
+    written: usize,
+    failure: Option<std::io::Error>,
+}
+
+impl LogitsFile {
+    /// Writes the header: every size is known before the model runs. The rows come first.
+    fn create(args: &Args, tokens: usize, config: &TextConfig) -> anyhow::Result<Self> {
+        let rows = tokens + args.steps;
+        let mut header = serde_json::Map::new();
+        let mut end = 0;
+        let mut tensor = |name: &str, dtype: &str, shape: &[usize], size: usize| {
+            let from = end;
+            end += shape.iter().product::<usize>() * size;
+            header.insert(
+                name.to_owned(),
+                json!({"dtype": dtype, "shape": shape, "data_offsets": [from, end]}),
+            );
+        };
+        tensor("logits", "F32", &[rows, config.vocab_size], 4);
+        tensor("input_ids", "I64", &[tokens], 8);
+        tensor("decoded_ids", "I64", &[args.steps], 8);
+        if args.states {
+            let sites =
+                std::iter::once(Site::Embedding).chain((0..config.num_hidden_layers).map(Site::Layer));
+            for name in sites.filter_map(hidden_name) {
+                tensor(&name, "F32", &[tokens, config.hidden_size], 4);
+            }
+        }
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+
+        let beside = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let body = tempfile::NamedTempFile::new_in(beside)
+            .with_context(|| format!("cannot write in {}", beside.display()))?;
+        let mut body = BufWriter::with_capacity(1 << 20, body);
+        body.write_all(&(header.len() as u64).to_le_bytes())?;
+        body.write_all(&header)?;
+        Ok(Self { out: args.out.clone(), body, rows, written: 0, failure: None })
+    }
+
+    /// Observers cannot fail, so the first failure is kept for the end.
+    fn row(&mut self, row: &[f32]) {
+        let outcome = write_f32(&mut self.body, row);
+        self.written += 1;
+        self.failure = self.failure.take().or(outcome.err());
+    }
+
+    fn finish(
+        mut self,
+        ids: &[u32],
+        decoded: &[u32],
+        hidden: &BTreeMap<Site, Vec<f32>>,
+    ) -> anyhow::Result<()> {
+        if self.written != self.rows {
+            bail!("the backend gave {} rows of logits, {} were due", self.written, self.rows);
+        }
+        let mut write = || -> std::io::Result<()> {
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+            for id in ids.iter().chain(decoded) {
+                self.body.write_all(&i64::from(*id).to_le_bytes())?;
+            }
+            hidden.values().try_for_each(|values| write_f32(&mut self.body, values))?;
+            self.body.flush()
+        };
+        let outcome = write();
+        let whole = outcome.and_then(|()| self.body.into_inner().map_err(|error| error.into_error()));
+        let cannot = || format!("cannot write {}", self.out.display());
+        whole.with_context(cannot)?.persist(&self.out).with_context(cannot)?;
+        Ok(())
+    }
+}
+
+fn write_f32(to: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
+    values.iter().try_for_each(|value| to.write_all(&value.to_le_bytes()))
+}
+
+/// The name that a site has in the file, if it is written at all.
+fn hidden_name(site: Site) -> Option<String> {
+    match site {
+        Site::Embedding => Some("hidden.embed".to_owned()),
+        Site::Layer(layer) => Some(format!("hidden.{layer}")),
+        Site::Mixer(_) | Site::FinalNorm => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_logits_wins() {
+        assert_eq!(argmax(&[0.0, 2.0, 2.0, -1.0]), 1);
+    }
+}

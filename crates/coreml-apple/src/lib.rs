@@ -1,0 +1,24 @@
+//! Apple's Core ML as an executor of packages: one more [`q35_coreml_backend::Predictor`], so that everything above
+//! "predict" is the code that the evaluator is driven by on any system.
+//!
+//! [`ApplePredictor`] compiles a package once and keeps the result (`.mlmodelc`) under a hash of the package's
+//! contents, loads each function as a model of its own with the compute units asked for, and moves tensors across the
+//! border. [`compute_plan`] tells which unit Core ML means to run each operation on.
+//!
+//! **Untested on Apple**: this crate has been type-checked for macOS and iOS and has never run; `docs/apple.md` says
+//! how to change that. On other systems it is empty.
+#![deny(missing_docs)]
+
+#[cfg(target_vendor = "apple")]
+mod array;
+#[cfg(target_vendor = "apple")]
+mod compiled;
+#[cfg(target_vendor = "apple")]
+mod plan;
+#[cfg(target_vendor = "apple")]
+mod predictor;
+
+#[cfg(target_vendor = "apple")]
+pub use plan::{PlannedOperation, compute_plan};
+#[cfg(target_vendor = "apple")]
+pub use predictor::{ApplePredictor, ComputeUnits};
