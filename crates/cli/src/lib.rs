@@ -12,6 +12,7 @@
 pub mod best;
 pub mod chat;
 pub mod commands;
+pub mod demo;
 pub mod exit;
 pub mod interrupt;
 pub mod known;
