@@ -204,7 +204,8 @@ fn an_index_is_believed_only_as_far_as_its_files_bear_it_out() {
     };
     let first = "model.safetensors-00001-of-00002.safetensors";
     let second = "model.safetensors-00002-of-00002.safetensors";
-    let cases: [(&dyn Fn(&mut Value), &str); 5] = [
+    type Edit<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(Edit<'_>, &str); 5] = [
         (&|index| index["weight_map"]["ghost"] = first.into(), "the index places it in"),
         (
             &|index| index["weight_map"]["ghost"] = "model-3.safetensors".into(),

@@ -133,7 +133,8 @@ fn a_matrix_in_float_is_read_as_such() {
 
 #[test]
 fn missing_unknown_and_mistyped_tensors_are_named() {
-    let cases: [(&dyn Fn(&mut Vec<Owned>), &str); 6] = [
+    type Edit<'a> = &'a dyn Fn(&mut Vec<Owned>);
+    let cases: [(Edit<'_>, &str); 6] = [
         (
             &|tensors| tensors.retain(|tensor| tensor.name != format!("{UP}.biases")),
             "its weight or biases are missing",
