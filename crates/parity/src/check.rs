@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use q35_metrics::{Perplexity, VectorError};
-use q35_model::{CancelToken, Model, Rows, RunError, TensorSpec, Weights};
+use q35_model::{CancelToken, Model, Rows, RunError, TensorSpec, Weights, tensor_table};
 
 use crate::diagnosis::{explain_execution, of_config, of_explanation, of_sites, of_weights};
 use crate::hidden::{compare as compare_hidden, first_bad};
@@ -136,7 +136,9 @@ pub fn check(
     let saved = options.use_reference.take();
     let no_limits = Limits::default();
     let limits = thresholds.implementation_of(candidate.execution.key()).unwrap_or(&no_limits);
-    let conversion_limits = thresholds.conversion_of(&candidate.kind).unwrap_or(&no_limits);
+    let table = tensor_table(source.weights.config());
+    let weights = table.iter().map(|spec| spec.shape.iter().product::<usize>() as u64).sum();
+    let conversion_limits = thresholds.conversion_of(&candidate.kind, weights).unwrap_or(&no_limits);
     let job = Job {
         source,
         candidate,
@@ -410,8 +412,10 @@ impl Job<'_> {
         if let Some(found) = &report.implementation {
             judge_logits("implementation", found, self.limits, &mut checks);
             judge_sites("implementation", &report.implementation_sites, self.limits, &mut checks);
-            let same = report.greedy.iter().filter_map(|greedy| greedy.same_as_own_float).min();
-            judge_execution(&report.states, &report.consistency, same, self.limits, &mut checks);
+            // All of them are asked for: fewer were made only if the caller wanted fewer.
+            let worst = report.greedy.iter().filter_map(|greedy| Some((greedy.same_as_own_float?, greedy.tokens)));
+            let worst = worst.min_by_key(|(same, tokens)| (*same as isize) - (*tokens as isize));
+            judge_execution(&report.states, &report.consistency, worst, self.limits, &mut checks);
         }
         if let Some(found) = &report.conversion {
             judge_logits("conversion", found, self.conversion_limits, &mut checks);

@@ -55,7 +55,7 @@ pub use reference_pass::ReferencePass;
 pub use report::*;
 pub use storage::{Float, Storage};
 pub use suite::{Prompt, Suite, SuiteError, SuiteItem, TextEncoder};
-pub use thresholds::{Limit, Limits, Thresholds};
+pub use thresholds::{Limit, Limits, SMALL, Thresholds};
 pub use verdict::Check;
 pub use weights::{TensorReport, WeightCheck, WorstElement, compare_weights};
 

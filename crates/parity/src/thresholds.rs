@@ -53,7 +53,13 @@ pub struct Thresholds {
     pub implementation: BTreeMap<String, Limits>,
     /// Against the original, by encoding: "mlx-4", "coreml-8", "float"; "default" for what is not listed.
     pub conversion: BTreeMap<String, Limits>,
+    /// The same for models of fewer than [`SMALL`] weights, which lose more to the same rounding.
+    #[serde(default)]
+    pub small_conversion: BTreeMap<String, Limits>,
 }
+
+/// Models of fewer weights than this are judged by the limits of small ones, where there are any.
+pub const SMALL: u64 = 100_000_000;
 
 impl Thresholds {
     /// Reads thresholds.
@@ -74,10 +80,15 @@ impl Thresholds {
         self.implementation.get(execution)
     }
 
-    /// Limits of the encoding `kind`, or the default ones.
-    pub fn conversion_of(&self, kind: &str) -> Option<&Limits> {
-        self.conversion.get(kind).or_else(|| self.conversion.get("default"))
+    /// Limits of the encoding `kind` for a model of so many weights, or the default ones.
+    pub fn conversion_of(&self, kind: &str, weights: u64) -> Option<&Limits> {
+        let small = if weights < SMALL { listed(&self.small_conversion, kind) } else { None };
+        small.or_else(|| listed(&self.conversion, kind))
     }
+}
+
+fn listed<'a>(limits: &'a BTreeMap<String, Limits>, kind: &str) -> Option<&'a Limits> {
+    limits.get(kind).or_else(|| limits.get("default"))
 }
 
 #[cfg(test)]
@@ -91,9 +102,19 @@ mod tests {
         let thresholds = Thresholds::from_json(text).unwrap();
         let limit = thresholds.implementation_of("f32").unwrap().mean_kl.clone().unwrap();
         assert_eq!(limit.limit, 1e-6);
-        assert!(thresholds.conversion_of("mlx-4").is_some());
+        assert!(thresholds.conversion_of("mlx-4", 5).is_some());
         assert!(thresholds.implementation_of("f16").is_none());
         assert!(Thresholds::from_json(&text.replace("mean_kl", "mean_kI")).unwrap_err().contains("mean_kI"));
         assert!(Thresholds::from_json(&text.replace(": 1,", ": 7,")).unwrap_err().contains("version 7"));
+    }
+
+    #[test]
+    fn small_models_have_their_own_limits() {
+        let thresholds = Thresholds::from_json(crate::DEFAULT_THRESHOLDS).unwrap();
+        let limit = |weights| thresholds.conversion_of("mlx-4", weights).unwrap().mean_kl.clone().unwrap().limit;
+        assert!(limit(5_000_000) > limit(750_000_000));
+        for arithmetic in ["f32", "f16", "int8-activations"] {
+            assert!(thresholds.implementation_of(arithmetic).unwrap().mean_kl.is_some(), "{arithmetic}");
+        }
     }
 }

@@ -68,11 +68,11 @@ pub(crate) fn judge_sites(scope: &str, sites: &[SiteReport], limits: &Limits, ch
     }
 }
 
-/// Judges what only an executed candidate has.
+/// Judges what only an executed candidate has; `greedy` is how many tokens were the same, of how many.
 pub(crate) fn judge_execution(
     states: &[StateReport],
     consistency: &[ConsistencyReport],
-    greedy_same: Option<usize>,
+    greedy: Option<(usize, usize)>,
     limits: &Limits,
     checks: &mut Vec<Check>,
 ) {
@@ -84,8 +84,9 @@ pub(crate) fn judge_execution(
         let worst = consistency.iter().map(|way| way.mean_kl).fold(0.0, f64::max);
         checks.push(Check::at_most("implementation.consistency_kl", worst, limit));
     }
-    if let (Some(limit), Some(same)) = (&limits.greedy_tokens, greedy_same) {
-        checks.push(Check::at_least("implementation.greedy_tokens", same as f64, limit));
+    if let (Some(limit), Some((same, tokens))) = (&limits.greedy_tokens, greedy) {
+        let limit = Limit { limit: limit.limit.min(tokens as f64), because: limit.because.clone() };
+        checks.push(Check::at_least("implementation.greedy_tokens", same as f64, &limit));
     }
 }
 

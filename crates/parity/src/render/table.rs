@@ -41,13 +41,13 @@ impl Report {
         if !columns.is_empty() {
             write!(out, "\n{:28}", "")?;
             for (name, _) in &columns {
-                write!(out, "{name:>16}")?;
+                write!(out, "{name:>20}")?;
             }
             writeln!(out)?;
             for (name, value) in rows() {
                 write!(out, "{name:28}")?;
                 for (_, column) in &columns {
-                    write!(out, "{:>16}", value(column))?;
+                    write!(out, "{:>20}", value(column))?;
                 }
                 writeln!(out)?;
             }
