@@ -61,7 +61,16 @@ fn json(path: &Path) -> serde_json::Value {
 fn a_right_conversion_is_within_and_writes_its_reports() {
     let work = Work::new();
     work.convert();
-    let done = work.parity(&["--json", "r.json", "--html", "r.html", "--markdown", "r.md", "--save-reference", "pass"]);
+    let done = work.parity(&[
+        "--json",
+        "r.json",
+        "--html",
+        "r.html",
+        "--markdown",
+        "r.md",
+        "--save-reference",
+        "pass",
+    ]);
     assert_eq!(done.status.code(), Some(0), "{}{}", text(&done.stdout), text(&done.stderr));
     assert!(text(&done.stdout).contains("within its thresholds"));
     let report = json(&work.at("r.json"));
@@ -89,7 +98,13 @@ fn a_wrong_one_is_outside_and_says_where() {
     work.convert();
     let path = work.at("int4/config.json");
     let config = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(path, config.replace("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": 0.01").replace("\"rms_norm_eps\": 1e-6", "\"rms_norm_eps\": 0.01")).unwrap();
+    std::fs::write(
+        path,
+        config
+            .replace("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": 0.01")
+            .replace("\"rms_norm_eps\": 1e-6", "\"rms_norm_eps\": 0.01"),
+    )
+    .unwrap();
     let done = work.parity(&[]);
     assert_eq!(done.status.code(), Some(1), "{}{}", text(&done.stdout), text(&done.stderr));
     assert!(text(&done.stdout).contains("rms_norm_eps"), "{}", text(&done.stdout));
@@ -112,8 +127,16 @@ fn a_conversion_records_its_check() {
     let work = Work::new();
     let done = work.run(&["mlx", "--model", "source", "--out", "checked", "--bits", "8", "--json"]);
     let manifest = json(&work.at("checked/manifest.json"));
-    assert!(manifest["parity"]["implementation"]["mean_kl"].as_f64().unwrap() < 1e-6, "{}", text(&done.stderr));
-    assert!(std::fs::read_to_string(work.at("checked/README.md")).unwrap().contains("Parity with the float model"));
+    assert!(
+        manifest["parity"]["implementation"]["mean_kl"].as_f64().unwrap() < 1e-6,
+        "{}",
+        text(&done.stderr)
+    );
+    assert!(
+        std::fs::read_to_string(work.at("checked/README.md"))
+            .unwrap()
+            .contains("Parity with the float model")
+    );
     assert_eq!(work.run(&["verify", "checked"]).status.code(), Some(0));
     work.convert();
     assert_eq!(json(&work.at("int4/manifest.json"))["parity"], "unverified");
@@ -127,8 +150,21 @@ fn eval_shows_models_side_by_side() {
     let task = r#"{"kind": "k", "match": "contains", "messages": [{"role": "user", "content": "a"}], "expect": "zzz"}"#;
     std::fs::write(work.at("tasks.jsonl"), task).unwrap();
     let done = work.run(&[
-        "eval", "--against", "source", "--model", "int4", "source", "--text", "text.txt", "--window", "64",
-        "--chat", "tasks.jsonl", "--max-tokens", "4", "--json",
+        "eval",
+        "--against",
+        "source",
+        "--model",
+        "int4",
+        "source",
+        "--text",
+        "text.txt",
+        "--window",
+        "64",
+        "--chat",
+        "tasks.jsonl",
+        "--max-tokens",
+        "4",
+        "--json",
     ]);
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     let found: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();

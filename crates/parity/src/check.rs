@@ -413,7 +413,8 @@ impl Job<'_> {
             judge_logits("implementation", found, self.limits, &mut checks);
             judge_sites("implementation", &report.implementation_sites, self.limits, &mut checks);
             // All of them are asked for: fewer were made only if the caller wanted fewer.
-            let worst = report.greedy.iter().filter_map(|greedy| Some((greedy.same_as_own_float?, greedy.tokens)));
+            let worst =
+                report.greedy.iter().filter_map(|greedy| Some((greedy.same_as_own_float?, greedy.tokens)));
             let worst = worst.min_by_key(|(same, tokens)| (*same as isize) - (*tokens as isize));
             judge_execution(&report.states, &report.consistency, worst, self.limits, &mut checks);
         }

@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn small_models_have_their_own_limits() {
         let thresholds = Thresholds::from_json(crate::DEFAULT_THRESHOLDS).unwrap();
-        let limit = |weights| thresholds.conversion_of("mlx-4", weights).unwrap().mean_kl.clone().unwrap().limit;
+        let limit =
+            |weights| thresholds.conversion_of("mlx-4", weights).unwrap().mean_kl.clone().unwrap().limit;
         assert!(limit(5_000_000) > limit(750_000_000));
         for arithmetic in ["f32", "f16", "int8-activations"] {
             assert!(thresholds.implementation_of(arithmetic).unwrap().mean_kl.is_some(), "{arithmetic}");

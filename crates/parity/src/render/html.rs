@@ -23,7 +23,7 @@ th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;
 ul.findings{padding-left:20px}ul.findings li{margin:6px 0;overflow-wrap:anywhere}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(520px,100%),1fr));gap:16px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:8px 10px}
-svg{width:100%;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}svg text.title{font-size:12px;fill:var(--text)}svg text.small{font-size:9px}
+svg{width:100%;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}svg text.title{font-size:12px;fill:var(--text)}svg text.small{font-size:9px;fill:var(--text);paint-order:stroke;stroke:var(--card);stroke-width:3px}
 svg .grid{stroke:var(--line)}svg .tick{stroke:var(--soft)}svg .divider{stroke:var(--line);stroke-dasharray:2 3}svg .frame{fill:none;stroke:var(--soft);stroke-opacity:.5}
 figcaption{font-size:13px}figcaption p{margin:4px 0 2px;color:var(--soft)}.key{margin-right:14px;white-space:nowrap}.key i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:5px}
 details summary{cursor:pointer;font-weight:600;margin:8px 0}

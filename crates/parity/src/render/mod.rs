@@ -11,7 +11,7 @@ use crate::Check;
 /// A number as short as it can be read: plain between 0.001 and 100,000, with an exponent beyond.
 pub(crate) fn number(value: f64) -> String {
     match value {
-        v if v == 0.0 => "0".into(),
+        0.0 => "0".into(),
         v if !v.is_finite() => v.to_string(),
         v if v.abs() < 1e-3 || v.abs() >= 1e5 => format!("{v:.2e}"),
         v if v.fract() == 0.0 => format!("{v}"),

@@ -14,7 +14,8 @@ const FLOOR: i32 = -14;
 
 /// KL of every scored position, prompt after prompt.
 pub(super) fn kl_over_positions(report: &Report) -> Option<String> {
-    let series: [(&str, &'static str, fn(&PromptReport) -> &[f64]); 3] = [
+    type Values = fn(&PromptReport) -> &[f64];
+    let series: [(&str, &'static str, Values); 3] = [
         ("implementation", IMPLEMENTATION, |p| &p.implementation_kl),
         ("conversion", CONVERSION, |p| &p.conversion_kl),
         ("total", TOTAL, |p| &p.total_kl),
@@ -27,11 +28,6 @@ pub(super) fn kl_over_positions(report: &Report) -> Option<String> {
     let y = Scale::decades(all, FLOOR);
     let mut plot =
         Plot::new(Scale::Linear(0.0, count as f64), y, "scored position, prompt after prompt", "KL (nats)");
-    let mut start = 0;
-    for prompt in &report.prompts {
-        plot.divider(start as f64, &prompt.name);
-        start += prompt.conversion_kl.len();
-    }
     for (name, color, get) in series {
         let values: Vec<f64> = report.prompts.iter().flat_map(get).copied().collect();
         // The total covers the conversion wherever the implementation is good; drawn are the two that differ.
@@ -40,6 +36,11 @@ pub(super) fn kl_over_positions(report: &Report) -> Option<String> {
         }
         plot.line(values.iter().enumerate().map(|(i, kl)| (i as f64 + 0.5, *kl)), color);
         plot.legend(name, color);
+    }
+    let mut start = 0;
+    for prompt in &report.prompts {
+        plot.divider(start as f64, &prompt.name);
+        start += prompt.conversion_kl.len();
     }
     Some(plot.finish("KL divergence over positions. What is below the lowest line is drawn on it."))
 }

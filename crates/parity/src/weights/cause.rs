@@ -20,7 +20,7 @@ pub(super) fn probable(
 ) -> Result<Option<String>, ParityError> {
     let rows = spec.shape[0];
     if part.rows_outside() * 50 <= rows || (part.rows_outside() == 1 && part.relative() < 0.5) {
-        return Ok(single_place(source, candidate, spec, storage, part)?);
+        return single_place(source, candidate, spec, storage, part);
     }
     let sample: Vec<std::ops::Range<usize>> = if rows <= SAMPLE {
         std::iter::once(0..rows).collect()
