@@ -56,7 +56,10 @@ fn a_snapshot_goes_on_where_it_was_taken() {
         assert_eq!(second.position(), 0);
         second.extend(&ids[..70], Rows::None, &mut Discard).unwrap();
         assert_eq!(second.snapshot().unwrap(), snapshot);
-        assert_eq!(second.recurrent_states().unwrap().len(), directory.config().layers_of(LayerKind::LinearAttention).count());
+        assert_eq!(
+            second.recurrent_states().unwrap().len(),
+            directory.config().layers_of(LayerKind::LinearAttention).count()
+        );
     }
 }
 

@@ -13,12 +13,17 @@ use crate::simd::{Isa, Kernel, Simd};
 pub enum Mode {
     /// f32 activations, f32 sums.
     Exact,
-    /// Activations rounded to eight bits with one scale per group; integer sums within a group.
+    /// Activations rounded to fifteen bits with one scale per group; integer sums within a group.
     Fast,
 }
 
-/// Tokens that a tile is multiplied with at a time.
+/// Most tokens that a tile is multiplied with at a time.
 pub(crate) const TOKENS: usize = 8;
+
+/// The number of tokens in the next block when `left` are left: powers of two, so that few kernels do for all.
+pub(crate) fn block_tokens(left: usize) -> usize {
+    if left >= TOKENS { TOKENS } else { 1 << left.ilog2() }
+}
 
 /// What a matrix wants of its activations; matrices of one form share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,10 +100,10 @@ pub(crate) struct Prepared {
     pub form: Form,
     /// Exact: the values. One token: vectors as the codes' words are taken apart; several: [block][k][tokens].
     pub values: Vec<f32>,
-    /// Fast, one token: vectors as the codes' bytes lie.
+    /// Fast, one token: vectors as the codes' bytes lie, the upper halves that meet 64 bytes, then the lower ones.
     pub codes: Vec<[i8; 64]>,
-    /// Fast, several: [block][k / 4][tokens] of four codes.
-    pub quads: Vec<[i8; 4]>,
+    /// Fast, several: [block][k / 4][tokens] of the upper and the lower halves of four codes.
+    pub quads: Vec<[[i8; 4]; 2]>,
     /// Fast: scale of each group. One token: [groups], zero-padded to 16; several: [block][groups][tokens].
     pub scales: Vec<f32>,
     /// Sum of each group's values (exact) or codes (fast), laid out as the scales.
@@ -154,7 +159,7 @@ impl Inputs {
     /// Bytes held.
     pub fn size_bytes(&self) -> usize {
         let sizes = self.prepared.iter().map(|p| {
-            4 * (p.values.capacity() + p.quads.capacity() + p.scales.capacity() + p.sums.capacity())
+            4 * (p.values.capacity() + 2 * p.quads.capacity() + p.scales.capacity() + p.sums.capacity())
                 + 64 * p.codes.capacity()
         });
         sizes.sum()
@@ -183,33 +188,37 @@ impl Prepared {
         let groups = columns.div_ceil(form.group);
         let padded = groups * form.group;
         if tokens == 1 {
-            let units = columns.div_ceil(form.unit());
+            // As rows are read: sixteen groups at a time.
+            let padded = groups.next_multiple_of(16) * form.group;
             resize(&mut self.scales, groups.next_multiple_of(16));
             resize(&mut self.sums, groups.next_multiple_of(16));
             match form.mode {
-                Mode::Exact => resize(&mut self.values, units * form.unit()),
-                Mode::Fast => self.codes.resize(units * form.unit() / 64, [0; 64]),
+                Mode::Exact => resize(&mut self.values, padded),
+                Mode::Fast => self.codes.resize(2 * padded / 64, [0; 64]),
             }
             isa.run(OneToken { prepared: self, x });
             return;
         }
         resize(&mut self.scales, groups * tokens);
         resize(&mut self.sums, groups * tokens);
-        let (mut values, mut quads): (&mut [f32], &mut [[i8; 4]]) = (&mut [], &mut []);
+        let (mut values, mut quads): (&mut [f32], &mut [[[i8; 4]; 2]]) = (&mut [], &mut []);
         match form.mode {
             Mode::Exact => {
                 resize(&mut self.values, padded * tokens);
                 values = &mut self.values;
             }
             Mode::Fast => {
-                self.quads.resize(padded / 4 * tokens, [0; 4]);
+                self.quads.resize(padded / 4 * tokens, [[0; 4]; 2]);
                 quads = &mut self.quads;
             }
         }
         let mut blocks: Vec<Block<'_>> = Vec::new();
         let (mut scales, mut sums) = (&mut self.scales[..], &mut self.sums[..]);
-        for x in x.chunks(TOKENS * columns) {
-            let tokens = x.len() / columns;
+        let mut left = x;
+        while !left.is_empty() {
+            let tokens = block_tokens(left.len() / columns);
+            let (x, rest) = left.split_at(tokens * columns);
+            left = rest;
             let (value_count, quad_count) = match form.mode {
                 Mode::Exact => (padded * tokens, 0),
                 Mode::Fast => (0, padded / 4 * tokens),
@@ -268,28 +277,35 @@ impl Group {
         simd.sum(sum)
     }
 
-    /// Codes in `codes`, their scale and their sum.
+    /// The upper and lower halves of codes, 128 * upper + lower, and their scale and sum.
     #[inline(always)]
-    fn quantize<S: Simd>(&self, simd: S, group: usize, codes: &mut [i8; 128]) -> (f32, f32) {
+    fn quantize<S: Simd>(&self, simd: S, group: usize, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
         let mut largest = simd.splat(0.0);
         for vector in self.vectors(group) {
             largest = simd.max(largest, simd.abs(simd.load(vector)));
         }
         let largest = simd.largest(largest);
         // Below this the inverse overflows; such a group is zero beside any other.
-        let inverse = if largest > 1e-35 { 127.0 / largest } else { 0.0 };
+        let inverse = if largest > 1e-33 { STEPS / largest } else { 0.0 };
         let factor = simd.splat(inverse);
         let mut sum = simd.int_splat(0);
-        for (vector, codes) in self.vectors(group).iter().zip(codes.as_chunks_mut::<16>().0) {
-            let rounded = simd.round(simd.mul(simd.load(vector), factor));
-            sum = simd.int_add(sum, rounded);
-            simd.store_low_bytes(rounded, codes);
+        let [upper, lower] = halves;
+        let halves = upper.as_chunks_mut::<16>().0.iter_mut().zip(lower.as_chunks_mut::<16>().0);
+        for (vector, (upper, lower)) in self.vectors(group).iter().zip(halves) {
+            let code = simd.round(simd.mul(simd.load(vector), factor));
+            sum = simd.int_add(sum, code);
+            let high = simd.int_shr::<7>(simd.int_add(code, simd.int_splat(64)));
+            simd.store_low_bytes(high, upper);
+            simd.store_low_bytes(simd.int_sub(code, simd.int_shl::<7>(high)), lower);
         }
-        let scale = if inverse > 0.0 { largest / 127.0 } else { 0.0 };
-        // At most 128 * 127: exact in any order.
+        let scale = if inverse > 0.0 { largest / STEPS } else { 0.0 };
+        // At most 128 * STEPS: exact in any order.
         (scale, simd.sum(simd.float(sum)))
     }
 }
+
+/// Largest code: its upper half is then 127, and the lower one between -64 and 63.
+const STEPS: f32 = 127.0 * 128.0;
 
 struct OneToken<'a> {
     prepared: &'a mut Prepared,
@@ -325,17 +341,24 @@ impl Kernel for OneToken<'_> {
             match form.mode {
                 Mode::Exact => prepared.sums[g] = values.sum(simd, group),
                 Mode::Fast => {
-                    let mut codes = [0; 128];
-                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, group, &mut codes);
-                    if form.nibbles {
-                        // A vector of 64 bytes holds 128 codes: the even elements' vector, then the odd ones'.
-                        let (unit, within) = (start / 128 * 128, start % 128 / 2);
-                        for (i, pair) in codes[..group].as_chunks::<2>().0.iter().enumerate() {
-                            bytes[unit + within + i] = pair[0];
-                            bytes[unit + 64 + within + i] = pair[1];
+                    let mut halves = [[0; 128]; 2];
+                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, group, &mut halves);
+                    for (half, codes) in halves.iter().enumerate() {
+                        let codes = &codes[..group];
+                        if form.nibbles {
+                            // 64 bytes hold 128 codes: they meet the even elements' vector, then the odd ones'.
+                            let vector = 4 * (start / 128) + 2 * half;
+                            let at = 64 * vector + start % 128 / 2;
+                            for (i, pair) in codes.as_chunks::<2>().0.iter().enumerate() {
+                                bytes[at + i] = pair[0];
+                                bytes[at + 64 + i] = pair[1];
+                            }
+                        } else {
+                            for (i, codes) in codes.chunks(64).enumerate() {
+                                let at = 64 * (2 * (start / 64 + i) + half) + start % 64;
+                                bytes[at..at + codes.len()].copy_from_slice(codes);
+                            }
                         }
-                    } else {
-                        bytes[start..start + group].copy_from_slice(&codes[..group]);
                     }
                 }
             }
@@ -349,7 +372,7 @@ struct Block<'a> {
     columns: usize,
     x: &'a [f32],
     values: &'a mut [f32],
-    quads: &'a mut [[i8; 4]],
+    quads: &'a mut [[[i8; 4]; 2]],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
 }
@@ -381,14 +404,18 @@ impl Kernel for ManyTokens<'_, '_> {
                         }
                     }
                     Mode::Fast => {
-                        let mut codes = [0; 128];
-                        (scales[at], sums[at]) = numbers.quantize(simd, group, &mut codes);
-                        let mut placed = [0; 128];
-                        for (element, &code) in codes[..group].iter().enumerate() {
-                            placed[form.fast_place(element)] = code;
+                        let mut halves = [[0; 128]; 2];
+                        (scales[at], sums[at]) = numbers.quantize(simd, group, &mut halves);
+                        let mut placed = [[0; 128]; 2];
+                        for (placed, codes) in placed.iter_mut().zip(&halves) {
+                            for (element, &code) in codes[..group].iter().enumerate() {
+                                placed[form.fast_place(element)] = code;
+                            }
                         }
-                        for (k, quad) in placed[..group].as_chunks::<4>().0.iter().enumerate() {
-                            quads[(start / 4 + k) * tokens + t] = *quad;
+                        let upper = placed[0][..group].as_chunks::<4>().0;
+                        let lower = placed[1][..group].as_chunks::<4>().0;
+                        for (k, (&upper, &lower)) in upper.iter().zip(lower).enumerate() {
+                            quads[(start / 4 + k) * tokens + t] = [upper, lower];
                         }
                     }
                 }

@@ -114,9 +114,11 @@ pub(crate) fn float_dot<S: Simd>(simd: S, row: &[f32], x: &[f32]) -> f32 {
 
 /// How codes are taken out of 64 bytes.
 trait Format {
-    /// Vectors of activations that 64 bytes of codes meet: of codes, and of floats.
-    const X: usize;
-    const FLOATS: usize;
+    /// Codes in a byte.
+    const PER_BYTE: usize;
+    /// Vectors of activations that 64 bytes of codes meet: of halves of codes, and of floats.
+    const HALVES: usize = 2 * Self::PER_BYTE;
+    const FLOATS: usize = 4 * Self::PER_BYTE;
 
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I;
     fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F;
@@ -135,15 +137,26 @@ macro_rules! chain {
     }};
 }
 
+/// acc + the products of bytes with the upper and lower halves of activations.
+#[inline(always)]
+fn halves_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
+    let upper = simd.dot(simd.int_splat(0), bytes, simd.load_signed(&x[0]));
+    let lower = simd.dot(acc, bytes, simd.load_signed(&x[1]));
+    simd.int_add(simd.int_shl::<7>(upper), lower)
+}
+
 impl Format for Nibbles {
-    const X: usize = 2;
-    const FLOATS: usize = 8;
+    const PER_BYTE: usize = 2;
 
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         let codes = simd.load_bytes(codes);
-        let acc = simd.dot_small(acc, simd.low_nibbles(codes), simd.load_signed(&x[0]));
-        simd.dot_small(acc, simd.high_nibbles(codes), simd.load_signed(&x[1]))
+        let (even, odd) = (simd.low_nibbles(codes), simd.high_nibbles(codes));
+        let upper = simd.dot_small(simd.int_splat(0), even, simd.load_signed(&x[0]));
+        let upper = simd.dot_small(upper, odd, simd.load_signed(&x[1]));
+        let lower = simd.dot_small(acc, even, simd.load_signed(&x[2]));
+        let lower = simd.dot_small(lower, odd, simd.load_signed(&x[3]));
+        simd.int_add(simd.int_shl::<7>(upper), lower)
     }
 
     #[inline(always)]
@@ -153,12 +166,11 @@ impl Format for Nibbles {
 }
 
 impl Format for Bytes {
-    const X: usize = 1;
-    const FLOATS: usize = 4;
+    const PER_BYTE: usize = 1;
 
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        simd.dot(acc, simd.load_bytes(codes), simd.load_signed(&x[0]))
+        halves_dot(simd, acc, simd.load_bytes(codes), x)
     }
 
     #[inline(always)]
@@ -168,13 +180,12 @@ impl Format for Bytes {
 }
 
 impl Format for Signed {
-    const X: usize = 1;
-    const FLOATS: usize = 4;
+    const PER_BYTE: usize = 1;
 
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         // 128 too much for each code; the scaling takes it off by the sum of the activations.
-        simd.dot(acc, simd.flip_sign(simd.load_bytes(codes)), simd.load_signed(&x[0]))
+        halves_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
     }
 
     #[inline(always)]
@@ -186,14 +197,15 @@ impl Format for Signed {
 #[inline(always)]
 fn by_group<S: Simd, F: Format>(simd: S, run: Run<'_>, out: &mut [f32]) {
     let form = run.x.form;
-    match (form.mode, form.group * 16 / (64 * F::X)) {
-        (Mode::Fast, 4) => rows::<S, F, Integers, 1, 1>(simd, run, out),
-        (Mode::Fast, 8) => rows::<S, F, Integers, 2, 1>(simd, run, out),
-        (Mode::Fast, 16) => rows::<S, F, Integers, 4, 1>(simd, run, out),
+    // Quads of lanes to a group, if one vector holds it.
+    match (form.mode, form.group / (16 * F::PER_BYTE)) {
+        (Mode::Fast, 1) => rows::<S, F, Integers, 1, 1>(simd, run, out),
+        (Mode::Fast, 2) => rows::<S, F, Integers, 2, 1>(simd, run, out),
+        (Mode::Fast, 4) => rows::<S, F, Integers, 4, 1>(simd, run, out),
         (Mode::Fast, _) => rows::<S, F, Integers, 4, 2>(simd, run, out),
-        (Mode::Exact, 4) => rows::<S, F, Reals, 1, 1>(simd, run, out),
-        (Mode::Exact, 8) => rows::<S, F, Reals, 2, 1>(simd, run, out),
-        (Mode::Exact, 16) => rows::<S, F, Reals, 4, 1>(simd, run, out),
+        (Mode::Exact, 1) => rows::<S, F, Reals, 1, 1>(simd, run, out),
+        (Mode::Exact, 2) => rows::<S, F, Reals, 2, 1>(simd, run, out),
+        (Mode::Exact, 4) => rows::<S, F, Reals, 4, 1>(simd, run, out),
         (Mode::Exact, _) => rows::<S, F, Reals, 4, 2>(simd, run, out),
     }
 }
@@ -203,7 +215,7 @@ trait Sums {
     /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each.
     fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
         simd: S,
-        codes: &[u8],
+        codes: &[[u8; 64]],
         x: &Prepared,
         vector: usize,
     ) -> S::F;
@@ -212,41 +224,21 @@ trait Sums {
 struct Integers;
 struct Reals;
 
-/// The sums over four vectors at a time of codes that may end before.
+/// The sums over four vectors at a time.
 macro_rules! sixteen_groups {
     ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $dot:ident, $quad_sums:ident) => {{
-        let (vectors, rest) = $codes.as_chunks::<64>();
+        let codes = &$codes[..4 * QUADS * PARTS];
+        let x = &$x[..4 * QUADS * PARTS * $per];
         let mut quads = [$zero; QUADS];
-        if vectors.len() >= 4 * QUADS * PARTS {
-            let vectors = &vectors[..4 * QUADS * PARTS];
-            let x = &$x[..4 * QUADS * PARTS * $per];
-            for quad in 0..QUADS {
-                let mut four = [$zero; 4];
-                for i in 0..4 {
-                    for part in 0..PARTS {
-                        let at = (4 * quad + i) * PARTS + part;
-                        four[i] = $F::$dot($simd, four[i], &vectors[at], &x[at * $per..][..$per]);
-                    }
+        for quad in 0..QUADS {
+            let mut four = [$zero; 4];
+            for i in 0..4 {
+                for part in 0..PARTS {
+                    let at = (4 * quad + i) * PARTS + part;
+                    four[i] = $F::$dot($simd, four[i], &codes[at], &x[at * $per..][..$per]);
                 }
-                quads[quad] = $simd.$quad_sums(four);
             }
-        } else {
-            let mut last = [0; 64];
-            last[..rest.len()].copy_from_slice(rest);
-            for quad in 0..QUADS {
-                let mut four = [$zero; 4];
-                for i in 0..4 {
-                    for part in 0..PARTS {
-                        let at = (4 * quad + i) * PARTS + part;
-                        if let Some(codes) = vectors.get(at) {
-                            four[i] = $F::$dot($simd, four[i], codes, &$x[at * $per..][..$per]);
-                        } else if at == vectors.len() && !rest.is_empty() {
-                            four[i] = $F::$dot($simd, four[i], &last, &$x[at * $per..][..$per]);
-                        }
-                    }
-                }
-                quads[quad] = $simd.$quad_sums(four);
-            }
+            quads[quad] = $simd.$quad_sums(four);
         }
         quads
     }};
@@ -256,13 +248,13 @@ impl Sums for Integers {
     #[inline(always)]
     fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
         simd: S,
-        codes: &[u8],
+        codes: &[[u8; 64]],
         x: &Prepared,
         vector: usize,
     ) -> S::F {
-        let x = &x.codes[vector * F::X..];
+        let x = &x.codes[vector * F::HALVES..];
         let zero = simd.int_splat(0);
-        let quads = sixteen_groups!(simd, F, codes, x, F::X, zero, dot, int_quad_sums);
+        let quads = sixteen_groups!(simd, F, codes, x, F::HALVES, zero, dot, int_quad_sums);
         simd.float(match QUADS {
             1 => simd.int_transpose_quads(quads[0]),
             2 => simd.int_zip_quads(simd.int_pair_quads(quads[0], quads[1])),
@@ -278,7 +270,7 @@ impl Sums for Reals {
     #[inline(always)]
     fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
         simd: S,
-        codes: &[u8],
+        codes: &[[u8; 64]],
         x: &Prepared,
         vector: usize,
     ) -> S::F {
@@ -293,21 +285,35 @@ impl Sums for Reals {
     }
 }
 
+/// How far ahead of the products codes are asked for, in bytes. The hardware's own prefetch stops at every page.
+const PREFETCH: usize = 4096;
+
 #[inline(always)]
 fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
     simd: S,
     run: Run<'_>,
     out: &mut [f32],
 ) {
-    let row_bytes = run.matrix.columns / F::X;
+    let row_bytes = run.matrix.columns / F::PER_BYTE;
     let groups = run.matrix.columns.div_ceil(run.x.form.group);
+    let vectors = 4 * QUADS * PARTS;
+    // Sixteen groups of which the row has only some are completed with zeros.
+    let mut completed = [[0; 64]; 32];
     for (at, (out, codes)) in out.iter_mut().zip(run.codes.chunks_exact(row_bytes)).enumerate() {
         // Lane i gathers groups i, i + 16, i + 32, ... in turn.
         let mut slots = simd.splat(0.0);
-        for (chunk, from) in (0..groups).step_by(16).enumerate() {
-            let vector = chunk * 4 * QUADS * PARTS;
-            let sums = K::groups::<S, F, QUADS, PARTS>(simd, &codes[64 * vector..], run.x, vector);
-            slots = scaled(simd, run, run.first + at, from..groups, sums, slots);
+        for (chunk, codes) in codes.chunks(64 * vectors).enumerate() {
+            for line in 0..vectors {
+                simd.prefetch(codes, PREFETCH + 64 * line);
+            }
+            let codes = if codes.len() == 64 * vectors {
+                codes.as_chunks().0
+            } else {
+                completed.as_flattened_mut()[..codes.len()].copy_from_slice(codes);
+                &completed[..vectors]
+            };
+            let sums = K::groups::<S, F, QUADS, PARTS>(simd, codes, run.x, chunk * vectors);
+            slots = scaled(simd, run, run.first + at, 16 * chunk..groups, sums, slots);
         }
         *out = simd.sum(slots);
     }
@@ -333,7 +339,7 @@ fn scaled<S: Simd>(simd: S, run: Run<'_>, row: usize, groups: Range<usize>, sums
                 _ => simd.splat(1.0),
             };
             if fast {
-                // Integers below 2^24: exact.
+                // 128 was added to each code; the sums are whole numbers.
                 let sums = simd.sub(sums, simd.mul(simd.splat(128.0), x_sums));
                 simd.fma(x_scales, simd.mul(scale, sums), slots)
             } else {

@@ -6,8 +6,8 @@
 //! adds them across lanes ([`crate::row`]): a binary counter walks the same tree leaf by leaf.
 
 use crate::columns::ColumnBlock;
-use crate::input::{Form, Mode, Prepared, TOKENS, TREE};
-use crate::matrix::{Codes, Matrix, Scaling, unpack};
+use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
+use crate::matrix::{Codes, Floats, Matrix, Scaling, unpack};
 use crate::row::{Scratch, float_dot, float_row};
 use crate::simd::{Kernel, Simd};
 
@@ -41,7 +41,7 @@ impl Kernel for Tiles<'_, '_> {
             let tile = Tile::decode(simd, matrix, x.form, first + from, count, scratch);
             let mut done = 0;
             while done < tokens {
-                let now = (tokens - done).min(TOKENS);
+                let now = block_tokens(tokens - done);
                 let block = XBlock { x, tokens: now, before: done, padded: tile.groups * x.form.group };
                 let mut write = |token: usize, values: &[f32; 16]| {
                     out.row(done + token)[from..from + count].copy_from_slice(&values[..count]);
@@ -49,11 +49,7 @@ impl Kernel for Tiles<'_, '_> {
                 match now {
                     1 => tile.times::<S, 1>(simd, block, &mut write),
                     2 => tile.times::<S, 2>(simd, block, &mut write),
-                    3 => tile.times::<S, 3>(simd, block, &mut write),
                     4 => tile.times::<S, 4>(simd, block, &mut write),
-                    5 => tile.times::<S, 5>(simd, block, &mut write),
-                    6 => tile.times::<S, 6>(simd, block, &mut write),
-                    7 => tile.times::<S, 7>(simd, block, &mut write),
                     _ => tile.times::<S, TOKENS>(simd, block, &mut write),
                 }
                 done += now;
@@ -108,7 +104,7 @@ impl<'a> Tile<'a> {
         let (values, floats) = scratch.values.split_at_mut(value_count);
         let (scales, biases) = floats.split_at_mut(scale_count);
 
-        plain_codes(simd, matrix, form, first, count, plain, padded);
+        plain_codes(matrix, form, first, count, plain, padded);
         let codes = codes.as_chunks_mut::<64>().0;
         transpose_words(simd, plain, padded, codes);
         let values = values.as_chunks_mut::<16>().0;
@@ -138,20 +134,17 @@ impl<'a> Tile<'a> {
             }
         }
         let (scales, biases) = (scales.as_chunks_mut::<16>().0, biases.as_chunks_mut::<16>().0);
-        let fill = |to: &mut [[f32; 16]], get: &dyn Fn(usize, usize) -> f32| {
-            for (g, lanes) in to.iter_mut().enumerate() {
-                for (row, lane) in lanes.iter_mut().enumerate() {
-                    *lane = if row < count { get(first + row, g) } else { 0.0 };
-                }
-            }
-        };
         match matrix.scaling {
             Scaling::Affine { scales: s, biases: b, .. } => {
-                fill(scales, &|row, g| s.get(row * groups + g));
-                fill(biases, &|row, g| b.get(row * groups + g));
+                transpose_floats(simd, s, first, count, groups, scales);
+                transpose_floats(simd, b, first, count, groups, biases);
             }
-            Scaling::Blocks { scales: s, .. } => fill(scales, &|row, g| s.get(row * groups + g)),
-            Scaling::Rows { scales: s } => fill(scales, &|row, _| s.get(row)),
+            Scaling::Blocks { scales: s, .. } => transpose_floats(simd, s, first, count, groups, scales),
+            Scaling::Rows { scales: s } => {
+                let mut lanes = [0.0; 16];
+                s.read(first, &mut lanes[..count]);
+                scales.fill(lanes);
+            }
             Scaling::None => {}
         }
         Self { form, groups, codes, values, scales, biases: if affine { biases } else { &[] } }
@@ -220,26 +213,28 @@ impl<'a> Tile<'a> {
     fn integers<S: Simd, const T: usize>(&self, simd: S, block: XBlock<'_>, g: usize) -> [S::F; T] {
         let quads = self.form.group / 4;
         let x = &block.x.quads[block.before * block.padded / 4..].as_chunks::<T>().0[g * quads..][..quads];
-        let mut sums = [simd.int_splat(0); T];
+        let (mut upper, mut lower) = ([simd.int_splat(0); T], [simd.int_splat(0); T]);
         let codes = &self.codes[g * quads..][..quads];
         if self.form.nibbles {
             for (codes, x) in codes.iter().zip(x) {
                 let codes = simd.load_bytes(codes);
                 for t in 0..T {
-                    sums[t] = simd.dot_small(sums[t], codes, broadcast(simd, x[t]));
+                    upper[t] = simd.dot_small(upper[t], codes, broadcast(simd, x[t][0]));
+                    lower[t] = simd.dot_small(lower[t], codes, broadcast(simd, x[t][1]));
                 }
             }
         } else {
             for (codes, x) in codes.iter().zip(x) {
                 let codes = simd.load_bytes(codes);
                 for t in 0..T {
-                    sums[t] = simd.dot(sums[t], codes, broadcast(simd, x[t]));
+                    upper[t] = simd.dot(upper[t], codes, broadcast(simd, x[t][0]));
+                    lower[t] = simd.dot(lower[t], codes, broadcast(simd, x[t][1]));
                 }
             }
         }
         let mut out = [simd.splat(0.0); T];
         for t in 0..T {
-            out[t] = simd.float(sums[t]);
+            out[t] = simd.float(simd.int_add(simd.int_shl::<7>(upper[t]), lower[t]));
         }
         out
     }
@@ -286,15 +281,7 @@ fn count_up<S: Simd, const T: usize>(simd: S, tree: &mut [[S::F; T]; 5], rank: u
 /// The rows' codes, one per byte, groups in the packing of [`Form::fast_place`], rows of `padded` bytes; signed ones
 /// with 128 added in the fast mode. Rows that do not exist are left as they are.
 #[inline(always)]
-fn plain_codes<S: Simd>(
-    simd: S,
-    matrix: &Matrix<'_>,
-    form: Form,
-    first: usize,
-    count: usize,
-    plain: &mut [u8],
-    padded: usize,
-) {
+fn plain_codes(matrix: &Matrix<'_>, form: Form, first: usize, count: usize, plain: &mut [u8], padded: usize) {
     let columns = matrix.columns;
     for (row, plain) in plain.chunks_exact_mut(padded).take(count).enumerate() {
         let row = first + row;
@@ -327,7 +314,29 @@ fn plain_codes<S: Simd>(
             Codes::Float(_) => {}
         }
     }
-    let _ = simd;
+}
+
+/// Rows `first..first + count` of `floats` [rows, groups] to vectors of one number of each row, zeros for rows beyond.
+#[inline(always)]
+fn transpose_floats<S: Simd>(
+    simd: S,
+    floats: Floats<'_>,
+    first: usize,
+    count: usize,
+    groups: usize,
+    out: &mut [[f32; 16]],
+) {
+    for (chunk, out) in out.chunks_mut(16).enumerate() {
+        let mut vectors = [simd.int_splat(0); 16];
+        for (row, vector) in vectors.iter_mut().enumerate().take(count) {
+            let lanes = floats.lanes(simd, (first + row) * groups + 16 * chunk, out.len());
+            *vector = simd.float_bits(lanes);
+        }
+        simd.int_transpose(&mut vectors);
+        for (out, vector) in out.iter_mut().zip(vectors) {
+            simd.store(simd.from_bits(vector), out);
+        }
+    }
 }
 
 /// Words of sixteen rows of `padded` bytes to vectors of one word of each.

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use q35_checkpoint::Checkpoint;
 use q35_cpu::{CpuModel, CpuOptions, Mode};
-use q35_metrics::{Summarizer, Summary, compare_rows};
 use q35_mlx::{MlxDirectory, RoundToNearest, WriteOptions, write};
-use q35_model::{Model, Observer, Rows, Sequence, Site};
+use q35_model::{Observer, Rows, Sequence, Site};
 use q35_quant::affine::AffineSpec;
 
 /// The checkpoint in `source`, rounded to nearest.
@@ -68,14 +67,4 @@ pub fn logits(sequence: &mut dyn Sequence, ids: &[u32], pieces: &[usize]) -> Vec
         from += piece;
     }
     keep.logits
-}
-
-/// How far `candidate` is from `reference` over `ids`.
-pub fn compare(reference: &dyn Model, candidate: &dyn Model, ids: &[u32]) -> Summary {
-    let run = |model: &dyn Model| logits(&mut *model.new_sequence(ids.len()).unwrap(), ids, &[ids.len()]);
-    let mut summary = Summarizer::default();
-    for (reference, candidate) in run(reference).iter().zip(run(candidate)) {
-        summary.push(&compare_rows(reference, &candidate).unwrap());
-    }
-    summary.finish()
 }

@@ -87,6 +87,8 @@ impl Simd for Avx2 {
         }
         fn round(self, a: F) -> I { both!(_mm256_cvtps_epi32(a)) }
         fn float(self, a: I) -> F { both!(_mm256_cvtepi32_ps(a)) }
+        fn float_bits(self, a: F) -> I { both!(_mm256_castps_si256(a)) }
+        fn from_bits(self, a: I) -> F { both!(_mm256_castsi256_ps(a)) }
         fn exp2i(self, n: I) -> F {
             let bits = both!(_mm256_add_epi32(n, [_mm256_set1_epi32(127); 2]));
             [
@@ -168,6 +170,10 @@ impl Simd for Avx2 {
         fn int_shl<const BITS: u32>(self, a: I) -> I {
             let count = _mm_cvtsi32_si128(BITS as i32);
             [_mm256_sll_epi32(a[0], count), _mm256_sll_epi32(a[1], count)]
+        }
+        fn int_shr<const BITS: u32>(self, a: I) -> I {
+            let count = _mm_cvtsi32_si128(BITS as i32);
+            [_mm256_sra_epi32(a[0], count), _mm256_sra_epi32(a[1], count)]
         }
         fn int_quad_sums(self, of: [I; 4]) -> I {
             let [a, b, c, d] = of;

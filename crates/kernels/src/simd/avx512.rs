@@ -43,6 +43,8 @@ impl Simd for Avx512 {
         fn abs(self, a: __m512) -> __m512 { _mm512_abs_ps(a) }
         fn round(self, a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
         fn float(self, a: __m512i) -> __m512 { _mm512_cvtepi32_ps(a) }
+        fn float_bits(self, a: __m512) -> __m512i { _mm512_castps_si512(a) }
+        fn from_bits(self, a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
         fn exp2i(self, n: __m512i) -> __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))))
         }
@@ -92,6 +94,7 @@ impl Simd for Avx512 {
         fn int_add(self, a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn int_sub(self, a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
         fn int_shl<const BITS: u32>(self, a: __m512i) -> __m512i { _mm512_slli_epi32::<BITS>(a) }
+        fn int_shr<const BITS: u32>(self, a: __m512i) -> __m512i { _mm512_srai_epi32::<BITS>(a) }
         fn int_quad_sums(self, of: [__m512i; 4]) -> __m512i {
             let [a, b, c, d] = of;
             let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));

@@ -125,6 +125,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// To the nearest integer, ties to even. |a| < 2^31.
     fn round(self, a: Self::F) -> Self::I;
     fn float(self, a: Self::I) -> Self::F;
+    /// The same bits.
+    fn float_bits(self, a: Self::F) -> Self::I;
+    /// The same bits.
+    fn from_bits(self, a: Self::I) -> Self::F;
     /// 2^n for n in -126..=127.
     fn exp2i(self, n: Self::I) -> Self::F;
     /// Little-endian bf16.
@@ -150,6 +154,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn int_add(self, a: Self::I, b: Self::I) -> Self::I;
     fn int_sub(self, a: Self::I, b: Self::I) -> Self::I;
     fn int_shl<const BITS: u32>(self, a: Self::I) -> Self::I;
+    /// Arithmetic: rounds down.
+    fn int_shr<const BITS: u32>(self, a: Self::I) -> Self::I;
     fn int_quad_sums(self, of: [Self::I; 4]) -> Self::I;
     fn int_pair_quads(self, a: Self::I, b: Self::I) -> Self::I;
     fn int_transpose_quads(self, a: Self::I) -> Self::I;
@@ -182,7 +188,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn byte<const J: u32>(self, a: Self::I) -> Self::F;
     /// Byte J of each word as a signed number.
     fn signed_byte<const J: u32>(self, a: Self::I) -> Self::F;
-    #[allow(dead_code)]
     /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it.
     fn prefetch(self, of: &[u8], offset: usize);
 }

@@ -87,6 +87,8 @@ impl Simd for Neon {
         fn abs(self, a: F) -> F { each!(vabsq_f32(a)) }
         fn round(self, a: F) -> I { each!(vcvtnq_s32_f32(a)) }
         fn float(self, a: I) -> F { each!(vcvtq_f32_s32(a)) }
+        fn float_bits(self, a: F) -> I { each!(vreinterpretq_s32_f32(a)) }
+        fn from_bits(self, a: I) -> F { each!(vreinterpretq_f32_s32(a)) }
         fn exp2i(self, n: I) -> F {
             let biased = each!(vaddq_s32(n, [vdupq_n_s32(127); 4]));
             [
@@ -150,6 +152,9 @@ impl Simd for Neon {
         fn int_add(self, a: I, b: I) -> I { each!(vaddq_s32(a, b)) }
         fn int_sub(self, a: I, b: I) -> I { each!(vsubq_s32(a, b)) }
         fn int_shl<const BITS: u32>(self, a: I) -> I { each!(vshlq_s32(a, [vdupq_n_s32(BITS as i32); 4])) }
+        fn int_shr<const BITS: u32>(self, a: I) -> I {
+            each!(vshlq_s32(a, [vdupq_n_s32(-(BITS as i32)); 4]))
+        }
         fn int_quad_sums(self, of: [I; 4]) -> I {
             let [a, b, c, d] = of;
             each!(vpaddq_s32(each!(vpaddq_s32(a, b)), each!(vpaddq_s32(c, d))))

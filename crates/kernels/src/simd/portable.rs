@@ -80,6 +80,12 @@ impl Simd for Portable {
     fn float(self, a: I) -> F {
         a.map(|value| value as f32)
     }
+    fn float_bits(self, a: F) -> I {
+        a.map(|value| value.to_bits() as i32)
+    }
+    fn from_bits(self, a: I) -> F {
+        a.map(|value| f32::from_bits(value as u32))
+    }
     fn exp2i(self, n: I) -> F {
         n.map(|n| f32::from_bits(((n + 127) as u32) << 23))
     }
@@ -125,6 +131,9 @@ impl Simd for Portable {
     }
     fn int_shl<const BITS: u32>(self, a: I) -> I {
         a.map(|value| value << BITS)
+    }
+    fn int_shr<const BITS: u32>(self, a: I) -> I {
+        a.map(|value| value >> BITS)
     }
     fn int_quad_sums(self, of: [I; 4]) -> I {
         lanes(|lane| quad_sum(&of[lane % 4], lane / 4))
