@@ -44,7 +44,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ids = tokens(&text, number("calibration", 1e9)?)?;
     let matrices = tensor_table(checkpoint.config()).into_iter().filter(|spec| spec.role.is_quantized());
     let weights: usize = matrices.map(|spec| spec.shape.iter().product::<usize>()).sum();
-    let mut full = Settings::full(checkpoint.config(), (number("bits", 4.66)? * weights as f64 / 8.0) as u64);
+    let budget = (number("bits", 4.66)? * weights as f64 / 8.0) as u64;
+    let config = checkpoint.config();
+    let mut full = Settings::rounding(config, ids.len(), budget).with_learning(config);
     full.window = number("window", full.window as f64)? as usize;
     full.batch = number("batch", full.batch as f64)? as usize;
     full.sensitivity_windows = number("sensitivity", full.sensitivity_windows as f64)? as usize;

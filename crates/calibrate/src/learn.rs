@@ -79,15 +79,17 @@ pub(crate) struct Learner {
     grids: BTreeMap<String, LearnedGrid>,
     floats: BTreeMap<String, LearnedFloat>,
     rates: Rates,
+    tables: bool,
     steps_done: usize,
 }
 
 impl Learner {
     /// Starts at the tower's rounded tensors.
-    pub(crate) fn new(tower: &Tower<'_>, rates: Rates) -> Result<Self, CalibrateError> {
+    pub(crate) fn new(tower: &Tower<'_>, rates: Rates, tables: bool) -> Result<Self, CalibrateError> {
         let (mut grids, mut floats) = (BTreeMap::new(), BTreeMap::new());
         for (name, spec) in &tower.table {
             match tower.replaced.get(name) {
+                Some(Replacement::Grid(_)) if !tables && spec.role != Role::Linear => {}
                 Some(Replacement::Grid(grid)) => {
                     let learned = LearnedGrid::new(grid, &tower.float_values(name)?, rates.code > 0.0);
                     grids.insert(name.clone(), learned);
@@ -100,7 +102,7 @@ impl Learner {
                 }
             }
         }
-        Ok(Self { grids, floats, rates, steps_done: 0 })
+        Ok(Self { grids, floats, rates, tables, steps_done: 0 })
     }
 
     /// One step on `windows`, whose float predictions come from `targets` [tokens, hidden], the float model's states
@@ -149,7 +151,7 @@ impl Learner {
             }
             Ok(())
         };
-        gradients(tower, windows, &mut by_logits, &mut move_by)?;
+        gradients(tower, windows, self.tables, &mut by_logits, &mut move_by)?;
         tower.replaced.extend(updates);
         Ok(total / tokens as f64)
     }

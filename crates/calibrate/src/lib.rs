@@ -8,7 +8,8 @@
 //! 2. **Rounding with feedback**, layer after layer on inputs that carry the earlier layers' errors: each column's
 //!    rounding error is fed into the columns after it as the second moments of the inputs tell (GPTQ), scales and biases
 //!    searched under the same measure.
-//! 3. **Learning**: scales, biases, codes and float tensors are moved to lower KL(float || quantized).
+//! 3. **Learning**, if asked for: scales, biases, codes and float tensors are moved to lower KL(float || quantized).
+//!    Not part of [`Settings::rounding`]: with large steps it has been seen to diverge, and no gain is measured yet.
 //!
 //! Everything is deterministic for a seed and a number of threads. How the result is stored or run is not known here.
 #![deny(missing_docs)]

@@ -44,10 +44,12 @@ pub(crate) type LogitGradient<'a> = dyn FnMut(usize, &mut [f32]) -> Result<(), C
 pub(crate) type GradientSink<'a> = dyn FnMut(&str, &Tensor) -> Result<(), CalibrateError> + 'a;
 
 /// The gradients of a loss over `windows` by every tensor of the model, in the checkpoint's convention, the last
-/// layer's first. Only one layer's variables exist at a time.
+/// layer's first. Only one layer's variables exist at a time. Those of the embedding and the head, which are as large as
+/// the tables themselves, come only if `tables` is set.
 pub(crate) fn gradients(
     tower: &Tower<'_>,
     windows: &[&[u32]],
+    tables: bool,
     logit_gradient: &mut LogitGradient<'_>,
     sink: &mut GradientSink<'_>,
 ) -> Result<(), CalibrateError> {
@@ -78,11 +80,13 @@ pub(crate) fn gradients(
         logit_gradient(start, &mut logits)?;
         let by_logits = Tensor::from_vec(logits, (count, vocab), &tower.device)?;
         by_rows.push(by_logits.matmul(&head)?);
-        let part = by_logits.t()?.matmul(&rows)?;
-        by_head = Some(match by_head {
-            Some(sum) => (sum + part)?,
-            None => part,
-        });
+        if tables {
+            let part = by_logits.t()?.matmul(&rows)?;
+            by_head = Some(match by_head {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
     }
     drop(head);
     let by_rows = Tensor::cat(&by_rows, 0)?.reshape(normed.shape())?;
@@ -101,8 +105,8 @@ pub(crate) fn gradients(
         upstream = of(&gradient, &x)?.clone();
     }
 
+    let Some(by_head) = by_head else { return Ok(()) };
     let ids = Tensor::from_vec(windows.concat(), tokens, &tower.device)?;
-    let by_head = by_head.expect("there is a token");
     if !config.tie_word_embeddings {
         sink(tower.head_name(), &by_head)?;
     }
@@ -154,7 +158,7 @@ mod tests {
             found.push((name.to_owned(), gradient.flatten_all()?.to_vec1::<f32>()?));
             Ok(())
         };
-        gradients(&tower, &windows, &mut fill, &mut keep).unwrap();
+        gradients(&tower, &windows, true, &mut fill, &mut keep).unwrap();
         assert_eq!(found.len(), tower.table.len());
         for (name, gradient) in found {
             // Along a random direction, by central differences.

@@ -28,6 +28,8 @@ pub struct Settings {
     pub uniform: Option<(u32, usize)>,
     /// Tokens of a window.
     pub window: usize,
+    /// Windows used, drawn from all of the text.
+    pub windows: usize,
     /// Windows computed together.
     pub batch: usize,
     /// Windows over which sensitivity is measured.
@@ -49,6 +51,8 @@ pub struct Learning {
     pub steps: usize,
     /// Step sizes.
     pub rates: Rates,
+    /// Whether embedding and head learn too; their gradients take 16 bytes a weight.
+    pub tables: bool,
 }
 
 /// Bits for one matrix, and why.
@@ -133,7 +137,8 @@ pub fn calibrate(
         });
     }
     let order = Random::new(settings.seed).permutation(windows.len());
-    let shuffled: Vec<&[u32]> = order.iter().map(|at| windows[*at]).collect();
+    let shuffled: Vec<&[u32]> =
+        order.iter().take(settings.windows.max(settings.batch)).map(|at| windows[*at]).collect();
     let batches: Vec<Vec<&[u32]>> = shuffled.chunks_exact(settings.batch).map(<[_]>::to_vec).collect();
     let mut run = Run { settings, listener, batches: &batches, saved };
 
@@ -305,7 +310,7 @@ impl Run<'_, '_, '_> {
         learning: Learning,
     ) -> Result<(), CalibrateError> {
         let head = teacher.tensor(teacher.head_name())?;
-        let mut learner = Learner::new(tower, learning.rates)?;
+        let mut learner = Learner::new(tower, learning.rates, learning.tables)?;
         let mut order = Vec::new();
         let mut random = Random::new(self.settings.seed.wrapping_add(1));
         for step in 0..learning.steps {
@@ -349,39 +354,59 @@ struct Moments {
 }
 
 impl Settings {
-    /// The full recipe for a model of these sizes within `budget_bytes`.
+    /// Bits by sensitivity and rounding with feedback for a model of these sizes within `budget_bytes`, on
+    /// `text_tokens` of calibration text; without learning.
     ///
-    /// Learning is measured in arithmetic, not in time, so that it ends alike everywhere: some 25 minutes of two
-    /// cores for a model of 0.8 billion weights, for which it has a few steps of scales, biases and norms; small
-    /// models get many steps, and their codes are learned too (12 bytes a weight).
-    pub fn full(config: &TextConfig, budget_bytes: u64) -> Self {
-        let specs = tensor_table(config);
-        let weights: f64 = specs.iter().map(|s| s.shape.iter().product::<usize>() as f64).sum();
+    /// Work is measured in arithmetic, not in time, so that it ends alike everywhere: a model of 0.8 billion weights
+    /// sees 16 thousand tokens, a small one all of the text.
+    pub fn rounding(config: &TextConfig, text_tokens: usize, budget_bytes: u64) -> Self {
         let (window, batch) = (256, 4);
-        let tokens = (LEARNING_WORK / (10.0 * weights)).min(LEARNING_TOKENS);
-        let code = if weights < CODES_LEARNED_BELOW { 0.03 } else { 0.0 };
-        let rates = Rates { scale: 2e-3, bias: 2e-2, code, float: 5e-4 };
-        let steps = ((tokens / (window * batch) as f64) as usize).max(1);
+        let windows = (ROUNDING_WORK / (ROUNDING_PER_WEIGHT * weights_of(config) * window as f64)) as usize;
         Self {
             budget_bytes,
             uniform: None,
             window,
+            windows: windows.min(text_tokens / window).max(batch),
             batch,
-            sensitivity_windows: 16,
+            sensitivity_windows: 8,
             feedback: true,
             damping: 0.01,
-            learning: Some(Learning { steps, rates }),
+            learning: None,
             seed: 0,
         }
     }
+
+    /// With learning too: a large model's scales, biases and norms from some ten thousand tokens; a small one's tables
+    /// and codes as well, from the whole text several times.
+    pub fn with_learning(mut self, config: &TextConfig) -> Self {
+        let weights = weights_of(config);
+        let learned = (LEARNING_WORK / (LEARNING_PER_WEIGHT * weights)) as usize;
+        let learned = learned.min(LEARNING_ROUNDS * self.windows * self.window);
+        let small = weights < FULLY_LEARNED_BELOW;
+        let rates = Rates { scale: 3e-4, bias: 3e-3, code: if small { CODE_RATE } else { 0.0 }, float: 5e-5 };
+        let steps = (learned / (self.window * self.batch)).max(1);
+        self.learning = Some(Learning { steps, rates, tables: small });
+        self
+    }
 }
 
-/// Multiplications and additions that learning may take; a token takes ten for every weight.
-const LEARNING_WORK: f64 = 1.2e14;
-/// Tokens after which more learning brings little.
-const LEARNING_TOKENS: f64 = 400_000.0;
-/// Weights up to which there is memory to learn codes.
-const CODES_LEARNED_BELOW: f64 = 1.5e8;
+fn weights_of(config: &TextConfig) -> f64 {
+    tensor_table(config).iter().map(|spec| spec.shape.iter().product::<usize>() as f64).sum()
+}
+
+/// Multiplications and additions that rounding may take, and those of a token for every weight: one pass of the float
+/// model, two of the rounded one, and the second moments.
+const ROUNDING_WORK: f64 = 8.5e13;
+const ROUNDING_PER_WEIGHT: f64 = 7.0;
+/// The same for learning: two passes forward and one back, with everything that a pass back computes.
+const LEARNING_WORK: f64 = 8e13;
+const LEARNING_PER_WEIGHT: f64 = 10.0;
+/// How often the text is learned from at most.
+const LEARNING_ROUNDS: usize = 4;
+/// Weights up to which there is memory to learn codes (12 bytes each) and tables (whole gradients).
+const FULLY_LEARNED_BELOW: f64 = 1.5e8;
+/// Steps of its group that a weight may move at first in one step of learning.
+const CODE_RATE: f32 = 3e-3;
 
 impl Moments {
     /// `rows` [tokens, width].

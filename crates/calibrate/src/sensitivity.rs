@@ -78,7 +78,7 @@ pub(crate) fn fisher(
             }
             Ok(())
         };
-        gradients(tower, windows, &mut sampled, &mut add)?;
+        gradients(tower, windows, true, &mut sampled, &mut add)?;
         tokens += windows.iter().map(|w| w.len()).sum::<usize>();
         done(index)?;
     }

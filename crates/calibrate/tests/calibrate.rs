@@ -18,6 +18,7 @@ fn settings(weights: &MemoryWeights) -> Settings {
         budget_bytes: (count as f64 * 4.66 / 8.0) as u64,
         uniform: None,
         window: 64,
+        windows: 100,
         batch: 2,
         sensitivity_windows: 4,
         feedback: true,
@@ -25,6 +26,7 @@ fn settings(weights: &MemoryWeights) -> Settings {
         learning: Some(Learning {
             steps: 3,
             rates: Rates { scale: 1e-3, bias: 1e-2, code: 0.02, float: 1e-4 },
+            tables: true,
         }),
         seed: 5,
     }

@@ -60,7 +60,7 @@ impl Best {
         };
         let ids = tokenizer.encode(&text)?;
         let float = float_of(checkpoint)?;
-        let settings = Settings::full(checkpoint.config(), budget_bytes(checkpoint, budget)?);
+        let settings = Settings::rounding(checkpoint.config(), ids.len(), budget_bytes(checkpoint, budget)?);
         let record = json!({
             "calibration": {
                 "text": calibration.map_or("the tool's own".into(), |path| path.display().to_string()),

@@ -74,7 +74,7 @@ pub struct Args {
 pub enum RecipeName {
     /// To the nearest step: the same tensors, bit for bit, as mlx-lm writes
     Rtn,
-    /// Calibrated on text: bits by sensitivity, errors compensated, then learned against the float model
+    /// Calibrated on text: bits by sensitivity, rounding errors compensated
     Best,
 }
 
