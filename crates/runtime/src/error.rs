@@ -12,7 +12,7 @@ use crate::tools::ToolCallError;
 pub enum ChatError {
     /// The model could not be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(Box<OpenError>),
     /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -87,4 +87,10 @@ pub enum ChatError {
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+impl From<OpenError> for ChatError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
+    }
 }

@@ -1,7 +1,7 @@
 //! `--script`: a conversation played from a file.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use q35_runtime::{CancelToken, ChatError, Chunk, CutReply, Format, Reply, Sampling, Session};
@@ -89,7 +89,7 @@ impl Line {
 pub(super) fn run(
     args: &Chat,
     chat: &q35_runtime::Chat,
-    script: &PathBuf,
+    script: &Path,
     sampling: &Sampling,
 ) -> anyhow::Result<Outcome> {
     let text = read(script)?;

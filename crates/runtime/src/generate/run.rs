@@ -270,9 +270,9 @@ impl Run {
         let answering = self.splitter.channel() == Channel::Answer;
         let mut refused = None;
         let left = self.sampling.max_tokens - self.usage.completion_tokens;
-        let mut grammar = self.grammar.as_mut().filter(|_| answering);
+        let grammar = self.grammar.as_mut().filter(|_| answering);
         let choice = self.sampler.choose(&self.row, barred, |logits| {
-            if let Some(grammar) = grammar.as_deref_mut() {
+            if let Some(grammar) = grammar {
                 refused = grammar.mask(logits, left).err();
             }
         });

@@ -23,7 +23,7 @@ pub use estimate::MemoryEstimate;
 pub enum OpenError {
     /// The name could not be resolved to a directory.
     #[error(transparent)]
-    Hub(#[from] q35_hub::HubError),
+    Hub(Box<q35_hub::HubError>),
     /// The directory holds nothing that is known.
     #[error(
         "`{}` holds no model\n  expected: config.json with model.safetensors, or Core ML packages\n  found:    {found}",
@@ -85,13 +85,31 @@ pub enum OpenError {
     },
     /// The MLX directory is not what its config.json says.
     #[error(transparent)]
-    Mlx(#[from] q35_mlx::MlxError),
+    Mlx(Box<q35_mlx::MlxError>),
     /// The CPU cannot run it.
     #[error(transparent)]
-    Cpu(#[from] q35_cpu::CpuError),
+    Cpu(Box<q35_cpu::CpuError>),
     /// The packages cannot be run.
     #[error(transparent)]
-    CoreMl(#[from] q35_coreml_backend::OpenError),
+    CoreMl(Box<q35_coreml_backend::OpenError>),
+}
+
+/// The causes are boxed: they are large, and an error should not make every result so.
+macro_rules! boxed_causes {
+    ($($variant:ident: $cause:ty),* $(,)?) => {$(
+        impl From<$cause> for OpenError {
+            fn from(cause: $cause) -> Self {
+                Self::$variant(Box::new(cause))
+            }
+        }
+    )*};
+}
+
+boxed_causes! {
+    Hub: q35_hub::HubError,
+    Mlx: q35_mlx::MlxError,
+    Cpu: q35_cpu::CpuError,
+    CoreMl: q35_coreml_backend::OpenError,
 }
 
 /// What opening reports, in this order, on the calling thread; nothing more comes after a failure.

@@ -192,7 +192,8 @@ impl Session {
     pub fn warm(&mut self) -> Result<usize, ChatError> {
         let loaded = self.engine.ready()?;
         let planner = self.planner(&loaded, None);
-        let Some(ids) = planner.next_turn_prefix(&self.messages)? else { return Ok(0) };
+        let Some(mut ids) = planner.next_turn_prefix(&self.messages)? else { return Ok(0) };
+        ids.truncate(ids.len() - ids.len() % self.reuse_grid(&loaded));
         if ids.is_empty() || ids.len() >= self.max_context(&loaded) {
             return Ok(0);
         }

@@ -98,7 +98,7 @@ fn cancelling_stops_within_a_token_and_leaves_the_session_usable() {
     let mut shown = String::new();
     let mut stream = session.send_with("Talk", &endless, cancel.clone()).unwrap();
     let mut at_cancel = 0;
-    while let Some(chunk) = stream.next() {
+    for chunk in stream.by_ref() {
         match chunk.unwrap() {
             Chunk::Answer(text) => shown.push_str(&text),
             Chunk::Finish(finish) => {
