@@ -40,7 +40,9 @@ const TURNS: [(&str, &str); 4] = [
 /// A step could not run.
 pub fn run() -> anyhow::Result<Outcome> {
     let watcher = Watcher::detect(false);
-    line("q35-nano: a toy of 7 million parameters with exactly the layers of Qwen3.5, embedded in this program.\n")?;
+    line(
+        "q35-nano: a toy of 7 million parameters with exactly the layers of Qwen3.5, embedded in this program.\n",
+    )?;
     let source = resolve(NANO, None, watcher)?;
     let work = tempfile::tempdir().context("cannot make a temporary directory")?;
 
@@ -49,7 +51,8 @@ pub fn run() -> anyhow::Result<Outcome> {
     let reference = Reference::load(&checkpoint, Device::Cpu)?;
     let ids = Tokenizer::from_dir(&source.dir)?.encode(TEXT)?;
     let expected = Logits::of(&reference, &ids)?;
-    let mut table = Table::with_titles(["", "size", "bits/weight", "seconds", "KL to float", "top-1 as float"]);
+    let mut table =
+        Table::with_titles(["", "size", "bits/weight", "seconds", "KL to float", "top-1 as float"]);
     table.row([
         "float".into(),
         bytes(std::fs::metadata(source.dir.join("model.safetensors"))?.len()),

@@ -20,10 +20,10 @@ mod types;
 mod value;
 
 pub use blob::{ALIGNMENT, RecordWriter, SENTINEL, VERSION, WeightWriteError, WeightWriter};
+pub use check::{CheckError, Defect, Finding, Report, check};
 pub use inspect::{InspectedFunction, Inspection, inspect};
 pub use neural_engine::{Limit, Risk};
 pub use package::{PackageWeights, PackageWriteError, PackageWriter};
-pub use check::{CheckError, Defect, Finding, Report, check};
 pub use read::{Content, MAX_MODEL_BYTES, Package, ReadError, decode};
 pub use records::{Bytes, Record, RecordError, WeightFile, unpack_bits};
 pub use types::{DType, Immediate, TensorType, Type, TypeError};
