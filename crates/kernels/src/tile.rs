@@ -334,7 +334,7 @@ fn transpose_floats<S: Simd>(
         }
         simd.int_transpose(&mut vectors);
         for (out, vector) in out.iter_mut().zip(vectors) {
-            simd.store(simd.from_bits(vector), out);
+            simd.store(simd.float_of_bits(vector), out);
         }
     }
 }

@@ -88,7 +88,7 @@ impl Simd for Avx2 {
         fn round(self, a: F) -> I { both!(_mm256_cvtps_epi32(a)) }
         fn float(self, a: I) -> F { both!(_mm256_cvtepi32_ps(a)) }
         fn float_bits(self, a: F) -> I { both!(_mm256_castps_si256(a)) }
-        fn from_bits(self, a: I) -> F { both!(_mm256_castsi256_ps(a)) }
+        fn float_of_bits(self, a: I) -> F { both!(_mm256_castsi256_ps(a)) }
         fn exp2i(self, n: I) -> F {
             let bits = both!(_mm256_add_epi32(n, [_mm256_set1_epi32(127); 2]));
             [

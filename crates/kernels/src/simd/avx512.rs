@@ -44,7 +44,7 @@ impl Simd for Avx512 {
         fn round(self, a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
         fn float(self, a: __m512i) -> __m512 { _mm512_cvtepi32_ps(a) }
         fn float_bits(self, a: __m512) -> __m512i { _mm512_castps_si512(a) }
-        fn from_bits(self, a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
+        fn float_of_bits(self, a: __m512i) -> __m512 { _mm512_castsi512_ps(a) }
         fn exp2i(self, n: __m512i) -> __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))))
         }

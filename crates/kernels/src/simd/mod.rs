@@ -128,7 +128,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The same bits.
     fn float_bits(self, a: Self::F) -> Self::I;
     /// The same bits.
-    fn from_bits(self, a: Self::I) -> Self::F;
+    fn float_of_bits(self, a: Self::I) -> Self::F;
     /// 2^n for n in -126..=127.
     fn exp2i(self, n: Self::I) -> Self::F;
     /// Little-endian bf16.

@@ -88,7 +88,7 @@ impl Simd for Neon {
         fn round(self, a: F) -> I { each!(vcvtnq_s32_f32(a)) }
         fn float(self, a: I) -> F { each!(vcvtq_f32_s32(a)) }
         fn float_bits(self, a: F) -> I { each!(vreinterpretq_s32_f32(a)) }
-        fn from_bits(self, a: I) -> F { each!(vreinterpretq_f32_s32(a)) }
+        fn float_of_bits(self, a: I) -> F { each!(vreinterpretq_f32_s32(a)) }
         fn exp2i(self, n: I) -> F {
             let biased = each!(vaddq_s32(n, [vdupq_n_s32(127); 4]));
             [

@@ -83,7 +83,7 @@ impl Simd for Portable {
     fn float_bits(self, a: F) -> I {
         a.map(|value| value.to_bits() as i32)
     }
-    fn from_bits(self, a: I) -> F {
+    fn float_of_bits(self, a: I) -> F {
         a.map(|value| f32::from_bits(value as u32))
     }
     fn exp2i(self, n: I) -> F {

@@ -120,7 +120,7 @@ pub(super) fn conv(call: &Call<'_>) -> Shapes {
         return fail(format!("x {x} and weight {weight} must have 3 to 5 dimensions, as many as each other"));
     }
     let groups = call.int("groups")?.unwrap_or(1);
-    let whole = |size: usize| groups > 0 && size as u64 % groups as u64 == 0;
+    let whole = |size: usize| groups > 0 && (size as u64).is_multiple_of(groups as u64);
     if !whole(x.shape[1])
         || !whole(weight.shape[0])
         || weight.shape[1] as u64 != x.shape[1] as u64 / groups as u64
