@@ -40,7 +40,7 @@ pub(crate) fn card(options: &Options, provenance: &Provenance, summary: &Summary
     let embedding = match options.embedding {
         Embedding::Inside => "",
         Embedding::Host => {
-            " The caller looks the embedding up in `embedding.safetensors` (INT8 rows with scales) and passes \
+            " The caller looks the embedding up in `embedding.safetensors` and passes \
              `inputs_embeds`."
         }
     };

@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use q35_checkpoint::{CheckpointError, SafetensorsError, SafetensorsFile, read_json};
+use q35_checkpoint::{CheckpointError, FloatType, SafetensorsError, SafetensorsFile, read_json};
 use q35_mil::proto::{self, BindingKind, Elements};
 use q35_mil::{Bytes, Content, DType, Package, ReadError, Value};
 use q35_model::{ConfigError, Role, TensorSpec, TextConfig, WeightError, Weights, tensor_table};
 
-use crate::host_table::{HOST_TABLE, HOST_TABLE_SCALES, HOST_TABLE_WEIGHT};
+use crate::host_table::{HOST_TABLE, HOST_TABLE_WEIGHT};
 use crate::store::{LUT_OFFSET, identifier, part_identifier};
 
 /// The weights in a directory that [`crate::write`] wrote: dequantized, the conversion's transforms undone.
@@ -70,6 +70,7 @@ struct Stored {
 enum Part {
     Floats(Vec<f32>),
     Codes(Codes),
+    Table(HostTable),
 }
 
 /// `scale * (code - offset)`, a scale for each run of `block` elements.
@@ -82,11 +83,42 @@ struct Codes {
     block: usize,
 }
 
+/// The host's embedding table, mapped.
+#[derive(Debug)]
+struct HostTable {
+    file: SafetensorsFile,
+    float: FloatType,
+    elements: usize,
+}
+
+impl HostTable {
+    fn open(path: &Path) -> Result<Self, PackageWeightsError> {
+        let file = SafetensorsFile::open(path)?;
+        let table = file.tensor(HOST_TABLE_WEIGHT).map(|table| (table.dtype.float(), table.data.len()));
+        match table {
+            Some((Some(float), bytes)) => Ok(Self { file, float, elements: bytes / float.size() }),
+            _ => Err(PackageWeightsError::Tensor {
+                name: HOST_TABLE_WEIGHT.to_owned(),
+                dir: path.to_owned(),
+                message: "there is no such tensor of floats".to_owned(),
+            }),
+        }
+    }
+
+    fn read(&self, range: Range<usize>, out: &mut Vec<f32>) {
+        let (start, size) = (out.len(), self.float.size());
+        out.resize(start + range.len(), 0.0);
+        let data = self.file.tensor(HOST_TABLE_WEIGHT).map_or(&[][..], |table| table.data);
+        self.float.widen(&data[range.start * size..range.end * size], &mut out[start..]);
+    }
+}
+
 impl Part {
     fn len(&self) -> usize {
         match self {
             Self::Floats(values) => values.len(),
             Self::Codes(codes) => codes.codes.len(),
+            Self::Table(table) => table.elements,
         }
     }
 
@@ -101,6 +133,7 @@ impl Part {
                 };
                 out.extend(range.map(number));
             }
+            Self::Table(table) => table.read(range, out),
         }
     }
 }
@@ -126,7 +159,7 @@ impl PackageWeights {
             };
             let mut parts = constants.parts(&spec.name).map_err(wrong)?;
             if parts.is_empty() && spec.role == Role::Embedding && dir.join(HOST_TABLE).is_file() {
-                parts.push(host_table(&dir.join(HOST_TABLE))?.map_err(wrong)?);
+                parts.push(Part::Table(HostTable::open(&dir.join(HOST_TABLE))?));
             }
             let found: usize = parts.iter().map(Part::len).sum();
             let expected: usize = spec.shape.iter().product();
@@ -283,20 +316,6 @@ fn float_bytes(dtype: DType, bytes: &[u8]) -> Result<Vec<f32>, String> {
         DType::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
         other => Err(format!("{other} where floats are expected")),
     }
-}
-
-fn host_table(path: &Path) -> Result<Result<Part, String>, SafetensorsError> {
-    let file = SafetensorsFile::open(path)?;
-    let read = || {
-        let absent = |name: &str| format!("{HOST_TABLE} has no `{name}`");
-        let weight = file.tensor(HOST_TABLE_WEIGHT).ok_or_else(|| absent(HOST_TABLE_WEIGHT))?;
-        let scales = file.tensor(HOST_TABLE_SCALES).ok_or_else(|| absent(HOST_TABLE_SCALES))?;
-        let float = scales.dtype.float().ok_or_else(|| format!("scales of type {}", scales.dtype))?;
-        let mut values = vec![0.0; scales.data.len() / float.size()];
-        float.widen(scales.data, &mut values);
-        blocks(Bytes::from_vec(weight.data.to_vec()), true, 0, values)
-    };
-    Ok(read())
 }
 
 impl Weights for PackageWeights {

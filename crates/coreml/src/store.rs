@@ -184,7 +184,7 @@ impl<'a> Store<'a> {
         })?;
         let data = record.finish()?;
         let mut bytes = Vec::new();
-        self.quantizer.scale_type().narrow(&scales, &mut bytes);
+        self.quantizer.float_type().narrow(&scales, &mut bytes);
         let scale = f.weights().add(self.quantizer.dtype, scales.len(), &bytes)?;
         let zero_point = match self.quantizer.encoding {
             Encoding::Affine => f.weights().add(DType::U8, count, &vec![ZERO_POINT; count])?,
@@ -238,7 +238,7 @@ impl<'a> Store<'a> {
         }
         let table: Vec<f32> = (0..256).map(|index| (index - LUT_OFFSET) as f32).collect();
         let mut bytes = Vec::new();
-        self.quantizer.scale_type().narrow(&table, &mut bytes);
+        self.quantizer.float_type().narrow(&table, &mut bytes);
         let offset = f.weights().add(self.quantizer.dtype, table.len(), &bytes)?;
         self.identity = Some(offset);
         Ok(offset)
@@ -303,7 +303,7 @@ impl Quantizer {
                 let task = start..start + q.len() / columns;
                 tensor.check_rows_finite(task.clone())?;
                 let bytes = tensor.rows(task);
-                symmetric::quantize_rows(tensor.dtype, bytes, columns, block, self.scale_type(), q, scales);
+                symmetric::quantize_rows(tensor.dtype, bytes, columns, block, self.float_type(), q, scales);
                 Ok(())
             })
             // Collected in order, so that the same error is reported whichever thread finds one first.
@@ -313,7 +313,7 @@ impl Quantizer {
         Ok((q, scales))
     }
 
-    pub(crate) fn scale_type(self) -> FloatType {
+    pub(crate) fn float_type(self) -> FloatType {
         if self.dtype == DType::F16 { FloatType::F16 } else { FloatType::F32 }
     }
 }
