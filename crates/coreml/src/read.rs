@@ -174,7 +174,7 @@ impl PackageWeights {
     /// Weights that share a scale, of the tensor called `name` if it is in INT8; none if it is kept in float.
     pub fn block_size(&self, name: &str) -> Option<usize> {
         match self.tensors.get(name)?.parts.first()? {
-            Part::Floats(_) => None,
+            Part::Floats(_) | Part::Table(_) => None,
             Part::Codes(codes) => Some(codes.block),
         }
     }
@@ -276,7 +276,7 @@ impl<'a> Constants<'a> {
 }
 
 fn blocks(codes: Bytes, signed: bool, offset: i32, scales: Vec<f32>) -> Result<Part, String> {
-    if scales.is_empty() || codes.len() % scales.len() != 0 {
+    if scales.is_empty() || !codes.len().is_multiple_of(scales.len()) {
         return Err(format!("{} scales for {} elements", scales.len(), codes.len()));
     }
     let block = codes.len() / scales.len();

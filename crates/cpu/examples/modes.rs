@@ -1,5 +1,6 @@
 //! How far the fast mode is from the exact one on a model: `cargo run --release -p q35-cpu --example modes -- DIR
 //! [TOKENS]`. Prints one line of JSON with the KL divergence of the next token's distributions, exact to fast.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints its results")]
 
 use std::error::Error;
 use std::sync::Arc;

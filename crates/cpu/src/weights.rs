@@ -165,6 +165,7 @@ pub(crate) struct LayerWeights {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each layer, made once and never moved")]
 pub(crate) enum MixerWeights {
     Linear(LinearWeights),
     Full(FullWeights),

@@ -1,5 +1,6 @@
 //! Reads memory, and multiplies weights that lie in it, as fast as the pool's threads can:
 //! `cargo run --release -p q35-kernels --example bandwidth -- [THREADS] [MEGABYTES]`. Prints one line of JSON.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints its results")]
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -25,7 +25,7 @@ pub(crate) enum Known {
 
 /// Why a constant cannot be had: the package, or its use.
 pub(crate) enum ConstantError {
-    Read(EvalError),
+    Read(Box<EvalError>),
     Fault(Fault),
 }
 
@@ -37,7 +37,7 @@ impl From<Fault> for ConstantError {
 
 /// The packed elements of a literal.
 fn codes(package: &Package, literal: &Literal) -> Result<Codes, ConstantError> {
-    let bytes = match package.content(literal).map_err(|error| ConstantError::Read(error.into()))? {
+    let bytes = match package.content(literal).map_err(|error| ConstantError::Read(Box::new(error.into())))? {
         Content::Packed(bytes) => bytes,
         Content::Elements(Elements::Floats(floats)) => {
             Bytes::from_vec(floats.values.iter().flat_map(|v| v.to_le_bytes()).collect())
@@ -102,7 +102,10 @@ fn decoded(package: &Package, literal: &Literal) -> Result<Value, ConstantError>
             Ok(Value::Tensor(Tensor::float(shape, codes.floats()?)))
         }
         DType::I8 | DType::U8 | DType::I16 | DType::U16 | DType::I32 | DType::U32 => {
-            let bytes = match package.content(literal).map_err(|error| ConstantError::Read(error.into()))? {
+            let bytes = match package
+                .content(literal)
+                .map_err(|error| ConstantError::Read(Box::new(error.into())))?
+            {
                 Content::Packed(bytes) => bytes,
                 Content::Elements(_) => {
                     return Err(Fault::invalid(format!("{dtype} in the wrong field")).into());

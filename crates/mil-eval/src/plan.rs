@@ -188,7 +188,7 @@ impl Compiler<'_> {
 
     fn constant_error(&self, operation: &str, operator: &str, error: ConstantError) -> EvalError {
         match error {
-            ConstantError::Read(error) => error,
+            ConstantError::Read(error) => *error,
             ConstantError::Fault(fault) => self.fault(operation, operator, fault),
         }
     }

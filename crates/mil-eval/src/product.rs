@@ -15,6 +15,7 @@ const BLOCK: usize = 32;
 
 /// Dot products of `R` rows with `C` rows: per pair, eight running sums in order, then their sum.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "the fixed bounds are what the compiler unrolls by")]
 fn dots<const R: usize, const C: usize>(x: [&[f32]; R], w: [&[f32]; C]) -> [[f32; C]; R] {
     let x = x.map(|row| row.as_chunks::<LANES>());
     let w = w.map(|row| row.as_chunks::<LANES>());

@@ -62,7 +62,7 @@ fn gather(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let batches: usize = x.shape()[..batch].iter().product();
     let middle: usize = x.shape()[batch..along].iter().product();
     let inner: usize = x.shape()[along + 1..].iter().product();
-    let per_batch = if batches == 0 { 0 } else { picks.len() / batches };
+    let per_batch = picks.len().checked_div(batches).unwrap_or(0);
     let mut starts = Vec::with_capacity(batches * middle * per_batch);
     for b in 0..batches {
         for m in 0..middle {
