@@ -137,10 +137,7 @@ impl Stage {
     pub(crate) fn context(&self) -> Option<usize> {
         match &self.mask {
             Mask::Context(port) => port.ty.shape.last().copied(),
-            _ => self
-                .memory()
-                .filter(|port| is_token_cache(&port.name))
-                .find_map(|port| token_axis_length(port)),
+            _ => self.memory().filter(|port| is_token_cache(&port.name)).find_map(token_axis_length),
         }
     }
 }

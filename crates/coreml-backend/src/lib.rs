@@ -35,7 +35,7 @@ mod snapshots;
 
 pub use error::{OpenError, PredictError};
 pub use evaluator::EvaluatorPredictor;
-pub use model::CoreMlModel;
+pub use model::{CoreMlModel, LoadPackage};
 pub use predictor::{Predictor, Session, Signature, Watcher};
 pub use q35_mil_eval::{Port, Precision, Tensor};
 pub use signatures::package_signatures;

@@ -13,6 +13,9 @@ use crate::predictor::{Predictor, Signature};
 use crate::sequence::CoreMlSequence;
 use crate::{OpenError, Precision, PredictError};
 
+/// Loads one package into whoever executes it.
+pub type LoadPackage<'a> = dyn Fn(&Path) -> Result<Arc<dyn Predictor>, PredictError> + 'a;
+
 /// A loaded directory of Core ML packages.
 pub struct CoreMlModel {
     pub(crate) parts: Arc<Parts>,
@@ -45,10 +48,7 @@ impl CoreMlModel {
     ///
     /// # Errors
     /// No known set of packages, or one of them cannot be loaded or driven.
-    pub fn open_with(
-        dir: &Path,
-        load: &dyn Fn(&Path) -> Result<Arc<dyn Predictor>, PredictError>,
-    ) -> Result<Self, OpenError> {
+    pub fn open_with(dir: &Path, load: &LoadPackage<'_>) -> Result<Self, OpenError> {
         let form = Form::of(dir)?;
         let config = read_config(dir)?;
         let load = |package: &PathBuf| {
