@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use q35_checkpoint::Checkpoint;
-use q35_coreml::PackageWeights;
 use q35_coreml_backend::{CoreMlModel, Precision};
 use q35_cpu::{CpuModel, CpuOptions, Mode};
 use q35_mlx::MlxDirectory;
-use q35_model::{Model, Weights};
+use q35_model::Model;
 use q35_reference::{Device, Reference};
 
 /// How a model is to be run. What does not apply to its kind is not looked at.
@@ -51,36 +50,24 @@ impl From<DeviceArg> for Device {
     }
 }
 
-/// An opened model.
-pub struct Opened {
-    /// Runs it.
-    pub model: Box<dyn Model>,
-    /// Its weights as numbers.
-    pub weights: Arc<dyn Weights>,
-}
-
 /// Opens the model in `dir`, whatever its kind.
 ///
 /// # Errors
 /// It is of no known kind, or cannot be read or run.
-pub fn open(dir: &Path, how: RunArgs) -> anyhow::Result<Opened> {
+pub fn open(dir: &Path, how: RunArgs) -> anyhow::Result<Box<dyn Model>> {
     if MlxDirectory::recognises(dir) {
         let directory = Arc::new(MlxDirectory::open(dir)?);
         let mode = if how.exact { Mode::Exact } else { Mode::Fast };
         let options = CpuOptions { threads: how.threads(), mode };
-        let model = CpuModel::open(Arc::clone(&directory), options)?;
-        return Ok(Opened { model: Box::new(model), weights: directory });
+        return Ok(Box::new(CpuModel::open(directory, options)?));
     }
     if is_coreml(dir) {
         let precision = if how.exact { Precision::Exact } else { Precision::Half };
-        let model = CoreMlModel::open(dir, precision)?;
-        let weights = Arc::new(PackageWeights::open(dir)?);
-        return Ok(Opened { model: Box::new(model), weights });
+        return Ok(Box::new(CoreMlModel::open(dir, precision)?));
     }
-    let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let model = Reference::load(checkpoint.as_ref(), how.device.into())
+    let model = Reference::load(&Checkpoint::open(dir)?, how.device.into())
         .with_context(|| format!("cannot run {} on candle", dir.display()))?;
-    Ok(Opened { model: Box::new(model), weights: checkpoint })
+    Ok(Box::new(model))
 }
 
 /// Whether a directory holds Core ML packages.

@@ -31,7 +31,7 @@ enum Broken {
 
 /// What the hub declares of a file.
 struct Declared {
-    etag: String,
+    etag: Option<String>,
     size: Option<u64>,
 }
 
@@ -73,7 +73,12 @@ pub(crate) fn fetch(
         return Err(error);
     }
     file.sync_all().map_err(io_error)?;
-    cache.publish(&path, &declared.etag, wanted.commit, wanted.file).map_err(io_error)?;
+    // The blob of a file that the hub says nothing of is named by what it holds.
+    let blob = match declared.etag {
+        Some(etag) => etag,
+        None => digest(&mut file, Sha256::new()).map_err(io_error)?,
+    };
+    cache.publish(&path, &blob, wanted.commit, wanted.file).map_err(io_error)?;
     events(Event::Finished { file: wanted.file });
     Ok(())
 }
@@ -95,7 +100,7 @@ fn attempt(
         206 => have,
         200 => 0,
         // The range begins at or past the end: whole already, or not this file. The check of size and hash decides.
-        416 => return declared(&answer, wanted, Some(have)),
+        416 => return Ok(declared(&answer, Some(have))),
         429 | 500..=599 => return Err(Broken::Transfer(format!("the hub answered {}", answer.status))),
         status => return Err(Broken::Final(refused(status, &wanted.url))),
     };
@@ -104,7 +109,7 @@ fn attempt(
     }
     let carried = answer.last_header("content-length").and_then(|text| text.parse::<u64>().ok());
     let size = carried.map(|length| from + length);
-    let declared = declared(&answer, wanted, size)?;
+    let declared = declared(&answer, size);
     events(Event::Started { file: wanted.file, size_bytes: declared.size, resumed_at_bytes: from });
     let mut body = answer.body.into_with_config().limit(u64::MAX).reader();
     let mut buffer = vec![0; 1 << 16];
@@ -126,15 +131,11 @@ fn attempt(
 }
 
 /// Large files are described by the hub itself (`x-linked-*`), small ones by the answer that carries them.
-fn declared(answer: &Answer, wanted: &Wanted<'_>, carried: Option<u64>) -> Result<Declared, Broken> {
+fn declared(answer: &Answer, carried: Option<u64>) -> Declared {
     let linked = answer.header("x-linked-size").and_then(|text| text.parse().ok());
     let whole = answer.last_header("content-range").and_then(|range| range.rsplit('/').next()?.parse().ok());
     let etag = answer.header("x-linked-etag").or_else(|| answer.header("etag")).map(clean_etag);
-    let Some(etag) = etag.filter(|etag| !etag.is_empty()) else {
-        let message = "no ETag".to_owned();
-        return Err(Broken::Final(HubError::Protocol { url: wanted.url.clone(), message }));
-    };
-    Ok(Declared { etag, size: linked.or(whole).or(carried) })
+    Declared { etag: etag.filter(|etag| !etag.is_empty()), size: linked.or(whole).or(carried) }
 }
 
 /// Without quotes and weak mark, and nothing in it that could leave the blobs directory.
@@ -153,13 +154,14 @@ fn verify(file: &mut File, path: &Path, wanted: &Wanted<'_>, declared: &Declared
     if let Some(expected) = declared.size.filter(|expected| *expected != size) {
         return damaged(format!("{expected} bytes"), format!("{size} bytes"));
     }
-    let is_hex = declared.etag.bytes().all(|b| b.is_ascii_hexdigit());
-    let found = match declared.etag.len() {
+    let Some(etag) = &declared.etag else { return Ok(()) };
+    let is_hex = etag.bytes().all(|b| b.is_ascii_hexdigit());
+    let found = match etag.len() {
         64 if is_hex => digest(file, Sha256::new()).map_err(io_error)?,
         40 if is_hex => digest(file, Sha1::new().chain_update(format!("blob {size}\0"))).map_err(io_error)?,
         _ => return Ok(()),
     };
-    if found.eq_ignore_ascii_case(&declared.etag) { Ok(()) } else { damaged(declared.etag.clone(), found) }
+    if found.eq_ignore_ascii_case(etag) { Ok(()) } else { damaged(etag.clone(), found) }
 }
 
 fn digest<D: Digest>(file: &mut File, mut hasher: D) -> io::Result<String> {

@@ -101,7 +101,7 @@ impl TextConfig {
         }
         let fields = Fields { text, root };
         fields.refuse_foreign_settings()?;
-        let num_hidden_layers = fields.size("num_hidden_layers")?;
+        let num_hidden_layers = fields.whole("num_hidden_layers", MOST_LAYERS)?;
         let head_dim = fields.size("head_dim")?;
         let config = Self {
             hidden_size: fields.size("hidden_size")?,
@@ -246,6 +246,9 @@ struct Fields<'a> {
 /// No tensor of a real model comes near this; it keeps products of sizes far from overflow.
 const LARGEST_SIZE: u64 = 1 << 24;
 
+/// Nor has any so many layers; a tensor table is made for all of them before a file is looked at.
+const MOST_LAYERS: u64 = 4096;
+
 impl<'a> Fields<'a> {
     fn find(&self, field: &str) -> Option<&'a Value> {
         let places = [self.text, self.root];
@@ -256,12 +259,16 @@ impl<'a> Fields<'a> {
     }
 
     fn size(&self, field: &'static str) -> Result<usize, ConfigError> {
+        self.whole(field, LARGEST_SIZE)
+    }
+
+    fn whole(&self, field: &'static str, largest: u64) -> Result<usize, ConfigError> {
         let value = self.find(field).ok_or(ConfigError::Missing { field })?;
         match value.as_u64() {
-            Some(size) if (1..=LARGEST_SIZE).contains(&size) => Ok(size as usize),
+            Some(size) if (1..=largest).contains(&size) => Ok(size as usize),
             _ => Err(ConfigError::Invalid {
                 field,
-                expected: format!("a whole number from 1 to {LARGEST_SIZE}"),
+                expected: format!("a whole number from 1 to {largest}"),
                 found: value.to_string(),
             }),
         }
@@ -385,10 +392,11 @@ mod tests {
 
     #[test]
     fn misfits_are_named() {
-        let cases: [(&str, Value, &str); 9] = [
+        let cases: [(&str, Value, &str); 10] = [
             ("model_type", json!("llama"), "unsupported architecture `llama`"),
             ("hidden_size", json!(0), "`hidden_size`"),
             ("hidden_size", json!(1u64 << 40), "`hidden_size`"),
+            ("num_hidden_layers", json!(1_000_000), "from 1 to 4096"),
             ("vocab_size", Value::Null, "no `vocab_size`"),
             ("layer_types", json!(["linear_attention"]), "4 entries"),
             ("layer_types", json!(["a", "b", "c", "d"]), "linear_attention or full_attention"),

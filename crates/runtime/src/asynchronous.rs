@@ -11,6 +11,25 @@ use futures_core::Stream;
 use crate::{CancelToken, ChatError, Chunk, Sampling, Session};
 
 /// A reply as an async stream of chunks. Computing happens on a thread of its own; dropping the stream stops it.
+///
+/// ```
+/// use std::future::poll_fn;
+/// use std::pin::Pin;
+/// use futures_core::Stream;
+/// use q35_runtime::{ChatError, Chunk, Sampling, Session};
+///
+/// /// What `StreamExt` of the futures crate does in one line.
+/// async fn answer(session: Session, question: &str) -> Result<(String, Option<Session>), ChatError> {
+///     let mut reply = session.send_async(question, &Sampling::default());
+///     let mut text = String::new();
+///     while let Some(chunk) = poll_fn(|context| Pin::new(&mut reply).poll_next(context)).await {
+///         if let Chunk::Answer(piece) = chunk? {
+///             text.push_str(&piece);
+///         }
+///     }
+///     Ok((text, reply.into_session()))
+/// }
+/// ```
 pub struct AsyncReply {
     shared: Arc<Mutex<Shared>>,
     cancel: CancelToken,

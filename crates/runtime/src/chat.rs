@@ -20,6 +20,22 @@ pub struct Chat {
 impl Chat {
     /// A model that somebody else opened, with the text side of a directory; `open` is called again after an unload.
     ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use q35_runtime::{Chat, ChatError, LoadOptions, OpenError, Sampling};
+    ///
+    /// # let files = q35_suite::nano_mlx();
+    /// let dir = files.path().to_owned();
+    /// let open = move || -> Result<Arc<dyn q35_model::Model>, ChatError> {
+    ///     let weights = q35_mlx::MlxDirectory::open(&dir).map_err(OpenError::from)?;
+    ///     let model = q35_cpu::CpuModel::open(Arc::new(weights), q35_cpu::CpuOptions::default());
+    ///     Ok(Arc::new(model.map_err(OpenError::from)?))
+    /// };
+    /// let chat = Chat::with_model(files.path(), &LoadOptions::default(), open)?;
+    /// chat.generate("Hello!", None, &Sampling::default())?;
+    /// # Ok::<(), ChatError>(())
+    /// ```
+    ///
     /// # Errors
     /// The directory's tokenizer or template cannot be used, an option makes no sense, or `open` fails.
     pub fn with_model(
@@ -58,6 +74,20 @@ impl Chat {
 
     /// Streams the answer to one prompt, outside of any conversation.
     ///
+    /// ```
+    /// use q35_runtime::{Chunk, Sampling};
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// for chunk in chat.stream("Hello!", Some("Be brief."), &Sampling::default().with_seed(1))? {
+    ///     match chunk? {
+    ///         Chunk::Answer(text) => print!("{text}"),
+    ///         Chunk::Finish(finish) => println!(" ({:?}, {:?})", finish.reason, finish.usage),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Session::send`].
     pub fn stream(
@@ -73,6 +103,21 @@ impl Chat {
 
     /// Takes a prompt's state from a file that [`Session::save_prompt`] wrote for the same model; conversations that
     /// begin with that prompt start from there. Returns the number of tokens spared.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let file = dir.path().join("prompt.safetensors");
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// let instructions = "You are a helpful assistant. ".repeat(20);
+    /// chat.session().with_system(&instructions).save_prompt(&file)?;
+    ///
+    /// // In another process:
+    /// let spared = chat.load_prompt(&file)?;
+    /// let reply = chat.generate("Hello!", Some(&instructions), &Default::default())?;
+    /// assert_eq!(reply.finish.usage.cached_tokens, spared);
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
     ///
     /// # Errors
     /// The file is of another model or version, or damaged.
@@ -101,6 +146,17 @@ impl Chat {
     /// Gives weights, tokenizer, caches and snapshots back to the system. Conversations stay; their next reply loads
     /// again if [`LoadOptions::auto_reload`] allows it.
     ///
+    /// ```
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// let mut session = chat.session();
+    /// session.ask("My name is Ada.", &Default::default())?;
+    /// chat.unload()?;
+    /// assert!(!chat.is_loaded() && chat.memory_footprint().total_bytes() == 0);
+    /// session.ask("What is my name?", &Default::default())?; // loads again
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ChatError::Busy`] while replies are being generated.
     pub fn unload(&self) -> Result<(), ChatError> {
@@ -108,6 +164,15 @@ impl Chat {
     }
 
     /// What is occupied now.
+    ///
+    /// ```
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// let memory = chat.memory_footprint();
+    /// assert!(memory.mapped_weight_bytes > 0);
+    /// assert_eq!(memory.cache_bytes, 0, "nothing was said yet");
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
     pub fn memory_footprint(&self) -> MemoryFootprint {
         self.engine.footprint()
     }
@@ -121,6 +186,14 @@ impl Chat {
     }
 
     /// The checkpoint's own sampling settings on top of the defaults.
+    ///
+    /// ```
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// let sampling = chat.checkpoint_sampling()?.with_max_tokens(16);
+    /// chat.generate("Hello!", None, &sampling)?;
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
     ///
     /// # Errors
     /// The model was unloaded and cannot be loaded again.

@@ -154,7 +154,10 @@ impl Engine {
     }
 
     pub(crate) fn footprint(&self) -> MemoryFootprint {
-        let model = lock(&self.loaded).as_ref().map(|loaded| loaded.model.memory()).unwrap_or_default();
+        let (model, text_bytes) = match &*lock(&self.loaded) {
+            Some(loaded) => (loaded.model.memory(), loaded.language.size_bytes()),
+            None => Default::default(),
+        };
         let sum = |gauge: fn(&Slot) -> &AtomicU64| -> u64 {
             self.live_slots().iter().map(|slot| gauge(slot).load(Ordering::Relaxed)).sum()
         };
@@ -165,6 +168,7 @@ impl Engine {
             snapshot_bytes: self.cache.size_bytes(),
             snapshots: self.cache.len(),
             scratch_bytes: sum(|slot| &slot.scratch_bytes),
+            text_bytes,
         }
     }
 }

@@ -47,6 +47,13 @@ impl GrammarFactory {
         Ok(Self { parsers, environment, closers })
     }
 
+    /// Bytes of the vocabulary's tree: the tokens' bytes, their places and order, and a node for every beginning.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let trie = self.environment.tok_trie();
+        let texts: usize = (0..trie.vocab_size() as u32).map(|id| trie.token(id).len()).sum();
+        (texts + 12 * trie.vocab_size() + 8 * trie.root().subtree_size()) as u64
+    }
+
     /// The grammar of a form; `None` for plain text.
     pub(crate) fn grammar(&self, format: &Format) -> Result<Option<Grammar>, ChatError> {
         let mut schema = match format {

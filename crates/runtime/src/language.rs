@@ -84,6 +84,12 @@ impl Language {
         Ok((text, ids))
     }
 
+    /// Bytes of the tokenizer, and of the grammars' tables once they are made.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let grammars = self.grammars.get().and_then(|made| made.as_ref().ok());
+        self.tokenizer.size_bytes() + grammars.map_or(0, GrammarFactory::size_bytes)
+    }
+
     /// What compiles grammars for this vocabulary; made when first needed.
     pub(crate) fn grammars(&self) -> Result<&GrammarFactory, ChatError> {
         let made = self.grammars.get_or_init(|| GrammarFactory::new(self));

@@ -4,6 +4,19 @@
 //! that implements [`q35_model::Model`] can be chatted with.
 //!
 //! The crate knows how to talk; it does not know how weights are converted, and it prints nothing.
+//!
+//! ```
+//! use q35_runtime::{Chat, Sampling};
+//!
+//! # let files = q35_suite::nano_mlx();
+//! # let model = files.path_str();
+//! let chat = Chat::from_pretrained(model)?;
+//! let mut session = chat.session().with_system("You are a helpful assistant.");
+//! session.ask("My name is Ada.", &Sampling::greedy().with_thinking(false))?;
+//! let reply = session.ask("What is my name?", &Sampling::greedy().with_thinking(false))?;
+//! assert!(reply.text.contains("Ada"));
+//! # Ok::<(), q35_runtime::ChatError>(())
+//! ```
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -29,6 +42,10 @@ mod voice;
 
 #[cfg(test)]
 mod fake;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(feature = "async")]
 pub use asynchronous::AsyncReply;

@@ -17,6 +17,8 @@ pub struct MemoryFootprint {
     pub snapshots: usize,
     /// Work space of all sessions.
     pub scratch_bytes: u64,
+    /// Tokenizer, and the tables of structured output once it was asked for.
+    pub text_bytes: u64,
 }
 
 impl MemoryFootprint {
@@ -27,5 +29,6 @@ impl MemoryFootprint {
             + self.cache_bytes
             + self.snapshot_bytes
             + self.scratch_bytes
+            + self.text_bytes
     }
 }

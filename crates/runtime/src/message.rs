@@ -18,6 +18,13 @@ pub enum Role {
 }
 
 /// One message.
+///
+/// ```
+/// use q35_runtime::{Message, Role};
+/// let message = Message::assistant("Four.").with_reasoning("2 + 2");
+/// assert_eq!(message.role, Role::Assistant);
+/// assert_eq!(Message::from_json(&message.to_json()).unwrap(), message);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     /// Who speaks.

@@ -28,6 +28,20 @@ impl Backend {
 }
 
 /// What happens when a conversation outgrows the context window.
+///
+/// ```
+/// use q35_runtime::{Chat, LoadOptions, WindowPolicy};
+/// # let files = q35_suite::nano_mlx();
+/// # let model = files.path_str();
+/// let options = LoadOptions::default().with_max_context(96).with_window(WindowPolicy::DropOldest);
+/// let chat = Chat::open(model, &options, &|_| {})?;
+/// let mut session = chat.session().with_system("Be brief.");
+/// for _ in 0..10 {
+///     session.ask("Tell me a story.", &Default::default())?;
+/// }
+/// assert_eq!(session.messages()[0].content, "Be brief.");
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WindowPolicy {
     /// [`ChatError::ContextFull`].
@@ -55,7 +69,7 @@ pub struct LoadOptions {
     pub max_context: usize,
     /// Refuses to load what is estimated to need more bytes of memory than this.
     pub memory_limit_bytes: Option<u64>,
-    /// Computes with 32-bit activations, and reuses prompts only where the result is the same bit for bit.
+    /// Computes with 32-bit activations.
     pub exact: bool,
     /// Memory that snapshots of prompts may take in all; 0 keeps none. 256 MiB.
     pub prompt_cache_bytes: u64,

@@ -50,6 +50,16 @@ pub struct Sampling {
 }
 
 /// Reasoning before the answer.
+///
+/// ```
+/// use q35_runtime::{Sampling, Thinking};
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let thinking = Thinking { enable: Some(true), max_tokens: Some(16), ..Thinking::default() };
+/// let reply = chat.generate("What is 2 + 2?", None, &Sampling { thinking, ..Sampling::default() })?;
+/// assert!(reply.finish.usage.thinking_tokens <= 16);
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thinking {
     /// Whether the model thinks; `None` leaves it to the chat template's own default.
@@ -72,6 +82,20 @@ pub struct LoopGuard {
 }
 
 /// The form of an answer.
+///
+/// ```
+/// use q35_runtime::{Format, Sampling};
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let schema = serde_json::json!({
+///     "type": "object", "required": ["name"], "properties": {"name": {"type": "string"}},
+/// });
+/// let sampling = Sampling::default().with_thinking(false).with_format(Format::Schema(schema));
+/// let reply = chat.generate("My name is Ada. As JSON, please.", None, &sampling)?;
+/// let value: serde_json::Value = serde_json::from_str(&reply.text).unwrap();
+/// assert!(value["name"].is_string());
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Format {
     /// Any text.

@@ -16,6 +16,31 @@ use serde_json::{Map, Value, json};
 use crate::generate::CALL;
 
 /// A function on offer.
+///
+/// ```
+/// use q35_runtime::{CancelToken, Message, Sampling, Tool};
+/// use serde_json::json;
+///
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let weather = Tool::new("weather", "Tells the weather.", json!({
+///     "type": "object", "required": ["city"], "properties": {"city": {"type": "string"}},
+/// }));
+/// let mut session = chat.session().with_tools(vec![weather]);
+/// let reply = session.ask("What is the weather in Oslo?", &Sampling::default().with_max_tokens(64))?;
+/// match reply.finish.tool_calls {
+///     Ok(calls) => {
+///         for call in &calls {
+///             session.push(Message::tool(format!("4 degrees in {}", call.arguments["city"])));
+///         }
+///         if !calls.is_empty() {
+///             session.respond(&Sampling::default(), CancelToken::new())?.collect_reply()?;
+///         }
+///     }
+///     Err(broken) => println!("{broken}"), // not in the agreed form: never guessed at
+/// }
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tool {
     /// Its name.

@@ -18,6 +18,20 @@ pub enum Utterance {
 
 /// A reply as sentences. Reasoning and tool calls are not spoken.
 ///
+/// ```
+/// use q35_runtime::{Sampling, Utterance};
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let mut session = chat.session();
+/// let mut sentences = session.send("Tell me a story.", &Sampling::default())?.sentences();
+/// while let Some(utterance) = sentences.next().transpose()? {
+///     if let Utterance::Sentence(text) = utterance {
+///         println!("{text} (the first after {:?})", sentences.time_to_first_sentence());
+///     }
+/// }
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
+///
 /// Dropping it cuts the reply off; [`SentenceStream::cut`] says what of it stays in the conversation.
 pub struct SentenceStream<'s> {
     reply: ReplyStream<'s>,
@@ -161,6 +175,23 @@ pub enum SpeakError<E> {
 
 /// Speaks a reply. When the human interrupts, the computation stops and exactly what was said stays in the
 /// conversation.
+///
+/// ```
+/// use q35_runtime::{Sampling, Speaker, Speech, speak};
+/// struct Interrupted;
+/// impl Speaker for Interrupted {
+///     type Error = std::convert::Infallible;
+///     fn speak(&mut self, _: &str) -> Result<Speech, Self::Error> {
+///         Ok(Speech::Interrupted)
+///     }
+/// }
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let mut session = chat.session();
+/// let spoken = speak(session.send("Tell me a story.", &Sampling::default())?, &mut Interrupted).unwrap();
+/// assert_eq!((spoken.text.as_str(), spoken.finish), ("", None));
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 ///
 /// # Errors
 /// The reply or the voice failed.

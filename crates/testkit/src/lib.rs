@@ -5,6 +5,8 @@
 //! beside the text tower, any float type; with a tokenizer of bytes and a chat template, so that it can be "talked"
 //! to. The same seed gives the same bytes on every machine: nothing here calls the platform's `exp` or `ln`.
 //!
+//! [`HubServer`] is a hub on loopback that serves such a checkpoint, and drops connections, lies and redirects on demand.
+//!
 //! Only for `[dev-dependencies]`. It panics where a test would unwrap.
 //!
 //! ```
@@ -23,12 +25,14 @@
 
 mod checkpoint;
 mod config;
+mod hub;
 mod memory;
 mod random;
 mod tokenizer;
 
 pub use checkpoint::{Precision, TinyCheckpoint};
 pub use config::{tiny, tiny_more_value_heads};
+pub use hub::{Fault, HubRequest, HubServer};
 pub use memory::MemoryWeights;
 pub use random::Random;
 pub use tokenizer::{END_OF_TEXT, MESSAGE_END, MESSAGE_START, write_tokenizer};

@@ -57,6 +57,8 @@ pub struct Tokenizer {
     starts: Vec<u32>,
     special: HashSet<u32>,
     special_tokens: SpecialTokens,
+    /// Bytes of the tables in `inner`.
+    inner_bytes: usize,
 }
 
 const SPECIAL_NAMES: [&str; 7] =
@@ -95,10 +97,10 @@ impl Tokenizer {
                 special_tokens(&config)
             }
         };
-        let (bytes, starts) = byte_table(&inner)?;
+        let (bytes, starts, inner_bytes) = byte_table(&inner)?;
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        Ok(Self { inner, bytes, starts, special, special_tokens })
+        Ok(Self { inner, bytes, starts, special, special_tokens, inner_bytes })
     }
 
     /// The ids of `text`. Special tokens written in the text (`<|im_start|>`) become their ids; none are added.
@@ -143,6 +145,12 @@ impl Tokenizer {
         self.starts.len() - 1
     }
 
+    /// Bytes that the tokenizer occupies. Those of the `tokenizers` crate are worked out from the sizes of its tables,
+    /// since it does not tell them.
+    pub fn size_bytes(&self) -> u64 {
+        (self.inner_bytes + self.bytes.capacity() + 4 * self.starts.capacity()) as u64
+    }
+
     /// The special tokens by name, for the chat template.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
@@ -161,10 +169,12 @@ fn special_tokens(config: &Value) -> SpecialTokens {
     SPECIAL_NAMES.into_iter().filter_map(|name| Some((name.to_owned(), text(config.get(name)?)?))).collect()
 }
 
-fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>), TokenizerError> {
+/// The bytes of all tokens, where each begins, and what the tokenizer's own tables occupy.
+fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>, usize), TokenizerError> {
     let alphabet = Alphabet::new();
     let mut entries: Vec<(u32, String)> = inner.get_vocab(true).into_iter().map(|(s, id)| (id, s)).collect();
     entries.sort_unstable();
+    let inner_bytes = tables_bytes(&entries);
     let added = inner.get_added_tokens_decoder();
     let (mut bytes, mut starts) = (Vec::new(), vec![0u32]);
     for (id, entry) in entries {
@@ -181,7 +191,20 @@ fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>), Toke
         }
         starts.push(bytes.len() as u32);
     }
-    Ok((bytes, starts))
+    bytes.shrink_to_fit();
+    starts.shrink_to_fit();
+    Ok((bytes, starts, inner_bytes))
+}
+
+/// What a byte-pair model of these entries occupies: a table from text to id, one back, and one of merges, of which
+/// there is one for nearly every entry.
+fn tables_bytes(entries: &[(u32, String)]) -> usize {
+    // A hash table fills seven eighths of a power of two of places, each with a byte of its own.
+    let table = |entry: usize| (entries.len() * 8 / 7).next_power_of_two() * (entry + 1);
+    // What an allocator hands out for a short text.
+    let text = |text: &String| (text.len() + 8).next_multiple_of(16).max(32);
+    let texts: usize = entries.iter().map(|(_, entry)| text(entry)).sum();
+    table(32) + table(32) + table(16) + 2 * texts
 }
 
 #[cfg(test)]

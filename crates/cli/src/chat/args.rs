@@ -43,7 +43,7 @@ pub struct Chat {
     #[arg(long, value_name = "MB")]
     pub memory_limit: Option<u64>,
 
-    /// Compute with 32-bit activations, and reuse prompts only where that changes no bit
+    /// Compute with 32-bit activations
     #[arg(long)]
     pub exact: bool,
 

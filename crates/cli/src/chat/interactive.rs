@@ -13,7 +13,7 @@ use super::args::Chat;
 use super::console::{Console, finish_line, reply_json};
 use super::interrupt;
 use crate::exit::Outcome;
-use crate::output::{bytes, line};
+use crate::output::{bytes, line, note};
 
 const HELP: &str = "\
 /system TEXT   set the system prompt (without TEXT: remove it)
@@ -110,7 +110,7 @@ impl Talk<'_> {
         };
         match result {
             Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
-            Err(error) => crate::output::note(format!("error: {}", crate::exit::message(&error))),
+            Err(error) => note(format!("error: {}", crate::exit::message(&error))),
             Ok(()) => {}
         }
         Ok(Next::GoOn)
@@ -152,8 +152,12 @@ impl Talk<'_> {
                 let text = serde_json::to_string_pretty(&self.session.to_json())?;
                 std::fs::write(path, text)
                     .map_err(|error| anyhow::anyhow!("cannot write {path}: {error}"))?;
+                note(format!("{} messages written to {path}", self.session.messages().len()));
             }
-            ("load", path) if !path.is_empty() => self.session.set_messages(load(path)?),
+            ("load", path) if !path.is_empty() => {
+                self.session.set_messages(load(path)?);
+                note(format!("{} messages read from {path}", self.session.messages().len()));
+            }
             _ => anyhow::bail!("/{command} is not known; /help lists what is"),
         }
         Ok(())
@@ -166,13 +170,14 @@ impl Talk<'_> {
         }
         let memory = self.chat.memory_footprint();
         line(format!(
-            "memory: weights {} mapped and {} owned, caches {}, {} prompt snapshots {}, work space {}",
+            "memory: weights {} mapped and {} owned, caches {}, {} prompt snapshots {}, work space {}, text {}",
             bytes(memory.mapped_weight_bytes),
             bytes(memory.owned_weight_bytes),
             bytes(memory.cache_bytes),
             memory.snapshots,
             bytes(memory.snapshot_bytes),
             bytes(memory.scratch_bytes),
+            bytes(memory.text_bytes),
         ))?;
         Ok(line(self.chat.describe()?)?)
     }

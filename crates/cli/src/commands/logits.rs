@@ -48,10 +48,10 @@ pub struct Args {
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let ids = read_ids(&args.ids_file)?;
     let source = args.source.resolve(context.watcher)?;
-    let opened = open(&source.dir, args.how)?;
-    let config = opened.model.config().clone();
+    let model = open(&source.dir, args.how)?;
+    let config = model.config().clone();
     let (vocab, rows) = (config.vocab_size, ids.len() + args.steps);
-    let mut sequence = opened.model.new_sequence(rows)?;
+    let mut sequence = model.new_sequence(rows)?;
 
     let step = context.watcher.counted_step("tokens", rows as u64);
     let mut file = LogitsFile::create(args, ids.len(), &config)?;
@@ -68,12 +68,12 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     file.finish(&ids, &decoded, &hidden.unwrap_or_default())?;
 
     let summary = json!({
-        "out": args.out, "backend": opened.model.describe(), "rows": rows, "vocab_size": vocab, "decoded_ids": decoded,
+        "out": args.out, "backend": model.describe(), "rows": rows, "vocab_size": vocab, "decoded_ids": decoded,
     });
     if context.json {
         print_json(&summary)?;
     } else {
-        line(format!("{}: logits [{rows}, {vocab}] by {}", args.out.display(), opened.model.describe()))?;
+        line(format!("{}: logits [{rows}, {vocab}] by {}", args.out.display(), model.describe()))?;
     }
     Ok(Outcome::Done)
 }

@@ -129,6 +129,12 @@ pub enum OpenEvent<'a> {
 impl Chat {
     /// Opens a model with default options: a directory, or a hub id whose files are fetched unless the cache has them.
     ///
+    /// ```no_run
+    /// let chat = q35_runtime::Chat::from_pretrained("mlx-community/Qwen3.5-0.8B-4bit")?;
+    /// println!("{}", chat.generate("Why is the sky blue?", None, &Default::default())?.text);
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
+    ///
     /// # Errors
     /// There is no such model, it is damaged, or it does not fit in memory.
     pub fn from_pretrained(model: &str) -> Result<Self, ChatError> {
@@ -136,6 +142,25 @@ impl Chat {
     }
 
     /// Opens a model, reporting progress.
+    ///
+    /// ```
+    /// use q35_runtime::{Backend, Chat, LoadOptions, OpenEvent};
+    ///
+    /// # let files = q35_suite::nano_mlx();
+    /// # let model = files.path_str();
+    /// let options = LoadOptions::default()
+    ///     .with_backend(Backend::Cpu)
+    ///     .with_threads(2)
+    ///     .with_max_context(2048)
+    ///     .with_memory_limit(2_000_000_000);
+    /// let chat = Chat::open(model, &options, &|event| match event {
+    ///     OpenEvent::Hub(download) => eprintln!("{download:?}"),
+    ///     OpenEvent::Estimated(estimate) => eprintln!("{estimate}"),
+    ///     _ => {}
+    /// })?;
+    /// assert!(chat.describe()?.starts_with("CPU"));
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
     ///
     /// # Errors
     /// There is no such model, it is damaged, it does not fit in memory, or an option makes no sense.

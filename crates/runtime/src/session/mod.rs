@@ -19,6 +19,20 @@ pub use stream::{CutReply, ReplyStream};
 
 /// A conversation with a model. Any number of them share one [`crate::Chat`]'s weights; each may be moved to another
 /// thread.
+///
+/// ```
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let mut session = chat.session().with_system("Be brief.");
+/// session.ask("My name is Ada.", &Default::default())?;
+/// let mut other = session.branch();
+/// session.ask("What is my name?", &Default::default())?;
+/// other.edit(1, "My name is Eve.")?;
+/// assert_eq!((session.messages().len(), other.messages().len()), (5, 3));
+/// session.reset_conversation();
+/// assert_eq!(session.messages().len(), 1, "the system prompt stays");
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 pub struct Session {
     engine: Arc<Engine>,
     slot: Arc<Slot>,
@@ -132,6 +146,21 @@ impl Session {
 
     /// As [`Session::send`], stopped from anywhere by `cancel`.
     ///
+    /// ```
+    /// use q35_runtime::{CancelToken, Chunk, FinishReason, Sampling};
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// let mut session = chat.session();
+    /// let cancel = CancelToken::new(); // clones of it may go anywhere
+    /// for chunk in session.send_with("Tell me a story.", &Sampling::default(), cancel.clone())? {
+    ///     match chunk? {
+    ///         Chunk::Finish(finish) => assert_eq!(finish.reason, FinishReason::Cancelled),
+    ///         _ => cancel.cancel(),
+    ///     }
+    /// }
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Session::send`].
     pub fn send_with(
@@ -187,13 +216,24 @@ impl Session {
     /// the new message is left to compute then. Returns the number of tokens computed. A voice app calls it while the
     /// human speaks.
     ///
+    /// ```
+    /// # let files = q35_suite::nano_mlx();
+    /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+    /// let mut session = chat.session();
+    /// session.ask("Tell me a story.", &Default::default())?;
+    /// let ahead = session.warm()?;
+    /// let usage = session.ask("Why?", &Default::default())?.finish.usage;
+    /// assert!(usage.cached_tokens >= ahead);
+    /// # Ok::<(), q35_runtime::ChatError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Session::send`].
     pub fn warm(&mut self) -> Result<usize, ChatError> {
         let loaded = self.engine.ready()?;
         let planner = self.planner(&loaded, None);
         let Some(mut ids) = planner.next_turn_prefix(&self.messages)? else { return Ok(0) };
-        ids.truncate(ids.len() - ids.len() % self.reuse_grid(&loaded));
+        ids.truncate(ids.len() - ids.len() % reuse_grid(&loaded));
         if ids.is_empty() || ids.len() >= self.max_context(&loaded) {
             return Ok(0);
         }
@@ -227,7 +267,7 @@ impl Session {
             true => None,
             false => self.planner(&loaded, None).next_turn_prefix(&system)?,
         };
-        let grid = self.reuse_grid(&loaded);
+        let grid = reuse_grid(&loaded);
         let ids = ids.map(|mut ids| {
             ids.truncate(ids.len() - ids.len() % grid);
             ids
@@ -297,7 +337,7 @@ impl Session {
             }
             keep_at.extend(planner.stable_length(&conversation, &turn.ids));
         }
-        let grid = self.reuse_grid(loaded);
+        let grid = reuse_grid(loaded);
         for length in &mut keep_at {
             *length -= *length % grid;
         }
@@ -314,15 +354,10 @@ impl Session {
         (prompt, live)
     }
 
-    /// Lengths at which a state may be reused are multiples of this.
-    fn reuse_grid(&self, loaded: &Loaded) -> usize {
-        if self.engine.options.exact { loaded.model.prefill_grid().max(1) } else { 1 }
-    }
-
     /// The state that has consumed the longest reusable prefix of `ids`: the session's own as it stands, a snapshot,
     /// or an empty one.
     fn take_live(&self, loaded: &Loaded, ids: &[u32]) -> Result<Live, ChatError> {
-        let grid = self.reuse_grid(loaded);
+        let grid = reuse_grid(loaded);
         let reusable = self.engine.options.prompt_cache_bytes > 0;
         let mut live = match self.slot.take() {
             Some(live) => live,
@@ -365,6 +400,12 @@ impl Session {
     pub fn to_json(&self) -> Value {
         self.messages.iter().map(Message::to_json).collect()
     }
+}
+
+/// Lengths at which a state may be reused are multiples of this. Off the model's own grid, a prompt would be cut
+/// elsewhere than without reuse, and rounding would tell.
+fn reuse_grid(loaded: &Loaded) -> usize {
+    loaded.model.prefill_grid().max(1)
 }
 
 #[cfg(test)]

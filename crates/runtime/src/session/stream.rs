@@ -20,6 +20,18 @@ pub enum CutReply {
 
 /// A reply as an iterator of [`Chunk`]s; [`Chunk::Finish`] is the last. Dropping it stops the computation within one
 /// token and leaves the session usable at once.
+///
+/// ```
+/// use q35_runtime::CutReply;
+/// # let files = q35_suite::nano_mlx();
+/// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
+/// let mut session = chat.session();
+/// let mut reply = session.send("Tell me a story.", &Default::default())?;
+/// reply.next().transpose()?;
+/// reply.cut(CutReply::KeepText("Once".into())); // this much was heard
+/// assert_eq!(session.messages()[1].content, "Once");
+/// # Ok::<(), q35_runtime::ChatError>(())
+/// ```
 pub struct ReplyStream<'s> {
     session: Holder<'s>,
     run: Option<Run>,

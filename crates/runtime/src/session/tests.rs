@@ -252,7 +252,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// Every reply equals that of a fresh chat without any cache, to the bit of every log-probability.
 fn replies_equal_cold_ones(steps: &[Step], grid: usize, budget: u64) -> Result<(), TestCaseError> {
-    let options = LoadOptions::default().with_exact(true).with_prompt_cache(budget);
+    let options = LoadOptions::default().with_prompt_cache(budget);
     let warm = FakeModel::babbling().on_grid(grid).chat(&options);
     let cold = FakeModel::babbling().on_grid(grid).chat(&options.clone().with_prompt_cache(0));
     let mut sessions = [warm.session().with_system("Frame. ".repeat(5)), warm.session()];
@@ -305,7 +305,7 @@ proptest! {
 
 #[test]
 fn on_a_grid_less_than_one_chunk_is_computed_again() {
-    let chat = FakeModel::babbling().on_grid(16).chat(&LoadOptions::default().with_exact(true));
+    let chat = FakeModel::babbling().on_grid(16).chat(&LoadOptions::default());
     let mut session = chat.session().with_system("Instructions. ".repeat(20));
     session.ask("One", &short()).unwrap();
     let before = session.messages().last().unwrap().content.len();

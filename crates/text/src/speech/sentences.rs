@@ -25,9 +25,14 @@ const LONGEST: usize = 240;
 /// Words whose full stop never ends a sentence.
 const NEVER_LAST: &[&str] = &[
     "mr", "mrs", "ms", "dr", "prof", "st", "mt", "rev", "gen", "col", "capt", "lt", "sgt", "hon", "gov",
-    "sen", "rep", "vs", "e.g", "i.e", "cf", "approx", "ca", "fig", "figs", "no", "nos", "vol", "pp", "ed",
-    "eds", "al", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "bzw",
-    "z.b", "d.h", "u.s", "u.k",
+    "sen", "rep", "vs", "e.g", "i.e", "cf", "approx", "ca", "ed", "eds", "al", "bzw", "z.b", "d.h", "u.s",
+    "u.k",
+];
+
+/// Words whose full stop does not end a sentence when a number follows: "no. 5", but "No. It is dry."
+const BEFORE_NUMBERS: &[&str] = &[
+    "no", "nos", "nr", "fig", "figs", "vol", "pp", "p", "ch", "sec", "jan", "feb", "mar", "apr", "jun",
+    "jul", "aug", "sep", "sept", "oct", "nov", "dec",
 ];
 
 impl Default for Sentences {
@@ -169,14 +174,21 @@ fn judge(line: &str, at: usize, whole: bool) -> Verdict {
         return Verdict::GoesOn(end);
     }
     let dots_only = marks[..run].chars().all(|c| matches!(c, '.' | '…'));
-    if dots_only && run == 1 && never_last(&line[..at]) {
-        return Verdict::GoesOn(end);
+    let following = line[end..].chars().find(|c| !c.is_whitespace());
+    if dots_only && run == 1 {
+        let word = last_word(&line[..at]);
+        if never_last(word) {
+            return Verdict::GoesOn(end);
+        }
+        if before_numbers(word) && following.is_some_and(|first| first.is_ascii_digit()) {
+            return Verdict::GoesOn(end);
+        }
     }
     if !dots_only && closing == 0 {
         return Verdict::Ends(end);
     }
     // After dots, or a quoted end, a small letter goes on with the same sentence.
-    match line[end..].chars().find(|c| !c.is_whitespace()) {
+    match following {
         Some(first) if first.is_lowercase() => Verdict::GoesOn(end),
         Some(_) => Verdict::Ends(end),
         None if whole => Verdict::Ends(end),
@@ -184,13 +196,21 @@ fn judge(line: &str, at: usize, whole: bool) -> Verdict {
     }
 }
 
-/// Whether the word before a full stop is an abbreviation or an initial.
-fn never_last(before: &str) -> bool {
+/// The word before a full stop.
+fn last_word(before: &str) -> &str {
     let start = |c: char| c.is_whitespace() || matches!(c, '(' | '[' | '"' | '“' | '\'' | '*' | '_');
-    let word = before.rsplit(start).next().unwrap_or_default();
+    before.rsplit(start).next().unwrap_or_default()
+}
+
+/// Whether a word is an abbreviation or an initial.
+fn never_last(word: &str) -> bool {
     let mut letters = word.chars();
     let initial = matches!((letters.next(), letters.next()), (Some(c), None) if c.is_uppercase() && c != 'I');
     initial || NEVER_LAST.contains(&word.to_lowercase().as_str())
+}
+
+fn before_numbers(word: &str) -> bool {
+    BEFORE_NUMBERS.contains(&word.to_lowercase().as_str())
 }
 
 /// Bytes of a list marker such as `12. ` at the start of a line, whose full stop is no end.
@@ -224,6 +244,8 @@ mod tests {
             ("Mr. and Mrs. Smith met Dr. J. Doe.", &["Mr. and Mrs. Smith met Dr. J. Doe."]),
             ("It costs 3.14 euros. Pi.", &["It costs 3.14 euros.", "Pi."]),
             ("Use e.g. this one. See fig. 3.", &["Use e.g. this one.", "See fig. 3."]),
+            ("Is it wet? No. It is dry.", &["Is it wet?", "No.", "It is dry."]),
+            ("Take no. 5 on Nov. 3. Or no. 6.", &["Take no. 5 on Nov. 3.", "Or no. 6."]),
             ("Well... maybe. Wait... No.", &["Well... maybe.", "Wait...", "No."]),
             ("Hmm… Right… or not.", &["Hmm…", "Right… or not."]),
             ("\"Stop!\" he said. \"Why?\" She left.", &["\"Stop!\" he said.", "\"Why?\"", "She left."]),
