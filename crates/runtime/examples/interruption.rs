@@ -35,13 +35,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = std::env::args().nth(1).ok_or("usage: interruption MODEL_DIR")?;
     let chat = Chat::from_pretrained(&model)?;
     let mut session = chat.session();
-    let recognised = [("My name is Ada. Tell me a long story.", 1), ("Stop. What is my name?", 9)];
+    let recognised = [("My name is Ada.", 9), ("What is an earthquake?", 1), ("Stop. What is my name?", 9)];
     for (utterance, patience) in recognised {
         println!("human: {utterance}");
-        let reply = session.send(utterance, &Sampling::default().with_seed(1))?;
+        let reply = session.send(utterance, &Sampling::greedy().with_thinking(false))?;
         let spoken = speak(reply, &mut Listener { patience })?;
-        let usage = spoken.finish.map(|finish| finish.usage);
-        println!("  first sentence after {:?}; {usage:?}", spoken.first_sentence);
+        match (spoken.first_sentence, spoken.finish) {
+            (first, Some(finish)) => {
+                println!("  said to the end, {first:?} to the first sentence; {:?}", finish.usage)
+            }
+            (first, None) => println!("  interrupted, {first:?} to the first sentence"),
+        }
         // While the human speaks, the state is brought to where the next question will begin.
         println!("  {} tokens computed ahead", session.warm()?);
     }
