@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Type-checks the macOS and iOS builds, Apple features on, from any machine. Nothing is linked or run.
+# Type-checks and lints the macOS and iOS builds of the whole workspace, Apple features on, from any machine. Nothing is
+# linked or run.
 #
-#   scripts/check_apple.sh
+#   scripts/check_apple.sh        (needs rustup, to add the targets)
 #
 # mlx-sys's build script wants a Mac; a cargo configuration gives it the generated bindings instead (see scripts/mlx).
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-cd "$root"
-config=target/apple-check/cargo.toml
-mkdir -p target/apple-check/bindings
-cp scripts/mlx/bindings.rs target/apple-check/bindings/
-printf '[target.aarch64-apple-darwin.mlx]\nrustc-env = { OUT_DIR = "%s/target/apple-check/bindings" }\n' "$root" >"$config"
-
+cd "$(dirname "$0")/.."
+out=$PWD/target/apple-check
+mkdir -p "$out/bindings"
+cp scripts/mlx/bindings.rs "$out/bindings/"
 rustup target add aarch64-apple-darwin aarch64-apple-ios
-cargo --config "$config" check --workspace --all-targets --features mlx --target aarch64-apple-darwin
-cargo check --workspace --exclude q35-cli --target aarch64-apple-ios
+for target in aarch64-apple-darwin aarch64-apple-ios; do
+  printf '[target.%s.mlx]\nrustc-env = { OUT_DIR = "%s/bindings" }\n' "$target" "$out"
+done >"$out/cargo.toml"
+
+for target in aarch64-apple-darwin aarch64-apple-ios; do
+  echo "-- $target"
+  cargo --config "$out/cargo.toml" clippy --workspace --all-targets --features mlx --locked --target "$target" -- -D warnings
+done

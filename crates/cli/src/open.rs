@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use q35_backends::{Backend, open_coreml, open_mlx};
 use q35_checkpoint::Checkpoint;
-use q35_coreml_backend::{CoreMlModel, Precision};
-use q35_cpu::{CpuModel, CpuOptions, Mode};
 use q35_mlx::MlxDirectory;
 use q35_model::Model;
-use q35_reference::{Device, Reference};
+use q35_reference::Reference;
+
+use crate::backend::{BackendArgs, BackendName};
 
 /// How a model is to be run. What does not apply to its kind is not looked at.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -23,31 +24,9 @@ pub struct RunArgs {
     #[arg(long)]
     pub exact: bool,
 
-    /// Where the float reference computes
-    #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
-    pub device: DeviceArg,
-}
-
-/// Devices of the float reference.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum DeviceArg {
-    /// The processor
-    #[default]
-    Cpu,
-    /// Apple's GPU (a build with the feature `metal`)
-    Metal,
-    /// An NVIDIA GPU (a build with the feature `cuda`)
-    Cuda,
-}
-
-impl From<DeviceArg> for Device {
-    fn from(device: DeviceArg) -> Self {
-        match device {
-            DeviceArg::Cpu => Self::Cpu,
-            DeviceArg::Metal => Self::Metal,
-            DeviceArg::Cuda => Self::Cuda,
-        }
-    }
+    /// Who computes
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }
 
 /// Opens the model in `dir`, whatever its kind.
@@ -55,17 +34,19 @@ impl From<DeviceArg> for Device {
 /// # Errors
 /// It is of no known kind, or cannot be read or run.
 pub fn open(dir: &Path, how: RunArgs) -> anyhow::Result<Box<dyn Model>> {
+    let options = how.backend.options(Backend::Cpu, Some(how.threads()), how.exact)?;
     if MlxDirectory::recognises(dir) {
         let directory = Arc::new(MlxDirectory::open(dir)?);
-        let mode = if how.exact { Mode::Exact } else { Mode::Fast };
-        let options = CpuOptions { threads: how.threads(), mode };
-        return Ok(Box::new(CpuModel::open(directory, options)?));
+        return Ok(open_mlx(directory, &options)?.model);
     }
     if is_coreml(dir) {
-        let precision = if how.exact { Precision::Exact } else { Precision::Half };
-        return Ok(Box::new(CoreMlModel::open(dir, precision)?));
+        return Ok(open_coreml(dir, &options)?.model);
     }
-    let model = Reference::load(&Checkpoint::open(dir)?, how.device.into())
+    let checkpoint = Checkpoint::open(dir)?;
+    if let Some(BackendName::Mlx | BackendName::Coreml) = how.backend.backend {
+        bail!("{} is a float checkpoint, which only the float reference runs", dir.display());
+    }
+    let model = Reference::load(&checkpoint, how.backend.reference_device())
         .with_context(|| format!("cannot run {} on candle", dir.display()))?;
     Ok(Box::new(model))
 }

@@ -5,7 +5,6 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use block2::RcBlock;
-use half::f16;
 use objc2::AnyThread;
 use objc2::rc::Retained;
 use objc2_core_ml::{MLMultiArray, MLMultiArrayDataType};
@@ -13,189 +12,85 @@ use objc2_foundation::{NSArray, NSInteger, NSNumber};
 use q35_coreml_backend::{Port, PredictError, Tensor};
 use q35_mil::DType;
 
-/// An array of the port's type with the tensor's elements.
-pub(crate) fn to_array(port: &Port, tensor: &Tensor) -> Result<Retained<MLMultiArray>, PredictError> {
+use crate::compiled::in_words;
+use crate::layout::{Element, Layout};
+
+/// An array of the port's type and shape, its elements undefined.
+pub(crate) fn allocate(port: &Port) -> Result<Retained<MLMultiArray>, PredictError> {
     let shape: Vec<Retained<NSNumber>> =
         port.ty.shape.iter().map(|size| NSNumber::new_isize(*size as isize)).collect();
-    let kind = kind_of(port.ty.dtype)?;
+    let kind = match port.ty.dtype {
+        DType::F16 => MLMultiArrayDataType::Float16,
+        DType::F32 => MLMultiArrayDataType::Float32,
+        DType::I32 => MLMultiArrayDataType::Int32,
+        other => return Err(PredictError::Framework(format!("arrays of {} cannot cross", other.name()))),
+    };
     // SAFETY: the shape holds whole numbers and the type is one of Core ML's.
-    let array = unsafe {
+    unsafe {
         MLMultiArray::initWithShape_dataType_error(
             MLMultiArray::alloc(),
             &NSArray::from_retained_slice(&shape),
             kind,
         )
     }
-    .map_err(|error| PredictError::Framework(error.localizedDescription().to_string()))?;
-    fill(&array, tensor)?;
-    Ok(array)
+    .map_err(in_words)
 }
 
 /// Replaces an array's elements.
 pub(crate) fn fill(array: &MLMultiArray, tensor: &Tensor) -> Result<(), PredictError> {
-    let layout = Layout::of(array)?;
-    if layout.count() != tensor.len() {
-        return Err(misfit(&layout, tensor.len()));
-    }
-    let fits = Cell::new(true);
+    let (element, shape) = (element_of(array)?, shape_of(array));
+    let fits = Cell::new(false);
     let write =
-        RcBlock::new(|bytes: NonNull<c_void>, size: NSInteger, _strides: NonNull<NSArray<NSNumber>>| {
-            fits.set(layout.end() * layout.element.size() <= size as usize);
-            if fits.get() {
-                layout.each(|index, offset| {
-                    // SAFETY: `offset` is below `layout.end()`, which was just checked against the size of this buffer;
-                    // the elements of a Core ML array are aligned to their own size.
-                    unsafe { layout.element.write(bytes, offset, tensor, index) }
-                });
-            }
+        RcBlock::new(|bytes: NonNull<c_void>, size: NSInteger, strides: NonNull<NSArray<NSNumber>>| {
+            // SAFETY: Core ML hands over its buffer of `size` writable bytes, and the strides that hold for it (which
+            // need not be those that the array had before), for the duration of the block. Nobody else has the array.
+            let (bytes, strides) = unsafe {
+                (std::slice::from_raw_parts_mut(bytes.cast::<u8>().as_ptr(), size as usize), strides.as_ref())
+            };
+            let layout = Layout { element, shape: shape.clone(), strides: sizes(strides) };
+            fits.set(layout.write(tensor, bytes));
         });
     // SAFETY: the block keeps nothing that it is handed.
     unsafe { array.getMutableBytesWithHandler(&write) };
-    if fits.get() { Ok(()) } else { Err(misfit(&layout, tensor.len())) }
+    if fits.get() { Ok(()) } else { Err(misfit(&shape, tensor.len())) }
 }
 
 /// The elements of an array, dense.
 pub(crate) fn to_tensor(array: &MLMultiArray) -> Result<Tensor, PredictError> {
-    let layout = Layout::of(array)?;
-    let floats = Cell::new(vec![0.0f32; if layout.element == Element::Int { 0 } else { layout.count() }]);
-    let ints = Cell::new(vec![0i32; if layout.element == Element::Int { layout.count() } else { 0 }]);
-    let fits = Cell::new(true);
+    // SAFETY: a plain getter.
+    let strides = sizes(unsafe { &array.strides() });
+    let layout = Layout { element: element_of(array)?, shape: shape_of(array), strides };
+    let tensor = Cell::new(None);
     let read = RcBlock::new(|bytes: NonNull<c_void>, size: NSInteger| {
-        fits.set(layout.end() * layout.element.size() <= size as usize);
-        if fits.get() {
-            let (mut f, mut i) = (floats.take(), ints.take());
-            layout.each(|index, offset| {
-                // SAFETY: as in `fill`.
-                unsafe {
-                    match layout.element {
-                        Element::Int => i[index] = bytes.cast::<i32>().add(offset).read(),
-                        Element::Single => f[index] = bytes.cast::<f32>().add(offset).read(),
-                        Element::Half => {
-                            f[index] = f16::from_bits(bytes.cast::<u16>().add(offset).read()).to_f32()
-                        }
-                    }
-                }
-            });
-            floats.set(f);
-            ints.set(i);
-        }
+        // SAFETY: Core ML hands over its buffer of `size` readable bytes for the duration of the block.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>().as_ptr(), size as usize) };
+        tensor.set(layout.read(bytes));
     });
     // SAFETY: the block keeps nothing that it is handed.
     unsafe { array.getBytesWithHandler(&read) };
     drop(read);
-    if !fits.get() {
-        return Err(misfit(&layout, layout.count()));
-    }
-    Ok(match layout.element {
-        Element::Int => Tensor::int(&layout.shape, ints.into_inner()),
-        Element::Single | Element::Half => Tensor::float(&layout.shape, floats.into_inner()),
-    })
+    tensor.into_inner().ok_or_else(|| misfit(&layout.shape, layout.count()))
 }
 
-fn misfit(layout: &Layout, elements: usize) -> PredictError {
-    PredictError::Framework(format!("an array of shape {:?} does not hold {elements} elements", layout.shape))
+fn misfit(shape: &[usize], elements: usize) -> PredictError {
+    PredictError::Framework(format!("an array of shape {shape:?} does not hold {elements} elements"))
 }
 
-fn kind_of(dtype: DType) -> Result<MLMultiArrayDataType, PredictError> {
-    match dtype {
-        DType::F16 => Ok(MLMultiArrayDataType::Float16),
-        DType::F32 => Ok(MLMultiArrayDataType::Float32),
-        DType::I32 => Ok(MLMultiArrayDataType::Int32),
-        other => Err(PredictError::Framework(format!("arrays of {} cannot cross", other.name()))),
-    }
+fn sizes(numbers: &NSArray<NSNumber>) -> Vec<usize> {
+    numbers.iter().map(|number| number.as_isize() as usize).collect()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Element {
-    Half,
-    Single,
-    Int,
+fn shape_of(array: &MLMultiArray) -> Vec<usize> {
+    // SAFETY: a plain getter.
+    sizes(unsafe { &array.shape() })
 }
 
-impl Element {
-    fn size(self) -> usize {
-        match self {
-            Self::Half => 2,
-            Self::Single | Self::Int => 4,
-        }
-    }
-
-    /// Writes one element of `tensor` at `offset` elements from `bytes`.
-    ///
-    /// # Safety
-    /// The place must lie inside a writable buffer of elements of this type, aligned for them.
-    unsafe fn write(self, bytes: NonNull<c_void>, offset: usize, tensor: &Tensor, index: usize) {
-        let float = || match (tensor.floats(), tensor.ints()) {
-            (Some(values), _) => values[index],
-            (None, Some(values)) => values[index] as f32,
-            (None, None) => 0.0,
-        };
-        let int = || match (tensor.ints(), tensor.floats()) {
-            (Some(values), _) => values[index],
-            (None, Some(values)) => values[index] as i32,
-            (None, None) => 0,
-        };
-        // SAFETY: the caller's.
-        unsafe {
-            match self {
-                Self::Half => bytes.cast::<u16>().add(offset).write(f16::from_f32(float()).to_bits()),
-                Self::Single => bytes.cast::<f32>().add(offset).write(float()),
-                Self::Int => bytes.cast::<i32>().add(offset).write(int()),
-            }
-        }
-    }
-}
-
-/// Where the elements of an array lie: Core ML pads rows as its hardware likes.
-struct Layout {
-    element: Element,
-    shape: Vec<usize>,
-    strides: Vec<usize>,
-}
-
-impl Layout {
-    fn of(array: &MLMultiArray) -> Result<Self, PredictError> {
-        let sizes =
-            |numbers: &NSArray<NSNumber>| numbers.iter().map(|n| n.as_isize() as usize).collect::<Vec<_>>();
-        // SAFETY: plain getters.
-        let (kind, shape, strides) =
-            unsafe { (array.dataType(), sizes(&array.shape()), sizes(&array.strides())) };
-        let element = match kind {
-            MLMultiArrayDataType::Float16 => Element::Half,
-            MLMultiArrayDataType::Float32 => Element::Single,
-            MLMultiArrayDataType::Int32 => Element::Int,
-            other => return Err(PredictError::Framework(format!("array of unknown type {}", other.0))),
-        };
-        Ok(Self { element, shape, strides })
-    }
-
-    fn count(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// One past the largest offset.
-    fn end(&self) -> usize {
-        if self.count() == 0 {
-            return 0;
-        }
-        1 + self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
-    }
-
-    /// Calls with the dense index and the strided offset of every element, in order.
-    fn each(&self, mut visit: impl FnMut(usize, usize)) {
-        let mut at = vec![0; self.shape.len()];
-        let mut offset = 0;
-        for index in 0..self.count() {
-            visit(index, offset);
-            for axis in (0..at.len()).rev() {
-                at[axis] += 1;
-                offset += self.strides[axis];
-                if at[axis] < self.shape[axis] {
-                    break;
-                }
-                offset -= self.shape[axis] * self.strides[axis];
-                at[axis] = 0;
-            }
-        }
+fn element_of(array: &MLMultiArray) -> Result<Element, PredictError> {
+    // SAFETY: a plain getter.
+    match unsafe { array.dataType() } {
+        MLMultiArrayDataType::Float16 => Ok(Element::Half),
+        MLMultiArrayDataType::Float32 => Ok(Element::Single),
+        MLMultiArrayDataType::Int32 => Ok(Element::Int),
+        other => Err(PredictError::Framework(format!("an array of unknown type {}", other.0))),
     }
 }

@@ -4,31 +4,18 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 
 use block2::RcBlock;
-use objc2::rc::Retained;
-use objc2::runtime::{AnyObject, ProtocolObject};
+use objc2::rc::{Retained, autoreleasepool};
+use objc2::runtime::{NSObjectProtocol, ProtocolObject};
 use objc2::{ClassType, Message};
 use objc2_core_ml::{
     MLCPUComputeDevice, MLComputeDeviceProtocol, MLComputePlan, MLGPUComputeDevice,
     MLModelStructureProgramBlock, MLNeuralEngineComputeDevice,
 };
-use objc2_foundation::NSError;
-use q35_coreml_backend::PredictError;
+use objc2_foundation::{NSError, NSString};
+use q35_coreml_backend::{ComputeUnits, PlannedOperation, PredictError, package_signatures};
 
 use crate::compiled::{compiled, url};
-use crate::predictor::ComputeUnits;
-
-/// One operation of the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedOperation {
-    /// The function it belongs to.
-    pub function: String,
-    /// The operator, "ios18.linear".
-    pub operator: String,
-    /// Its first output.
-    pub output: String,
-    /// The unit that Core ML prefers: "CPU", "GPU", "Neural Engine"; nothing for constants.
-    pub preferred: Option<&'static str>,
-}
+use crate::predictor::{configuration, function_name};
 
 struct Plan(Retained<MLComputePlan>);
 
@@ -42,9 +29,32 @@ unsafe impl Send for Plan {}
 pub fn compute_plan(
     package: &Path,
     units: ComputeUnits,
-    cache: &Path,
+    cache: Option<&Path>,
 ) -> Result<Vec<PlannedOperation>, PredictError> {
-    let compiled = compiled(package, cache)?;
+    autoreleasepool(|_| {
+        let signatures = package_signatures(package)?;
+        let mut operations = Vec::new();
+        for signature in &signatures {
+            let compiled = compiled(package, cache)?;
+            // A plan is made for the function that the configuration names.
+            let plan = load(&compiled, units, function_name(&signatures, signature))?;
+            // SAFETY: plain getters.
+            let program = unsafe { plan.0.modelStructure().program() };
+            let program = program.ok_or_else(|| PredictError::Framework("not an mlprogram".to_owned()))?;
+            // SAFETY: as above.
+            let body = unsafe { program.functions() }.objectForKey(&NSString::from_str(&signature.name));
+            let body = body.ok_or_else(|| {
+                PredictError::Framework(format!("the plan has no function `{}`", signature.name))
+            })?;
+            // SAFETY: as above.
+            let block = unsafe { body.block() };
+            collect(&plan.0, &signature.name, &block, &mut operations);
+        }
+        Ok(operations)
+    })
+}
+
+fn load(compiled: &Path, units: ComputeUnits, function: Option<&str>) -> Result<Plan, PredictError> {
     let (send, receive) = channel();
     let loaded = RcBlock::new(move |plan: *mut MLComputePlan, error: *mut NSError| {
         // SAFETY: Core ML hands over either a plan or an error, alive during the block; both are retained here.
@@ -60,26 +70,15 @@ pub fn compute_plan(
     // SAFETY: a compiled model's URL and a configuration of our own; the block may run on any thread.
     unsafe {
         MLComputePlan::loadContentsOfURL_configuration_completionHandler(
-            &url(&compiled),
-            &units.configuration(None),
+            &url(compiled),
+            &configuration(units, function),
             &loaded,
         );
     }
+    // Our own reference to the block has its sender; without it, a framework that never calls would hang us.
+    drop(loaded);
     let plan = receive.recv().unwrap_or_else(|_| Err("Core ML did not answer".to_owned()));
-    let plan = plan.map_err(PredictError::Framework)?;
-    // SAFETY: plain getters.
-    let program = unsafe { plan.0.modelStructure().program() };
-    let program = program.ok_or_else(|| PredictError::Framework("not an mlprogram".to_owned()))?;
-    let mut operations = Vec::new();
-    // SAFETY: as above.
-    let functions = unsafe { program.functions() };
-    let (names, bodies) = functions.to_vecs();
-    for (name, body) in names.iter().zip(bodies) {
-        // SAFETY: as above.
-        let block = unsafe { body.block() };
-        collect(&plan.0, &name.to_string(), &block, &mut operations);
-    }
-    Ok(operations)
+    plan.map_err(PredictError::Framework)
 }
 
 fn collect(
@@ -88,16 +87,18 @@ fn collect(
     block: &MLModelStructureProgramBlock,
     into: &mut Vec<PlannedOperation>,
 ) {
-    // SAFETY: plain getters on live objects.
+    // SAFETY: plain getters on live objects that nobody else has.
     unsafe {
         for operation in block.operations().iter() {
             let output = operation.outputs().iter().next().map(|value| value.name().to_string());
             let usage = plan.computeDeviceUsageForMLProgramOperation(&operation);
+            let cost = plan.estimatedCostOfMLProgramOperation(&operation);
             into.push(PlannedOperation {
                 function: function.to_owned(),
                 operator: operation.operatorName().to_string(),
                 output: output.unwrap_or_default(),
                 preferred: usage.map(|usage| device_name(&usage.preferredComputeDevice())),
+                cost: cost.map(|cost| cost.weight()),
             });
             for inner in operation.blocks().iter() {
                 collect(plan, function, &inner, into);
@@ -107,13 +108,11 @@ fn collect(
 }
 
 fn device_name(device: &ProtocolObject<dyn MLComputeDeviceProtocol>) -> &'static str {
-    let object: &AnyObject = device.as_ref();
-    let is = |class: &objc2::runtime::AnyClass| object.class() == class;
-    if is(MLNeuralEngineComputeDevice::class()) {
+    if device.isKindOfClass(MLNeuralEngineComputeDevice::class()) {
         "Neural Engine"
-    } else if is(MLGPUComputeDevice::class()) {
+    } else if device.isKindOfClass(MLGPUComputeDevice::class()) {
         "GPU"
-    } else if is(MLCPUComputeDevice::class()) {
+    } else if device.isKindOfClass(MLCPUComputeDevice::class()) {
         "CPU"
     } else {
         "another unit"

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use q35_checkpoint::SafetensorsFile;
 use q35_model::TextConfig;
 
-use crate::predictor::Predictor;
+use crate::predictor::{Call, Predictor};
 use crate::{OpenError, PredictError, Tensor};
 
 /// Where a token's embedding comes from.
@@ -90,13 +90,13 @@ impl Embedding {
                 ids.iter().for_each(|&id| table.row(id, &mut rows));
             }
             Self::Package(package) => {
-                let mut session = package.session()?;
+                let mut session = package.session(&[])?;
                 let function =
                     package.signatures().first().map_or("main", |signature| signature.name.as_str());
                 for &id in ids {
                     let token =
                         BTreeMap::from([("token_id".to_owned(), Tensor::int(&[1, 1], vec![id as i32]))]);
-                    let outputs = session.predict(function, token, None)?;
+                    let outputs = session.predict(Call { function, inputs: token, kept: &[] }, None)?;
                     let row = outputs.get("embedding").and_then(Tensor::floats);
                     rows.extend(
                         row.ok_or_else(|| PredictError::Framework("no output `embedding`".to_owned()))?,

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use q35_mil_eval::{Precision, Program, State, Tensor};
+use q35_mil_eval::{Port, Precision, Program, State, Tensor};
 use q35_model::ModelMemory;
 
 use crate::PredictError;
-use crate::predictor::{Predictor, Session, Signature, Watcher};
+use crate::predictor::{Call, Predictor, Session, Signature, Watcher};
 
 /// A package in the evaluator.
 pub struct EvaluatorPredictor {
@@ -48,9 +48,10 @@ impl Predictor for EvaluatorPredictor {
         &self.signatures
     }
 
-    fn session(&self) -> Result<Box<dyn Session>, PredictError> {
+    fn session(&self, kept: &[Port]) -> Result<Box<dyn Session>, PredictError> {
         let state = self.program.new_state();
-        Ok(Box::new(EvaluatorSession { program: Arc::clone(&self.program), state }))
+        let program = Arc::clone(&self.program);
+        Ok(Box::new(EvaluatorSession { program, state, ports: kept.to_vec(), kept: zeros(kept) }))
     }
 
     fn can_watch(&self) -> bool {
@@ -68,38 +69,65 @@ impl Predictor for EvaluatorPredictor {
     }
 }
 
+fn zeros(ports: &[Port]) -> BTreeMap<String, Tensor> {
+    let zero = |port: &Port| Tensor::float(&port.ty.shape, vec![0.0; port.ty.count()]);
+    ports.iter().map(|port| (port.name.clone(), zero(port))).collect()
+}
+
 struct EvaluatorSession {
     program: Arc<Program>,
     state: State,
+    /// What is kept.
+    ports: Vec<Port>,
+    kept: BTreeMap<String, Tensor>,
 }
 
 impl Session for EvaluatorSession {
     fn predict(
         &mut self,
-        function: &str,
-        inputs: BTreeMap<String, Tensor>,
+        call: Call<'_>,
         watcher: Option<&mut Watcher<'_>>,
     ) -> Result<BTreeMap<String, Tensor>, PredictError> {
-        Ok(match watcher {
+        let Call { function, mut inputs, kept } = call;
+        for value in kept {
+            // Moved, not copied, so that the program may write in place.
+            if let Some((name, tensor)) = self.kept.remove_entry(&value.input.name) {
+                inputs.insert(name, tensor);
+            }
+        }
+        let mut outputs = match watcher {
             Some(watcher) => self.program.run_watched(function, inputs, &mut self.state, watcher)?,
             None => self.program.run(function, inputs, &mut self.state)?,
-        })
+        };
+        for value in kept {
+            let missing = || PredictError::Framework(format!("no output `{}`", value.output));
+            let tensor = outputs.remove(&value.output).ok_or_else(missing)?;
+            self.kept.insert(value.input.name.clone(), tensor);
+        }
+        Ok(outputs)
     }
 
     fn state(&self, name: &str) -> Result<Tensor, PredictError> {
-        self.state.get(name).cloned().ok_or_else(|| PredictError::NoState(name.to_owned()))
+        let state = self.kept.get(name).or_else(|| self.state.get(name));
+        state.cloned().ok_or_else(|| PredictError::NoState(name.to_owned()))
     }
 
     fn set_state(&mut self, name: &str, value: Tensor) -> Result<(), PredictError> {
+        if self.ports.iter().any(|port| port.name == name) {
+            self.kept.insert(name.to_owned(), value);
+            return Ok(());
+        }
         Ok(self.state.set(name, value)?)
     }
 
     fn reset(&mut self) -> Result<(), PredictError> {
         self.state.reset();
+        self.kept = zeros(&self.ports);
         Ok(())
     }
 
     fn state_bytes(&self) -> u64 {
-        self.state.size_bytes() as u64
+        let kept: usize = self.kept.values().map(Tensor::size_bytes).sum();
+        (kept + self.state.size_bytes()) as u64
     }
 }

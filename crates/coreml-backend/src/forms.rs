@@ -6,7 +6,7 @@ use q35_mil_eval::Port;
 use q35_model::TextConfig;
 
 use crate::OpenError;
-use crate::predictor::Signature;
+use crate::predictor::{Kept, Signature};
 
 /// How the tokens enter a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,13 +28,6 @@ pub(crate) enum Mask {
     None,
 }
 
-/// A cache that goes in and comes out of every call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Carried {
-    pub(crate) input: Port,
-    pub(crate) output: String,
-}
-
 /// A function that consumes tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct Stage {
@@ -46,7 +39,8 @@ pub(crate) struct Stage {
     pub(crate) token_input: TokenInput,
     pub(crate) mask: Mask,
     pub(crate) position: Option<Port>,
-    pub(crate) carried: Vec<Carried>,
+    /// Caches that go in and come out of every call.
+    pub(crate) carried: Vec<Kept>,
     pub(crate) states: Vec<Port>,
 }
 
@@ -91,7 +85,7 @@ impl Stage {
                     }
                 }
                 "position" => position = Some(port.clone()),
-                _ => carried.push(Carried {
+                _ => carried.push(Kept {
                     output: carried_output(signature, port).ok_or_else(|| {
                         wrong(format!("the input `{}` has no output to be carried from", port.name))
                     })?,

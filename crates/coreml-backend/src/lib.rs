@@ -32,10 +32,12 @@ mod predictor;
 mod sequence;
 mod signatures;
 mod snapshots;
+mod units;
 
 pub use error::{OpenError, PredictError};
 pub use evaluator::EvaluatorPredictor;
 pub use model::{CoreMlModel, LoadPackage};
-pub use predictor::{Predictor, Session, Signature, Watcher};
+pub use predictor::{Call, Kept, Predictor, Session, Signature, Watcher};
 pub use q35_mil_eval::{Port, Precision, Tensor};
 pub use signatures::package_signatures;
+pub use units::{ComputeUnits, PlannedOperation};

@@ -15,11 +15,11 @@ pub trait Predictor: Send + Sync {
     /// Its functions, ordered by name.
     fn signatures(&self) -> &[Signature];
 
-    /// A run over fresh states, all zero.
+    /// A run over fresh states, all zero, that keeps values for these inputs of its functions besides.
     ///
     /// # Errors
     /// The states cannot be made.
-    fn session(&self) -> Result<Box<dyn Session>, PredictError>;
+    fn session(&self, kept: &[Port]) -> Result<Box<dyn Session>, PredictError>;
 
     /// Whether intermediate values can be watched; [`Session::predict`] ignores its watcher otherwise.
     fn can_watch(&self) -> bool;
@@ -53,19 +53,38 @@ impl Signature {
     }
 }
 
+/// A value that a function takes and whose successor it gives, so that a session keeps it from call to call: a cache
+/// that is no state of the package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The input that takes it.
+    pub input: Port,
+    /// The output that gives its successor.
+    pub output: String,
+}
+
+/// A call of a function.
+pub struct Call<'a> {
+    /// The function.
+    pub function: &'a str,
+    /// Its inputs by name, but for those kept.
+    pub inputs: BTreeMap<String, Tensor>,
+    /// The inputs that the session has kept; their outputs are kept in turn and not given.
+    pub kept: &'a [Kept],
+}
+
 /// Sees intermediate values by the names that the program gives them.
 pub type Watcher<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
-/// Predictions that share states.
+/// Predictions that share states. What is kept for inputs counts as a state of the input's name.
 pub trait Session: Send {
-    /// Calls a function with inputs by name; gives its outputs by name.
+    /// Calls a function; gives its outputs by name.
     ///
     /// # Errors
     /// Inputs that do not fit, or a failure of the execution; the states are undefined then.
     fn predict(
         &mut self,
-        function: &str,
-        inputs: BTreeMap<String, Tensor>,
+        call: Call<'_>,
         watcher: Option<&mut Watcher<'_>>,
     ) -> Result<BTreeMap<String, Tensor>, PredictError>;
 

@@ -7,7 +7,7 @@ use q35_model::{LayerKind, Observer, RecurrentState, Rows, RunError, Sequence, S
 
 use crate::forms::{Mask, Stage, TokenInput};
 use crate::model::Parts;
-use crate::predictor::Session;
+use crate::predictor::{Call, Session};
 use crate::snapshots::{restored, saved};
 use crate::{PredictError, Tensor};
 
@@ -20,9 +20,7 @@ pub(crate) struct CoreMlSequence {
     position: usize,
     /// One per predictor.
     sessions: Vec<Box<dyn Session>>,
-    /// Caches that are carried from call to call, by the input's name.
-    carried: BTreeMap<String, Tensor>,
-    /// Whose session holds the states as they are now.
+    /// Whose session holds the caches as they are now.
     current: usize,
     /// A prediction failed half way, so the states are undefined.
     broken: bool,
@@ -35,36 +33,16 @@ fn backend(error: PredictError) -> RunError {
 
 impl CoreMlSequence {
     pub(crate) fn new(parts: Arc<Parts>, max_context: usize) -> Result<Self, RunError> {
+        let kept: Vec<_> = parts.decode.carried.iter().map(|carried| carried.input.clone()).collect();
         let sessions =
-            parts.predictors.iter().map(|p| p.session()).collect::<Result<_, _>>().map_err(backend)?;
+            parts.predictors.iter().map(|p| p.session(&kept)).collect::<Result<_, _>>().map_err(backend)?;
         let current = parts.decode.predictor;
-        let mut sequence = Self {
-            parts,
-            max_context,
-            position: 0,
-            sessions,
-            carried: BTreeMap::new(),
-            current,
-            broken: false,
-        };
-        sequence.clear();
-        Ok(sequence)
+        Ok(Self { parts, max_context, position: 0, sessions, current, broken: false })
     }
 
-    /// Caches as they are before the first token.
-    fn clear(&mut self) {
-        let zero = |ty: &q35_mil::TensorType| Tensor::float(&ty.shape, vec![0.0; ty.count()]);
-        let carried = &self.parts.decode.carried;
-        self.carried = carried.iter().map(|c| (c.input.name.clone(), zero(&c.input.ty))).collect();
-        self.position = 0;
-    }
-
-    /// The value of a cache, carried or in a state.
+    /// The value of a cache.
     pub(crate) fn cache(&self, name: &str) -> Result<Tensor, PredictError> {
-        match self.carried.get(name) {
-            Some(tensor) => Ok(tensor.clone()),
-            None => self.sessions[self.current].state(name),
-        }
+        self.sessions[self.current].state(name)
     }
 
     /// Feeds `ids` (at most the stage's tokens) and gives the logits of the last.
@@ -76,8 +54,8 @@ impl CoreMlSequence {
     ) -> Result<Vec<f32>, PredictError> {
         let parts = Arc::clone(&self.parts);
         if self.current != stage.predictor {
-            // Split packages: the states move to the session that needs them.
-            for port in &stage.states {
+            // Split packages: the caches move to the session that needs them.
+            for port in stage.memory() {
                 let value = self.sessions[self.current].state(&port.name)?;
                 self.sessions[stage.predictor].set_state(&port.name, value)?;
             }
@@ -113,15 +91,10 @@ impl CoreMlSequence {
                 Tensor::int(&port.ty.shape, vec![self.position as i32; port.ty.count()]),
             );
         }
-        // Moved, not copied, so that whoever predicts may write in place.
-        for carried in &stage.carried {
-            if let Some(value) = self.carried.remove(&carried.input.name) {
-                inputs.insert(carried.input.name.clone(), value);
-            }
-        }
+        let call = Call { function: &stage.function, inputs, kept: &stage.carried };
         let (position, hidden_size) = (self.position, parts.config.hidden_size);
         let session = &mut self.sessions[stage.predictor];
-        let mut outputs = if observer.wants_hidden() && parts.predictors[stage.predictor].can_watch() {
+        let outputs = if observer.wants_hidden() && parts.predictors[stage.predictor].can_watch() {
             let mut watch = |name: &str, tensor: &Tensor| {
                 if let (Some(site), Some(rows)) = (site(name), tensor.floats()) {
                     // A value of one row belongs to the last token.
@@ -133,16 +106,10 @@ impl CoreMlSequence {
                     }
                 }
             };
-            session.predict(&stage.function, inputs, Some(&mut watch))?
+            session.predict(call, Some(&mut watch))?
         } else {
-            session.predict(&stage.function, inputs, None)?
+            session.predict(call, None)?
         };
-        for carried in &stage.carried {
-            let value = outputs.remove(&carried.output);
-            let value =
-                value.ok_or_else(|| PredictError::Framework(format!("no output `{}`", carried.output)))?;
-            self.carried.insert(carried.input.name.clone(), value);
-        }
         let logits = outputs.get("logits").and_then(Tensor::floats).map(<[f32]>::to_vec);
         logits.ok_or_else(|| PredictError::Framework("no output `logits`".to_owned()))
     }
@@ -257,9 +224,7 @@ impl Sequence for CoreMlSequence {
         }
         self.broken = false;
         for (port, value) in parts.decode.memory().zip(values) {
-            if parts.decode.carried.iter().any(|carried| carried.input.name == port.name) {
-                self.carried.insert(port.name.clone(), value);
-            } else if let Err(error) = self.sessions[self.current].set_state(&port.name, value) {
+            if let Err(error) = self.sessions[self.current].set_state(&port.name, value) {
                 self.broken = true;
                 return Err(backend(error));
             }
@@ -269,13 +234,12 @@ impl Sequence for CoreMlSequence {
     }
 
     fn reset(&mut self) {
-        self.clear();
+        self.position = 0;
         self.broken = self.sessions.iter_mut().any(|session| session.reset().is_err());
     }
 
     fn cache_bytes(&self) -> u64 {
-        let carried: usize = self.carried.values().map(Tensor::size_bytes).sum();
-        carried as u64 + self.sessions.iter().map(|session| session.state_bytes()).sum::<u64>()
+        self.sessions.iter().map(|session| session.state_bytes()).sum()
     }
 
     fn scratch_bytes(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! The gated delta rule in MLX operations: by chunks for prefill, one step for decode.
 //!
-//! Letters: H value heads, T tokens, C tokens of a chunk, K key width, V value width. The state is [H, K, V], f32.
+//! Letters: H value heads, T tokens, C tokens of a chunk, K key width, V value width. The state is [H, V, K], f32: the
+//! layout in which Metal's step reads and writes it by whole cache lines.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::{self, indexing::TryIndexOp};
@@ -13,21 +14,76 @@ const CHUNK: i32 = 64;
 /// binomial coefficients when keys repeat: at 8 they cost two digits, at 64 all of them.
 const BLOCK: i32 = 8;
 
-/// What a layer feeds into the rule, for T tokens. q is scaled by K^-1/2 and, like k, L2-normalised.
-pub(crate) struct Inputs {
+/// Sizes of a linear-attention layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Each serves `value_heads / key_heads` consecutive value heads.
+    pub key_heads: i32,
+    /// H
+    pub value_heads: i32,
+    /// K
+    pub key_dim: i32,
+    /// V
+    pub value_dim: i32,
+}
+
+/// What a layer has computed for T tokens when the rule begins.
+pub(crate) struct Projected {
+    /// Queries, keys and values after the convolution, before its SiLU: [T, 2 K key_heads + V H].
+    pub mixed: Array,
+    /// What becomes the decay, [T, H].
+    pub a: Array,
+    /// What becomes the write strength, [T, H].
+    pub b: Array,
+}
+
+/// A layer's own numbers, [H] each, f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Gates<'a> {
+    pub a_log: &'a Array,
+    pub dt_bias: &'a Array,
+}
+
+/// What the rule consumes, for T tokens. q is scaled by K^-1/2 and, like k, L2-normalised.
+struct Inputs {
     /// [H, T, K]
-    pub q: Array,
+    q: Array,
     /// [H, T, K]
-    pub k: Array,
+    k: Array,
     /// [H, T, V]
-    pub v: Array,
+    v: Array,
     /// Log of the decay, [H, T], never positive.
-    pub log_decay: Array,
+    log_decay: Array,
     /// Write strength, [H, T], between 0 and 1.
-    pub beta: Array,
+    beta: Array,
 }
 
 impl Inputs {
+    fn of(projected: &Projected, gates: Gates<'_>, sizes: Sizes) -> Result<Self> {
+        let Sizes { key_heads, value_heads, key_dim, .. } = sizes;
+        let mixed = silu(&projected.mixed)?;
+        let (tokens, keys) = (mixed.dim(0), key_heads * key_dim);
+        let heads_first = |x: Array, heads: i32| -> Result<Array> {
+            x.as_dtype(Dtype::Float32)?.reshape(&[tokens, heads, -1])?.swap_axes(0, 1)
+        };
+        let shared = |x: Array| -> Result<Array> {
+            let x = l2_normalised(&heads_first(x, key_heads)?)?;
+            let times = value_heads / key_heads;
+            let spread = ops::broadcast_to(x.expand_dims(1)?, &[key_heads, times, tokens, key_dim])?;
+            spread.reshape(&[value_heads, tokens, key_dim])
+        };
+        let scale = Array::from_f32((key_dim as f32).sqrt().recip());
+        let step = projected.a.as_dtype(Dtype::Float32)?.add(gates.dt_bias)?;
+        let softplus = ops::logaddexp(&step, Array::from_f32(0.0))?;
+        Ok(Self {
+            q: shared(mixed.try_index((.., 0..keys))?)?.multiply(&scale)?,
+            k: shared(mixed.try_index((.., keys..2 * keys))?)?,
+            v: heads_first(mixed.try_index((.., 2 * keys..))?, value_heads)?,
+            log_decay: gates.a_log.exp()?.multiply(&softplus)?.negative()?.swap_axes(0, 1)?,
+            beta: ops::sigmoid(projected.b.as_dtype(Dtype::Float32)?)?.swap_axes(0, 1)?,
+        })
+    }
+
     fn slice(&self, from: i32, to: i32) -> Result<Self> {
         Ok(Self {
             q: self.q.try_index((.., from..to))?,
@@ -56,57 +112,71 @@ impl Inputs {
 }
 
 /// The rule, by the fastest way that this device has.
-#[derive(Default)]
 pub(crate) struct DeltaRule {
-    #[cfg(target_os = "macos")]
+    sizes: Sizes,
+    #[cfg(target_vendor = "apple")]
     kernel: Option<crate::metal::StepKernel>,
 }
 
 impl DeltaRule {
-    /// For states of this shape, on a GPU if `gpu`.
-    #[cfg(target_os = "macos")]
-    pub fn new(gpu: bool, heads: i32, key_dim: i32, value_dim: i32) -> Self {
-        let kernel = gpu.then(|| crate::metal::StepKernel::checked(heads, key_dim, value_dim)).flatten();
-        Self { kernel }
-    }
-
-    /// For states of this shape; only Metal has a kernel of its own.
-    #[cfg(not(target_os = "macos"))]
-    pub fn new(_gpu: bool, _heads: i32, _key_dim: i32, _value_dim: i32) -> Self {
-        Self::default()
-    }
-
-    /// Runs the rule over T tokens: outputs [H, T, V] and the state after them.
-    pub fn run(&self, inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
-        let tokens = inputs.q.dim(1);
-        if tokens == 1 {
-            #[cfg(target_os = "macos")]
-            if let Some(kernel) = &self.kernel {
-                return kernel.step(inputs, state);
-            }
-            return step_by_operations(inputs, state);
+    /// For layers of these sizes, on a GPU if `gpu`; only Metal has a kernel of its own.
+    pub fn new(sizes: Sizes, gpu: bool) -> Self {
+        #[cfg(target_vendor = "apple")]
+        return Self { sizes, kernel: gpu.then(|| crate::metal::StepKernel::checked(sizes)).flatten() };
+        #[cfg(not(target_vendor = "apple"))]
+        {
+            debug_assert!(!gpu, "no build but Apple's has a GPU");
+            Self { sizes }
         }
+    }
+
+    /// Whether decoding uses a kernel of its own.
+    pub fn is_fused(&self) -> bool {
+        #[cfg(target_vendor = "apple")]
+        return self.kernel.is_some();
+        #[cfg(not(target_vendor = "apple"))]
+        false
+    }
+
+    /// Runs the rule over T tokens: outputs [T, H, V], f32, and the state after them.
+    pub fn run(&self, projected: &Projected, gates: Gates<'_>, state: &Array) -> Result<(Array, Array)> {
+        let tokens = projected.mixed.dim(0);
+        if tokens == 1 {
+            #[cfg(target_vendor = "apple")]
+            if let Some(kernel) = &self.kernel {
+                return kernel.step(projected, gates, state);
+            }
+            return step_by_operations(projected, gates, self.sizes, state);
+        }
+        let inputs = Inputs::of(projected, gates, self.sizes)?;
         let (mut outputs, mut state) = (Vec::new(), state.clone());
         for from in (0..tokens).step_by(CHUNK as usize) {
             let (out, after) = chunk(&inputs.slice(from, tokens.min(from + CHUNK))?, &state)?;
             outputs.push(out);
             state = after;
         }
-        Ok((ops::concatenate(&outputs, 1)?, state))
+        Ok((ops::concatenate(&outputs, 1)?.swap_axes(0, 1)?, state))
     }
 }
 
-/// `S *= exp(g); delta = beta (v - S^T k); S += k delta^T; o = S^T q`, for one token.
-pub(crate) fn step_by_operations(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
+/// `S *= exp(g); delta = beta (v - S k); S += delta k^T; o = S q`, for one token.
+pub(crate) fn step_by_operations(
+    projected: &Projected,
+    gates: Gates<'_>,
+    sizes: Sizes,
+    state: &Array,
+) -> Result<(Array, Array)> {
+    let inputs = Inputs::of(projected, gates, sizes)?;
     let decay = inputs.log_decay.exp()?.expand_dims(-1)?;
     let state = state.multiply(&decay)?;
-    let seen = inputs.k.matmul(&state)?; // [H, 1, V]
-    let delta = inputs.v.subtract(&seen)?.multiply(&inputs.beta.expand_dims(-1)?)?;
-    let state = state.add(&inputs.k.swap_axes(1, 2)?.multiply(&delta)?)?;
-    Ok((inputs.q.matmul(&state)?, state))
+    let seen = inputs.k.matmul(state.swap_axes(1, 2)?)?; // [H, 1, V]
+    let delta = inputs.v.subtract(&seen)?.multiply(inputs.beta.expand_dims(-1)?)?;
+    let state = state.add(delta.swap_axes(1, 2)?.multiply(&inputs.k)?)?;
+    let out = inputs.q.matmul(state.swap_axes(1, 2)?)?;
+    Ok((out.swap_axes(0, 1)?, state))
 }
 
-/// The same for C <= 64 tokens at once, with matrix products only.
+/// The same for C <= 64 tokens at once, with matrix products only: outputs [H, C, V].
 fn chunk(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
     let tokens = inputs.q.dim(1);
     let width = BLOCK.max((tokens as u32).next_power_of_two() as i32);
@@ -127,20 +197,21 @@ fn chunk(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
 
     let strong = k.multiply(&beta)?;
     let key_t = k.swap_axes(1, 2)?;
+    let state_t = state.swap_axes(1, 2)?; // [H, K, V]
     let mixing = strong.matmul(&key_t)?.multiply(&decay)?.multiply(&strictly)?;
     let inverse = unit_lower_inverse(&mixing, width)?;
     let since_start = total.exp()?.expand_dims(-1)?;
     let values = inverse.matmul(&v.multiply(&beta)?)?;
     let reads = inverse.matmul(&strong.multiply(&since_start)?)?;
-    let fresh = values.subtract(&reads.matmul(state)?)?; // [H, C, V]
+    let fresh = values.subtract(&reads.matmul(&state_t)?)?; // [H, C, V]
 
     let within = q.matmul(&key_t)?.multiply(&decay)?.matmul(&fresh)?;
-    let out = q.multiply(&since_start)?.matmul(state)?.add(&within)?;
+    let out = q.multiply(&since_start)?.matmul(&state_t)?.add(&within)?;
     let last = total.try_index((.., (width - 1)..width))?; // [H, 1]
     let until_end = last.subtract(&total)?.exp()?.expand_dims(-1)?;
     let state = state
         .multiply(&last.exp()?.expand_dims(-1)?)?
-        .add(&k.multiply(&until_end)?.swap_axes(1, 2)?.matmul(&fresh)?)?;
+        .add(&fresh.swap_axes(1, 2)?.matmul(&k.multiply(&until_end)?)?)?;
     let out = if width == tokens { out } else { out.try_index((.., 0..tokens))? };
     Ok((out, state))
 }
@@ -177,9 +248,12 @@ fn unit_lower_inverse(a: &Array, width: i32) -> Result<Array> {
     Ok(inverses.swap_remove(0))
 }
 
-/// L2 normalisation of the last axis, `x rsqrt(sum x^2 + 1e-6)`, in f32.
-pub(crate) fn l2_normalised(x: &Array) -> Result<Array> {
-    let x = x.as_dtype(Dtype::Float32)?;
+pub(crate) fn silu(x: &Array) -> Result<Array> {
+    x.multiply(ops::sigmoid(x)?)
+}
+
+/// L2 normalisation of the last axis, `x rsqrt(sum x^2 + 1e-6)`.
+fn l2_normalised(x: &Array) -> Result<Array> {
     let norm = x.square()?.sum_axis(-1, true)?.add(array!(1e-6f32))?.rsqrt()?;
     x.multiply(&norm)
 }

@@ -5,29 +5,25 @@
 //! every other backend. It knows nothing of chat.
 //!
 //! MLX wants its arrays built and evaluated on one thread: [`MlxModel`] owns that thread and sends it jobs, so that
-//! the handles outside may be moved and shared freely.
+//! the handles outside may be moved and shared freely. A token is one lazy graph, evaluated asynchronously; while the
+//! device works on it, the thread builds the graph of the next (see `engine`).
 //!
-//! Without the feature `mlx` the crate is empty, because MLX needs Xcode on a Mac and `scripts/mlx/setup_linux.sh`
+//! The crate is empty without the feature `mlx`, because MLX needs Xcode on a Mac and `scripts/mlx/setup_linux.sh`
 //! elsewhere. Metal itself has not been exercised where this was written: see `docs/apple.md`.
+#![cfg(feature = "mlx")]
 #![deny(missing_docs)]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
-#[cfg(feature = "mlx")]
 mod attention;
-#[cfg(feature = "mlx")]
 mod delta;
-#[cfg(feature = "mlx")]
 mod engine;
-#[cfg(all(feature = "mlx", target_os = "macos"))]
+mod ffi;
+#[cfg(target_vendor = "apple")]
 mod metal;
-#[cfg(feature = "mlx")]
 mod model;
-#[cfg(feature = "mlx")]
 mod sequence;
-#[cfg(feature = "mlx")]
+mod snapshot;
 mod weights;
-#[cfg(feature = "mlx")]
 mod worker;
 
-#[cfg(feature = "mlx")]
 pub use model::{MlxBackendError, MlxDevice, MlxModel};

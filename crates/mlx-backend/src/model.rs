@@ -1,17 +1,20 @@
 //! The model as the rest of the project sees it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mlx_rs::Device;
+use mlx_rs::{Device, Dtype};
 use q35_mlx::MlxDirectory;
 use q35_model::{Model, ModelMemory, RunError, Sequence, TextConfig};
+use q35_quant::FloatType;
 
-use crate::delta::DeltaRule;
+use crate::delta::{DeltaRule, Sizes};
 use crate::engine::Engine;
+use crate::ffi::gpu_is_available;
+use crate::forward::Network;
 use crate::sequence::MlxSequence;
-use crate::weights::ModelWeights;
+use crate::snapshot::layout;
+use crate::weights::{ModelWeights, activation_type};
 use crate::worker::Worker;
 
 /// Where MLX computes.
@@ -24,9 +27,9 @@ pub enum MlxDevice {
 }
 
 impl Default for MlxDevice {
-    /// The GPU where this build has one.
+    /// The GPU where there is one.
     fn default() -> Self {
-        if cfg!(target_os = "macos") { Self::Gpu } else { Self::Cpu }
+        if gpu_is_available() { Self::Gpu } else { Self::Cpu }
     }
 }
 
@@ -34,8 +37,10 @@ impl Default for MlxDevice {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MlxBackendError {
-    /// The build of MLX has no GPU. (Asking MLX itself would end the process.)
-    #[error("this build of MLX has no GPU\nhint: use the CPU device, or a macOS build")]
+    /// There is no GPU that MLX can use. (Asking MLX for it would end the process.)
+    #[error(
+        "MLX has no GPU here\n  expected: a build for macOS, on a machine with Metal\nhint: use MLX's CPU device"
+    )]
     NoGpu,
     /// MLX's own word.
     #[error("MLX: {0}")]
@@ -51,6 +56,9 @@ pub enum MlxBackendError {
     /// The thread could not be started.
     #[error("cannot start MLX's thread: {0}")]
     Thread(std::io::Error),
+    /// An earlier call failed half way, and the state with it.
+    #[error("an earlier call failed half way; reset the sequence or restore a snapshot")]
+    Lost,
     /// The thread has ended.
     #[error("MLX's thread has stopped")]
     Stopped,
@@ -70,8 +78,13 @@ pub struct MlxModel {
 pub(crate) struct Shared {
     pub config: TextConfig,
     pub worker: Worker,
+    /// Of snapshots.
+    pub layout: String,
     next_sequence: AtomicU64,
     device: MlxDevice,
+    activations: FloatType,
+    /// Whether decoding uses the kernel of our own.
+    fused: bool,
     weight_bytes: u64,
     bytes_per_token: u64,
 }
@@ -82,10 +95,11 @@ impl MlxModel {
     /// # Errors
     /// No such device, or weights that cannot be read or do not fit.
     pub fn load(directory: Arc<MlxDirectory>, device: MlxDevice) -> Result<Self, MlxBackendError> {
-        if device == MlxDevice::Gpu && !cfg!(target_os = "macos") {
+        if device == MlxDevice::Gpu && !gpu_is_available() {
             return Err(MlxBackendError::NoGpu);
         }
         let config = directory.config().clone();
+        let activations = activation_type(&directory, device)?;
         let source = Arc::clone(&directory);
         let worker = Worker::start(move || {
             // The default device is a setting of the thread that computes.
@@ -93,21 +107,44 @@ impl MlxModel {
                 MlxDevice::Cpu => Device::cpu(),
                 MlxDevice::Gpu => Device::gpu(),
             });
-            let (weights, dtype) = ModelWeights::load(&source, device)?;
+            let dtype = match activations {
+                FloatType::Bf16 => Dtype::Bfloat16,
+                FloatType::F16 => Dtype::Float16,
+                FloatType::F32 => Dtype::Float32,
+            };
+            let weights = ModelWeights::load(&source, dtype)?;
             let config = source.config().clone();
-            let delta = DeltaRule::new(
-                device == MlxDevice::Gpu,
-                config.linear_num_value_heads as i32,
-                config.linear_key_head_dim as i32,
-                config.linear_value_head_dim as i32,
-            );
-            Ok(Engine { config, weights, dtype, delta, sequences: HashMap::new() })
+            let sizes = Sizes {
+                key_heads: config.linear_num_key_heads as i32,
+                value_heads: config.linear_num_value_heads as i32,
+                key_dim: config.linear_key_head_dim as i32,
+                value_dim: config.linear_value_head_dim as i32,
+            };
+            let delta = DeltaRule::new(sizes, device == MlxDevice::Gpu);
+            Ok(Engine::new(Network { config, weights, dtype, delta }))
         })?;
-        let (weight_bytes, bytes_per_token) =
-            worker.run(|engine| Ok((engine.weights.size_bytes(), engine.weights.bytes_per_token())))?;
+        let (layout, fused, weight_bytes, bytes_per_token) = worker.run(|engine| {
+            let Network { weights, dtype, delta, .. } = &engine.network;
+            Ok((layout(*dtype), delta.is_fused(), weights.size_bytes(), weights.bytes_per_token()))
+        })?;
         let next_sequence = AtomicU64::new(0);
-        let shared = Shared { config, worker, next_sequence, device, weight_bytes, bytes_per_token };
+        let shared = Shared {
+            config,
+            worker,
+            layout,
+            next_sequence,
+            device,
+            activations,
+            fused,
+            weight_bytes,
+            bytes_per_token,
+        };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What activations are kept in.
+    pub fn activations(&self) -> FloatType {
+        self.shared.activations
     }
 }
 
@@ -119,6 +156,7 @@ impl Model for MlxModel {
     fn describe(&self) -> String {
         match self.shared.device {
             MlxDevice::Cpu => "MLX on the CPU, f32".to_owned(),
+            MlxDevice::Gpu if self.shared.fused => "MLX on the GPU (Metal, fused delta step)".to_owned(),
             MlxDevice::Gpu => "MLX on the GPU (Metal)".to_owned(),
         }
     }

@@ -2,18 +2,15 @@
 
 use std::sync::Arc;
 
-use mlx_rs::{Array, Dtype};
-use q35_model::{Observer, RecurrentState, Rows, RunError, Sequence, Snapshot, SnapshotTensor, StateType};
+use q35_model::{Observer, RecurrentState, Rows, RunError, Sequence, Snapshot};
 
-use crate::attention::KeyValueCache;
-use crate::engine::{Engine, LayerState, State, to_host};
+use crate::engine::to_host;
+use crate::forward::{LayerState, State};
 use crate::model::{MlxBackendError, Shared};
+use crate::snapshot::{restore, saved};
 
 /// Tokens computed between two looks at the observer's wish to stop, and the grid of prefill.
 pub(crate) const PIECE: usize = 64;
-
-/// The layout of this backend's snapshots: everything f32, whatever the device computes in.
-const LAYOUT: &str = "mlx-f32-1";
 
 pub(crate) struct MlxSequence {
     shared: Arc<Shared>,
@@ -32,8 +29,7 @@ impl MlxSequence {
     fn set_empty(&self) -> Result<(), MlxBackendError> {
         let id = self.id;
         self.shared.worker.run(move |engine| {
-            let state = engine.empty_state()?;
-            engine.sequences.insert(id, state);
+            engine.set_state(id, engine.network.empty_state()?);
             Ok(())
         })
     }
@@ -44,10 +40,7 @@ impl MlxSequence {
         job: impl FnOnce(&State) -> mlx_rs::error::Result<T> + Send + 'static,
     ) -> Result<T, MlxBackendError> {
         let id = self.id;
-        self.shared.worker.run(move |engine: &mut Engine| {
-            let state = engine.sequences.get(&id).ok_or(MlxBackendError::Stopped)?;
-            Ok(job(state)?)
-        })
+        self.shared.worker.run(move |engine| Ok(job(engine.state(id)?)?))
     }
 
     fn checked(&self, ids: &[u32]) -> Result<(), RunError> {
@@ -75,7 +68,7 @@ impl Sequence for MlxSequence {
     fn extend(&mut self, ids: &[u32], rows: Rows, observer: &mut dyn Observer) -> Result<(), RunError> {
         self.checked(ids)?;
         let (watch, id, vocab) = (observer.wants_hidden(), self.id, self.shared.config.vocab_size);
-        let before = (self.position, self.with_state(|state| Ok(state.clone()))?);
+        let before = self.position;
         let mut rest = ids;
         while !rest.is_empty() {
             if observer.cancelled() {
@@ -85,21 +78,8 @@ impl Sequence for MlxSequence {
             let (piece, later) = rest.split_at(rest.len().min(PIECE - self.position % PIECE));
             let wanted = if rows == Rows::Last && !later.is_empty() { Rows::None } else { rows };
             let tokens = piece.to_vec();
-            let outcome = self.shared.worker.run(move |engine| {
-                let state = engine.sequences.get(&id).ok_or(MlxBackendError::Stopped)?;
-                let (next, produced) = engine.piece(state, &tokens, wanted, watch)?;
-                engine.sequences.insert(id, next);
-                Ok(produced)
-            });
-            let produced = match outcome {
-                Ok(produced) => produced,
-                Err(error) => {
-                    let (position, state) = before;
-                    self.position = position;
-                    self.shared.worker.send(move |engine| drop(engine.sequences.insert(id, state)));
-                    return Err(error.into());
-                }
-            };
+            let produced = self.shared.worker.run(move |engine| engine.advance(id, &tokens, wanted, watch));
+            let produced = produced.inspect_err(|_| self.position = before)?;
             for (site, values) in &produced.hidden {
                 observer.hidden(*site, self.position, values);
             }
@@ -114,30 +94,8 @@ impl Sequence for MlxSequence {
     }
 
     fn snapshot(&self) -> Result<Snapshot, RunError> {
-        let tensors = self.with_state(|state| {
-            let mut tensors = Vec::new();
-            for (index, layer) in state.layers.iter().enumerate() {
-                let named = match layer {
-                    LayerState::Linear { conv, recurrent } => {
-                        [("conv", conv.clone()), ("recurrent", recurrent.clone())]
-                    }
-                    LayerState::Full(cache) => {
-                        let (keys, values) = cache.used()?;
-                        [("keys", keys), ("values", values)]
-                    }
-                };
-                for (name, array) in named {
-                    tensors.push(SnapshotTensor {
-                        name: format!("{name}.{index}"),
-                        dtype: StateType::F32,
-                        shape: array.shape().iter().map(|size| *size as usize).collect(),
-                        data: to_host(&array)?.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                    });
-                }
-            }
-            Ok(tensors)
-        })?;
-        Ok(Snapshot { position: self.position, layout: LAYOUT.to_owned(), tensors })
+        let tensors = self.with_state(saved)?;
+        Ok(Snapshot { position: self.position, layout: self.shared.layout.clone(), tensors })
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RunError> {
@@ -145,23 +103,21 @@ impl Sequence for MlxSequence {
             return Err(RunError::ContextFull { needed: snapshot.position, max_context: self.max_context });
         }
         let misfit = |expected: String, found: String| RunError::Snapshot { expected, found };
-        if snapshot.layout != LAYOUT {
-            return Err(misfit(format!("layout {LAYOUT}"), format!("layout {}", snapshot.layout)));
+        let layout = &self.shared.layout;
+        if snapshot.layout != *layout {
+            return Err(misfit(format!("layout {layout}"), format!("layout {}", snapshot.layout)));
         }
-        let (copy, id, position) = (snapshot.clone(), self.id, snapshot.position);
-        let restored = self.shared.worker.run(move |engine| {
-            let mut state = engine.empty_state()?;
-            state.position = copy.position;
-            for (index, layer) in state.layers.iter_mut().enumerate() {
-                if let Err(missing) = fill(layer, index, &copy, engine.dtype)? {
-                    return Ok(Err(missing));
-                }
+        let (copy, id) = (snapshot.clone(), self.id);
+        let outcome = self.shared.worker.run(move |engine| {
+            let mut state = engine.network.empty_state()?;
+            let outcome = restore(&mut state, &copy, engine.network.dtype)?;
+            if outcome.is_ok() {
+                engine.set_state(id, state);
             }
-            engine.sequences.insert(id, state);
-            Ok(Ok(()))
+            Ok(outcome)
         })?;
-        restored.map_err(|missing| misfit(missing, "no such tensor".to_owned()))?;
-        self.position = position;
+        outcome.map_err(|missing| misfit(missing, "none such".to_owned()))?;
+        self.position = snapshot.position;
         Ok(())
     }
 
@@ -172,8 +128,7 @@ impl Sequence for MlxSequence {
     }
 
     fn cache_bytes(&self) -> u64 {
-        self.with_state(|state| Ok(state.layers.iter().map(LayerState::size_bytes).sum::<usize>() as u64))
-            .unwrap_or(0)
+        self.with_state(|state| Ok(state.size_bytes() as u64)).unwrap_or(0)
     }
 
     fn scratch_bytes(&self) -> u64 {
@@ -186,7 +141,10 @@ impl Sequence for MlxSequence {
                 LayerState::Linear { recurrent, .. } => Some((layer, recurrent)),
                 LayerState::Full(_) => None,
             });
-            linear.map(|(layer, values)| Ok(RecurrentState { layer, values: to_host(values)? })).collect()
+            let read = |(layer, values): (usize, &mlx_rs::Array)| {
+                Ok(RecurrentState { layer, values: to_host(&values.swap_axes(1, 2)?)? })
+            };
+            linear.map(read).collect()
         });
         Ok(states?)
     }
@@ -195,54 +153,6 @@ impl Sequence for MlxSequence {
 impl Drop for MlxSequence {
     fn drop(&mut self) {
         let id = self.id;
-        self.shared.worker.send(move |engine| drop(engine.sequences.remove(&id)));
+        self.shared.worker.send(move |engine| engine.remove(id));
     }
-}
-
-/// Puts a snapshot's tensors into a layer's empty state, or names what is missing.
-fn fill(
-    layer: &mut LayerState,
-    index: usize,
-    snapshot: &Snapshot,
-    dtype: Dtype,
-) -> Result<Result<(), String>, MlxBackendError> {
-    let find = |name: &str, like: &[i32], free: Option<usize>| {
-        let name = format!("{name}.{index}");
-        let fits = |tensor: &&SnapshotTensor| {
-            let same =
-                |(axis, (have, want)): (usize, (&usize, &i32))| Some(axis) == free || *have == *want as usize;
-            tensor.shape.len() == like.len() && tensor.shape.iter().zip(like).enumerate().all(same)
-        };
-        let tensor =
-            snapshot.tensor(&name).filter(fits).ok_or(format!("tensor `{name}` of shape {like:?}"))?;
-        let values: Vec<f32> =
-            tensor.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let shape: Vec<i32> = tensor.shape.iter().map(|size| *size as i32).collect();
-        if values.len() != tensor.shape.iter().product::<usize>() {
-            return Err(format!("tensor `{name}` with {} numbers", tensor.shape.iter().product::<usize>()));
-        }
-        Ok(Array::from_slice(&values, &shape))
-    };
-    let found = match layer {
-        LayerState::Linear { conv, recurrent } => find("conv", conv.shape(), None)
-            .and_then(|c| Ok((c, find("recurrent", recurrent.shape(), None)?))),
-        LayerState::Full(cache) => find("keys", cache.keys.shape(), Some(2))
-            .and_then(|k| Ok((k, find("values", cache.values.shape(), Some(2))?))),
-    };
-    let (first, second) = match found {
-        Ok(pair) => pair,
-        Err(missing) => return Ok(Err(missing)),
-    };
-    *layer = match layer {
-        LayerState::Linear { .. } => LayerState::Linear { conv: first.as_dtype(dtype)?, recurrent: second },
-        LayerState::Full(_) => {
-            let length = first.dim(2);
-            LayerState::Full(KeyValueCache {
-                keys: first.as_dtype(dtype)?,
-                values: second.as_dtype(dtype)?,
-                length,
-            })
-        }
-    };
-    Ok(Ok(()))
 }

@@ -101,21 +101,17 @@ pub(crate) struct ModelWeights {
 }
 
 impl ModelWeights {
-    /// Copies a directory's weights into MLX. Returns the type that activations take with them.
-    pub fn load(
-        directory: &MlxDirectory,
-        device: MlxDevice,
-    ) -> std::result::Result<(Self, Dtype), MlxBackendError> {
-        let load = Loader { directory, dtype: activation_type(directory, device)? };
+    /// Copies a directory's weights into MLX, for activations of type `dtype`.
+    pub fn load(directory: &MlxDirectory, dtype: Dtype) -> std::result::Result<Self, MlxBackendError> {
+        let load = Loader { directory, dtype };
         let config = directory.config();
         let layers = config.layer_types.iter().enumerate().map(|(index, kind)| load.layer(index, *kind));
-        let weights = Self {
+        Ok(Self {
             embedding: load.matrix("embed_tokens.weight")?,
             head: (!config.tie_word_embeddings).then(|| load.matrix("lm_head.weight")).transpose()?,
             norm: load.vector("norm.weight", load.dtype)?,
             layers: layers.collect::<std::result::Result<_, _>>()?,
-        };
-        Ok((weights, load.dtype))
+        })
     }
 
     /// The matrix that gives logits.
@@ -151,21 +147,16 @@ impl Layer {
 }
 
 /// On a GPU activations take the type of the embedding's scales, as in mlx-lm; on the CPU they are f32.
-fn activation_type(
+pub(crate) fn activation_type(
     directory: &MlxDirectory,
     device: MlxDevice,
-) -> std::result::Result<Dtype, MlxBackendError> {
+) -> std::result::Result<FloatType, MlxBackendError> {
     if device == MlxDevice::Cpu {
-        return Ok(Dtype::Float32);
+        return Ok(FloatType::F32);
     }
-    let float = match tensor(directory, "embed_tokens.weight")? {
+    Ok(match tensor(directory, "embed_tokens.weight")? {
         MlxTensor::Packed(packed) => packed.float,
         MlxTensor::Float(tensor) => tensor.float,
-    };
-    Ok(match float {
-        FloatType::Bf16 => Dtype::Bfloat16,
-        FloatType::F16 => Dtype::Float16,
-        FloatType::F32 => Dtype::Float32,
     })
 }
 
@@ -195,7 +186,12 @@ impl Loader<'_> {
                 in_proj_b: matrix("linear_attn.in_proj_b")?,
                 out_proj: matrix("linear_attn.out_proj")?,
                 // One row per tap: the last axis is then the channels, as in the activations.
-                conv1d: vector("linear_attn.conv1d.weight", self.dtype)?.reshape(&[channels, -1])?.t(),
+                conv1d: evaluated(
+                    vector("linear_attn.conv1d.weight", self.dtype)?
+                        .reshape(&[channels, -1])?
+                        .t()
+                        .contiguous()?,
+                )?,
                 dt_bias: vector("linear_attn.dt_bias", Dtype::Float32)?,
                 a_log: vector("linear_attn.A_log", Dtype::Float32)?,
                 norm: vector("linear_attn.norm.weight", Dtype::Float32)?,
@@ -227,7 +223,7 @@ impl Loader<'_> {
         let rows = packed.rows as i32;
         let floats = |bytes: &[u8]| -> Result<Array> {
             let values = widened(packed.float, bytes);
-            Array::from_slice(&values, &[rows, values.len() as i32 / rows]).as_dtype(self.dtype)
+            evaluated(Array::from_slice(&values, &[rows, values.len() as i32 / rows]).as_dtype(self.dtype)?)
         };
         Ok(Matrix::Packed {
             weight: Array::from_slice(packed.words, &[rows, packed.words.len() as i32 / rows]),
@@ -244,8 +240,14 @@ impl Loader<'_> {
         };
         let values = widened(tensor.float, tensor.bytes);
         let shape: Vec<i32> = tensor.shape.iter().map(|size| *size as i32).collect();
-        Ok(Array::from_slice(&values, &shape).as_dtype(dtype)?)
+        Ok(evaluated(Array::from_slice(&values, &shape).as_dtype(dtype)?)?)
     }
+}
+
+/// Computed now, so that a device without memory for it says so while the model is loaded.
+fn evaluated(array: Array) -> Result<Array> {
+    array.eval()?;
+    Ok(array)
 }
 
 fn widened(float: FloatType, bytes: &[u8]) -> Vec<f32> {

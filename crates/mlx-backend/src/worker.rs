@@ -28,6 +28,9 @@ impl Worker {
                 for job in inbox {
                     job(&mut engine);
                 }
+                // Freed arrays stay with MLX's allocator otherwise. Failing to free is no reason to say anything.
+                drop(engine);
+                drop(mlx_rs::memory::clear_cache());
             }
             Err(error) => drop(ready.send(Err(error))),
         };

@@ -1,57 +1,29 @@
-//! MLX's answers against the float reference on the same dequantized weights, and a sequence's own consistency. Runs
-//! only with the feature `mlx` (see `scripts/mlx/setup_linux.sh`).
+//! MLX's answers against the float reference and the CPU backend on the same directories. Runs only with the feature
+//! `mlx` (see `scripts/mlx/setup_linux.sh`).
 #![cfg(feature = "mlx")]
 
+mod support;
+
+use std::ops::Range;
 use std::sync::Arc;
 
-use q35_checkpoint::Checkpoint;
-use q35_metrics::{Summarizer, compare_rows};
-use q35_mlx::{MlxDirectory, RoundToNearest, WriteOptions};
-use q35_mlx_backend::{MlxBackendError, MlxDevice, MlxModel};
-use q35_model::{Discard, Model, Observer, Rows, RunError};
-use q35_quant::affine::AffineSpec;
+use q35_checkpoint::TensorView;
+use q35_cpu::{CpuModel, CpuOptions, Mode};
+use q35_mlx::{Form, Recipe, RoundToNearest, Treatment};
+use q35_mlx_backend::{MlxDevice, MlxModel};
+use q35_model::TensorSpec;
+use q35_quant::affine::{AffineSpec, PackedMatrix};
 use q35_reference::{Device, Reference};
 use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
+use support::{all_rows, ids, mean_kl, quantized, rounded};
 
-#[derive(Default)]
-struct Collect(Vec<Vec<f32>>);
-
-impl Observer for Collect {
-    fn logits(&mut self, _position: usize, row: &[f32]) {
-        self.0.push(row.to_vec());
-    }
-}
-
-fn quantized(source: &TinyCheckpoint, bits: u32) -> (tempfile::TempDir, Arc<MlxDirectory>) {
-    let home = tempfile::tempdir().unwrap();
-    let (from, to) = (home.path().join("source"), home.path().join("mlx"));
-    source.write_to(&from);
-    std::fs::create_dir(&to).unwrap();
-    let recipe = RoundToNearest(AffineSpec::new(bits, 32).unwrap());
-    q35_mlx::write(&Checkpoint::open(&from).unwrap(), &recipe, &WriteOptions::default(), &to, &|_| {})
-        .unwrap();
-    let directory = Arc::new(MlxDirectory::open(&to).unwrap());
-    (home, directory)
-}
-
-fn ids(count: u32, vocab: usize) -> Vec<u32> {
-    (0..count).map(|i| (i * 37 + 11) % vocab as u32).collect()
-}
-
-fn all_rows(model: &dyn Model, cuts: &[&[u32]]) -> Vec<Vec<f32>> {
-    let mut sequence = model.new_sequence(512).unwrap();
-    let mut rows = Collect::default();
-    cuts.iter().for_each(|piece| sequence.extend(piece, Rows::All, &mut rows).unwrap());
-    rows.0
-}
-
-fn mean_kl(expected: &[Vec<f32>], found: &[Vec<f32>]) -> f64 {
-    assert_eq!(expected.len(), found.len());
-    let mut summarizer = Summarizer::default();
-    for (a, b) in expected.iter().zip(found) {
-        summarizer.push(&compare_rows(a, b).unwrap());
-    }
-    summarizer.finish().kl.mean
+/// Prefill over two pieces of the grid, the second ragged, then token by token.
+fn cuts(ids: &[u32]) -> Vec<&[u32]> {
+    let (first, rest) = ids.split_at(70);
+    let (second, steps) = rest.split_at(72);
+    let mut cuts = vec![first, second];
+    cuts.extend(steps.chunks(1));
+    cuts
 }
 
 #[test]
@@ -59,50 +31,65 @@ fn mlx_agrees_with_the_float_reference_on_the_same_weights() {
     for (source, bits) in
         [(TinyCheckpoint::new(), 4), (TinyCheckpoint::new().with_config(tiny_more_value_heads()), 8)]
     {
-        let (_home, directory) = quantized(&source, bits);
+        let directory = quantized(&source, &rounded(bits, 32), Form::default());
         let ids = ids(150, directory.config().vocab_size);
         let expected = all_rows(&Reference::load(directory.as_ref(), Device::Cpu).unwrap(), &[&ids]);
         let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
-        let (first, rest) = ids.split_at(70);
-        let (second, steps) = rest.split_at(72);
-        let mut cuts = vec![first, second];
-        cuts.extend(steps.chunks(1));
-        let found = all_rows(&model, &cuts);
-        let kl = mean_kl(&expected, &found);
+        let kl = mean_kl(&expected, &all_rows(&model, &cuts(&ids)));
         assert!(kl <= 1e-6, "{bits} bits: mean KL {kl:e}");
     }
 }
 
-#[test]
-fn a_restored_sequence_goes_on_as_the_first_did() {
-    let (_home, directory) = quantized(&TinyCheckpoint::new(), 4);
-    let ids = ids(80, directory.config().vocab_size);
-    let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
-    let mut sequence = model.new_sequence(128).unwrap();
-    sequence.extend(&ids, Rows::None, &mut Discard).unwrap();
-    let snapshot = sequence.snapshot().unwrap();
-    let (mut straight, mut resumed) = (Collect::default(), Collect::default());
-    sequence.extend(&[5], Rows::Last, &mut straight).unwrap();
-    let mut other = model.new_sequence(128).unwrap();
-    other.restore(&snapshot).unwrap();
-    assert_eq!(other.position(), 80);
-    other.extend(&[5], Rows::Last, &mut resumed).unwrap();
-    assert!(mean_kl(&straight.0, &resumed.0) <= 1e-9);
+/// Another form for every matrix, as a calibrated model may have; one in nine is left in float.
+struct Mixed;
+
+impl Mixed {
+    fn spec(name: &str) -> AffineSpec {
+        let at: usize = name.bytes().map(usize::from).sum();
+        AffineSpec::new([2, 3, 4, 5, 6, 8][at % 6], [32, 64, 128][at % 3]).unwrap()
+    }
+}
+
+impl Recipe for Mixed {
+    fn name(&self) -> &str {
+        "mixed"
+    }
+
+    fn default_spec(&self) -> AffineSpec {
+        AffineSpec::new(4, 64).unwrap()
+    }
+
+    fn treatment(&self, tensor: &TensorSpec) -> Treatment {
+        let at: usize = tensor.name.bytes().map(usize::from).sum();
+        if at % 9 == 0 { Treatment::Keep } else { Treatment::Quantize(Self::spec(&tensor.name)) }
+    }
+
+    fn quantize(
+        &self,
+        tensor: &TensorView<'_>,
+        spec: AffineSpec,
+        rows: Range<usize>,
+    ) -> Result<PackedMatrix, String> {
+        RoundToNearest(spec).quantize(tensor, spec, rows)
+    }
 }
 
 #[test]
-fn what_cannot_be_done_is_an_error() {
-    let (_home, directory) = quantized(&TinyCheckpoint::new(), 4);
-    if !cfg!(target_os = "macos") {
-        let error = MlxModel::load(Arc::clone(&directory), MlxDevice::Gpu).err();
-        assert!(matches!(error, Some(MlxBackendError::NoGpu)));
+fn mlx_agrees_with_the_cpu_backend_on_every_form() {
+    let tiny = TinyCheckpoint::new();
+    let grouped = TinyCheckpoint::new().with_config(tiny_more_value_heads());
+    let directories = [
+        ("4 bits", quantized(&tiny, &rounded(4, 64), Form::default())),
+        ("mixed bits and groups", quantized(&tiny, &Mixed, Form::default())),
+        ("mixed, two value heads to a key head", quantized(&grouped, &Mixed, Form::default())),
+        ("speech-swift's", quantized(&tiny, &rounded(8, 64), Form::SpeechSwift)),
+    ];
+    for (name, directory) in directories {
+        let ids = ids(150, directory.config().vocab_size);
+        let options = CpuOptions::default().with_mode(Mode::Exact).with_threads(1);
+        let expected = all_rows(&CpuModel::open(Arc::clone(&directory), options).unwrap(), &[&ids]);
+        let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
+        let kl = mean_kl(&expected, &all_rows(&model, &cuts(&ids)));
+        assert!(kl <= 1e-6, "{name}: mean KL {kl:e}");
     }
-    let vocab = directory.config().vocab_size as u32;
-    let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
-    let mut sequence = model.new_sequence(4).unwrap();
-    let outside = sequence.extend(&[vocab], Rows::None, &mut Discard);
-    assert!(matches!(outside, Err(RunError::Token { .. })));
-    let too_long = sequence.extend(&[0; 5], Rows::None, &mut Discard);
-    assert!(matches!(too_long, Err(RunError::ContextFull { needed: 5, max_context: 4 })));
-    assert_eq!(sequence.position(), 0);
 }

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use q35_backends::{Activations, Backend, BackendError, RunOptions, Running, open_coreml, open_mlx};
 use q35_bundle::{MANIFEST, Manifest};
 use q35_checkpoint::{Checkpoint, CheckpointError, FloatType};
 use q35_coreml::{PackageWeights, PackageWeightsError};
-use q35_coreml_backend::{CoreMlModel, Precision};
-use q35_cpu::{CpuModel, CpuOptions, Mode};
 use q35_mlx::{MlxDirectory, MlxError, MlxTensor};
 use q35_model::{Model, Role, RunError, TensorSpec, Weights, tensor_table};
 use q35_reference::{Device, Reference};
@@ -151,34 +150,45 @@ impl Artefact {
         bits / weights
     }
 
-    /// It, ready to run: a float checkpoint by the float reference, an MLX directory by the CPU backend (with f32
-    /// activations if `exact`), Core ML packages by the evaluator in the precision that they were written for.
+    /// It, ready to run: a float checkpoint by the float reference, anything converted by the backend chosen. Core ML
+    /// packages that were written for f32 are always evaluated in f32.
     ///
     /// # Errors
     /// The backend refuses it.
-    pub fn execute(&self, threads: usize, exact: bool) -> Result<Executed, RunError> {
-        let failed = |backend: &'static str| move |message: String| RunError::Backend { backend, message };
-        match &self.form {
+    pub fn execute(&self, options: &RunOptions) -> Result<Executed, RunError> {
+        let failed = |error: BackendError| RunError::Backend {
+            backend: match options.backend {
+                Backend::Auto => "the backend",
+                named => named.name(),
+            },
+            message: error.to_string(),
+        };
+        let Running { model, activations } = match &self.form {
             Form::Checkpoint(checkpoint) => {
-                Ok(Executed { model: float_model(&**checkpoint)?, execution: Execution::F32 })
+                let (Backend::Auto | Backend::Cpu) = options.backend else {
+                    let (backend, form) = (options.backend.name(), "a float checkpoint");
+                    return Err(failed(BackendError::Unsuitable { backend, form }));
+                };
+                return Ok(Executed { model: float_model(&**checkpoint)?, execution: Execution::F32 });
             }
-            Form::Mlx { directory, .. } => {
-                let mode = if exact { Mode::Exact } else { Mode::Fast };
-                let options = CpuOptions::default().with_threads(threads).with_mode(mode);
-                let model = CpuModel::open(Arc::clone(directory), options)
-                    .map_err(|error| failed("the CPU backend")(error.to_string()))?;
-                let execution = if exact { Execution::F32 } else { Execution::Int8Activations };
-                Ok(Executed { model: Box::new(model), execution })
+            Form::Mlx { directory, .. } => open_mlx(Arc::clone(directory), options).map_err(failed)?,
+            Form::CoreMl { activations: Float::F16, .. } => {
+                open_coreml(&self.dir, options).map_err(failed)?
             }
-            Form::CoreMl { activations, .. } => {
-                let half = *activations == Float::F16 && !exact;
-                let precision = if half { Precision::Half } else { Precision::Exact };
-                let model = CoreMlModel::open(&self.dir, precision)
-                    .map_err(|error| failed("the Core ML evaluator")(error.to_string()))?;
-                let execution = if half { Execution::F16 } else { Execution::F32 };
-                Ok(Executed { model: Box::new(model), execution })
+            Form::CoreMl { .. } => {
+                let mut running =
+                    open_coreml(&self.dir, &RunOptions { exact: true, ..options.clone() }).map_err(failed)?;
+                running.activations = Activations::F32;
+                running
             }
-        }
+        };
+        let execution = match activations {
+            Activations::F32 => Execution::F32,
+            Activations::F16 => Execution::F16,
+            Activations::Bf16 => Execution::Bf16,
+            Activations::Integer => Execution::Int8Activations,
+        };
+        Ok(Executed { model, execution })
     }
 
     /// SHA-256 over the names and contents of config.json and the weight files.

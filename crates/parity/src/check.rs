@@ -44,6 +44,8 @@ pub enum Execution {
     F32,
     /// Activations in f16.
     F16,
+    /// Activations in bf16.
+    Bf16,
     /// Activations quantized to eight bits for matrix products.
     Int8Activations,
 }
@@ -54,6 +56,7 @@ impl Execution {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::Int8Activations => "int8-activations",
         }
     }

@@ -114,7 +114,7 @@ mod tests {
         let limit =
             |weights| thresholds.conversion_of("mlx-4", weights).unwrap().mean_kl.clone().unwrap().limit;
         assert!(limit(5_000_000) > limit(750_000_000));
-        for arithmetic in ["f32", "f16", "int8-activations"] {
+        for arithmetic in ["f32", "f16", "bf16", "int8-activations"] {
             assert!(thresholds.implementation_of(arithmetic).unwrap().mean_kl.is_some(), "{arithmetic}");
         }
     }

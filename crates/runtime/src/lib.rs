@@ -55,7 +55,8 @@ pub use generate::{Chunk, Finish, FinishReason, Reply, Timing, TokenDetail, Usag
 pub use memory::MemoryFootprint;
 pub use message::{Message, Role};
 pub use open::{Artefact, ArtefactKind, MemoryEstimate, OpenError, OpenEvent};
-pub use options::{Backend, LoadOptions, WindowPolicy};
+pub use options::{LoadOptions, WindowPolicy};
+pub use q35_backends::{Backend, ComputeUnits, Device};
 pub use q35_hub::HubOptions;
 pub use q35_model::CancelToken;
 pub use sampling::{Format, LoopGuard, Sampling, Thinking};

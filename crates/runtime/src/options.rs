@@ -1,31 +1,11 @@
 //! How a model is opened and kept.
 
+use std::path::PathBuf;
+
+use q35_backends::{Backend, ComputeUnits, Device};
 use q35_hub::HubOptions;
 
 use crate::ChatError;
-
-/// Who computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// What fits the files.
-    #[default]
-    Auto,
-    /// The CPU, on an MLX directory.
-    Cpu,
-    /// Core ML packages.
-    CoreMl,
-}
-
-impl Backend {
-    /// Its name, for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "automatic",
-            Self::Cpu => "CPU",
-            Self::CoreMl => "Core ML",
-        }
-    }
-}
 
 /// What happens when a conversation outgrows the context window.
 ///
@@ -61,6 +41,12 @@ pub enum WindowPolicy {
 pub struct LoadOptions {
     /// Who computes.
     pub backend: Backend,
+    /// Where MLX computes; `None` takes the GPU where there is one.
+    pub device: Option<Device>,
+    /// Which units Apple's Core ML may use. Processor and Neural Engine.
+    pub compute_units: ComputeUnits,
+    /// Where packages compiled by Apple's Core ML are kept for the next time; `None` compiles at each opening.
+    pub compiled_cache: Option<PathBuf>,
     /// Which of several variants in one directory: `int4`, `int5`, `int8`. `None` takes the only or the smallest one.
     pub variant: Option<String>,
     /// Threads; `None` takes as many as there are processors.
@@ -87,6 +73,9 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             backend: Backend::Auto,
+            device: None,
+            compute_units: ComputeUnits::default(),
+            compiled_cache: None,
             variant: None,
             threads: None,
             max_context: 4096,
@@ -105,6 +94,24 @@ impl LoadOptions {
     /// Sets who computes.
     pub fn with_backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
+        self
+    }
+
+    /// Sets where MLX computes.
+    pub fn with_device(mut self, device: Device) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Sets which units Apple's Core ML may use.
+    pub fn with_compute_units(mut self, units: ComputeUnits) -> Self {
+        self.compute_units = units;
+        self
+    }
+
+    /// Sets where packages compiled by Apple's Core ML are kept.
+    pub fn with_compiled_cache(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.compiled_cache = Some(dir.into());
         self
     }
 

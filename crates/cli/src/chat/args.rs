@@ -6,6 +6,8 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use q35_runtime::{Format, Sampling};
 
+use crate::backend::BackendArgs;
+
 /// Talks with a converted Qwen3.5 model
 ///
 /// With --prompt it gives one answer, with --script it plays a conversation from a file, otherwise it holds a
@@ -26,10 +28,6 @@ pub struct Chat {
     /// Which of several precisions in one directory: int4, int5, int8
     #[arg(long)]
     pub variant: Option<String>,
-
-    /// Who computes
-    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
-    pub backend: BackendName,
 
     /// Threads [default: as many as there are processors]
     #[arg(long)]
@@ -87,6 +85,10 @@ pub struct Chat {
     #[arg(long)]
     pub checkpoint_sampling: bool,
 
+    /// Who computes
+    #[command(flatten)]
+    pub backend: BackendArgs,
+
     /// How replies are chosen
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -94,17 +96,6 @@ pub struct Chat {
     /// Print results and errors only
     #[arg(long, short)]
     pub quiet: bool,
-}
-
-/// Who computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// What fits the files
-    Auto,
-    /// The CPU, on an MLX model
-    Cpu,
-    /// Core ML packages
-    Coreml,
 }
 
 /// Whether something is shown.

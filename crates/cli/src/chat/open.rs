@@ -10,7 +10,7 @@ use q35_quant::affine::AffineSpec;
 use q35_runtime::{Backend, LoadOptions, OpenEvent, WindowPolicy};
 use tempfile::TempDir;
 
-use super::args::{BackendName, Chat};
+use super::args::Chat;
 use crate::output::note;
 use crate::progress::{Step, Watcher};
 use crate::source::NANO;
@@ -68,18 +68,18 @@ fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
         }
         None => None,
     };
+    let how = args.backend.options(Backend::Auto, args.threads, args.exact);
     let defaults = LoadOptions::default();
     Ok(LoadOptions {
-        backend: match args.backend {
-            BackendName::Auto => Backend::Auto,
-            BackendName::Cpu => Backend::Cpu,
-            BackendName::Coreml => Backend::CoreMl,
-        },
+        backend: how.backend,
+        device: how.device,
+        compute_units: how.compute_units,
+        compiled_cache: how.compiled_cache,
         variant: args.variant.clone(),
-        threads: args.threads,
+        threads: how.threads,
         max_context: args.max_context,
         memory_limit_bytes: args.memory_limit.map(|megabytes| megabytes.saturating_mul(1_000_000)),
-        exact: args.exact,
+        exact: how.exact,
         prompt_cache_bytes: if args.no_prompt_cache { 0 } else { defaults.prompt_cache_bytes },
         window: if args.drop_oldest { WindowPolicy::DropOldest } else { WindowPolicy::Refuse },
         chat_template: template,

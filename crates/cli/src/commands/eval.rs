@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use q35_backends::Backend;
 use q35_model::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
 use q35_parity::tasks::{Task, TaskScores, greedy_reply};
 use q35_parity::{Artefact, CheckpointText, Executed, ParityError, TextEncoder};
 use serde_json::{Value, json};
 
+use crate::backend::BackendArgs;
 use crate::commands::Context;
 use crate::commands::parity::threads;
 use crate::exit::Outcome;
@@ -62,6 +64,10 @@ pub struct Args {
     /// Threads [default: all processors]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+
+    /// Who computes
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }
 
 /// One model of the table.
@@ -109,7 +115,12 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
 fn open(name: &str, args: &Args, context: Context) -> anyhow::Result<Row> {
     let source = resolve(name, None, context.watcher)?;
     let artefact = Artefact::open(&source.dir)?;
-    let Executed { model, .. } = artefact.execute(threads(args.threads), args.exact)?;
+    let mut how = args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact);
+    if artefact.kind() == "float" {
+        // The float model that others are held against has its own.
+        how.backend = Backend::Cpu;
+    }
+    let Executed { model, .. } = artefact.execute(&how)?;
     Ok(Row { name: name.to_owned(), _source: source, artefact, model, text: None, tasks: None })
 }
 

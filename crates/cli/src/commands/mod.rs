@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod logits;
 pub mod mlx;
 pub mod parity;
+pub mod plan;
 pub mod verify;
 
 /// Converts Qwen3.5 checkpoints for Apple devices, and checks what came out
@@ -44,6 +45,8 @@ pub enum Command {
     Logits(Printing<logits::Args>),
     /// Is a converted model still the model? Numbers, reasons, and an exit code
     Parity(parity::Args),
+    /// Where Apple's Core ML would run each operation of converted packages (on a Mac)
+    Plan(Printing<plan::Args>),
     /// What a quantization costs: perplexity, KL and task scores of several models side by side
     Eval(Printing<eval::Args>),
 }
@@ -85,6 +88,7 @@ impl Convert {
             Command::Inspect(with) => inspect::run(&with.args, context(with.json)),
             Command::Logits(with) => logits::run(&with.args, context(with.json)),
             Command::Parity(args) => parity::run(&args, context(false)),
+            Command::Plan(with) => plan::run(&with.args, context(with.json)),
             Command::Eval(with) => eval::run(&with.args, context(with.json)),
         }
     }

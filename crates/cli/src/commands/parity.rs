@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context as _, bail, ensure};
+use q35_backends::{Backend, RunOptions};
 use q35_bundle::Manifest;
 use q35_model::CancelToken;
 use q35_parity::{
@@ -13,6 +14,7 @@ use q35_parity::{
     float_model,
 };
 
+use crate::backend::BackendArgs;
 use crate::commands::Context;
 use crate::exit::Outcome;
 use crate::output::{line, note};
@@ -89,6 +91,10 @@ pub struct Args {
     /// Threads [default: all processors]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+
+    /// Who computes
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }
 
 /// Runs `q35-convert parity`.
@@ -120,8 +126,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         hash: if keyed { Some(reference.hash().context("hashing the source")?) } else { None },
         prompts: &prompts,
         thresholds: &thresholds,
-        exact: args.exact,
-        threads: args.threads,
+        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact),
     };
     let report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
     line(report.to_table().trim_end())?;
@@ -147,8 +152,7 @@ pub(crate) struct Job<'a> {
     pub(crate) hash: Option<String>,
     pub(crate) prompts: &'a [Prompt],
     pub(crate) thresholds: &'a Thresholds,
-    pub(crate) exact: bool,
-    pub(crate) threads: Option<usize>,
+    pub(crate) how: RunOptions,
 }
 
 impl Job<'_> {
@@ -158,8 +162,8 @@ impl Job<'_> {
         watcher: Watcher,
         cancel: &CancelToken,
     ) -> anyhow::Result<Report> {
-        let threads = threads(self.threads);
-        let Executed { model, execution } = self.candidate.execute(threads, self.exact)?;
+        let threads = threads(self.how.threads);
+        let Executed { model, execution } = self.candidate.execute(&self.how)?;
         let source = Source { name: self.reference_name, hash: self.hash, weights: self.reference.weights() };
         let candidate = Candidate {
             name: self.candidate_name,
@@ -303,8 +307,12 @@ pub(crate) fn after_conversion(
         hash: None,
         prompts: &prompts,
         thresholds: &thresholds(DEFAULT_THRESHOLDS)?,
-        exact: true,
-        threads: None,
+        how: RunOptions {
+            backend: Backend::Cpu,
+            threads: Some(threads(None)),
+            exact: true,
+            ..RunOptions::default()
+        },
     };
     let options = CheckOptions { greedy_tokens: 0, probe_tokens: 32, ..CheckOptions::default() };
     job.run(options, watcher, &CancelToken::new())

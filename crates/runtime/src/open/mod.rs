@@ -6,14 +6,13 @@ mod estimate;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use q35_coreml_backend::{CoreMlModel, Precision};
-use q35_cpu::{CpuModel, CpuOptions, Mode};
+use q35_backends::{BackendError, RunOptions, open_coreml, open_mlx};
 use q35_mlx::MlxDirectory;
 use q35_model::Model;
 
 use crate::engine::Loaded;
 use crate::language::Language;
-use crate::{Backend, Chat, ChatError, LoadOptions};
+use crate::{Chat, ChatError, LoadOptions};
 pub use artefact::{Artefact, ArtefactKind};
 pub use estimate::MemoryEstimate;
 
@@ -54,15 +53,13 @@ pub enum OpenError {
         /// The variants that there are.
         found: String,
     },
-    /// The backend cannot run what the directory holds.
-    #[error("the {backend} backend cannot run `{}`, which holds {kind}", dir.display())]
-    WrongBackend {
-        /// The backend asked for.
-        backend: &'static str,
+    /// The backend asked for cannot run what the directory holds, or is not in this build.
+    #[error("`{}`: {source}", dir.display())]
+    Backend {
         /// The directory.
         dir: PathBuf,
-        /// What it holds.
-        kind: &'static str,
+        /// Why not.
+        source: BackendError,
     },
     /// The model is estimated not to fit.
     #[error(
@@ -86,12 +83,6 @@ pub enum OpenError {
     /// The MLX directory is not what its config.json says.
     #[error(transparent)]
     Mlx(Box<q35_mlx::MlxError>),
-    /// The CPU cannot run it.
-    #[error(transparent)]
-    Cpu(Box<q35_cpu::CpuError>),
-    /// The packages cannot be run.
-    #[error(transparent)]
-    CoreMl(Box<q35_coreml_backend::OpenError>),
 }
 
 /// The causes are boxed: they are large, and an error should not make every result so.
@@ -108,8 +99,6 @@ macro_rules! boxed_causes {
 boxed_causes! {
     Hub: q35_hub::HubError,
     Mlx: q35_mlx::MlxError,
-    Cpu: q35_cpu::CpuError,
-    CoreMl: q35_coreml_backend::OpenError,
 }
 
 /// What opening reports, in this order, on the calling thread; nothing more comes after a failure.
@@ -176,7 +165,6 @@ impl Chat {
             .map_err(OpenError::from)?;
         let artefact = Artefact::recognise(&resolved.dir, variant)?;
         events(OpenEvent::Found(&artefact));
-        check_backend(&artefact, options.backend)?;
         let estimate = MemoryEstimate::of(&artefact, options)?;
         events(OpenEvent::Estimated(estimate));
         let limit_bytes =
@@ -192,16 +180,6 @@ impl Chat {
     }
 }
 
-fn check_backend(artefact: &Artefact, backend: Backend) -> Result<(), OpenError> {
-    let fits = match backend {
-        Backend::Auto => true,
-        Backend::Cpu => artefact.kind == ArtefactKind::Mlx,
-        Backend::CoreMl => artefact.kind == ArtefactKind::CoreMl,
-    };
-    let (dir, kind) = (artefact.dir.clone(), artefact.kind.in_words());
-    if fits { Ok(()) } else { Err(OpenError::WrongBackend { backend: backend.name(), dir, kind }) }
-}
-
 fn load(artefact: &Artefact, options: &LoadOptions) -> Result<Loaded, ChatError> {
     let model = open_model(&artefact.dir, artefact.kind, options)?;
     let rows = model.config().vocab_size;
@@ -210,19 +188,18 @@ fn load(artefact: &Artefact, options: &LoadOptions) -> Result<Loaded, ChatError>
 }
 
 fn open_model(dir: &Path, kind: ArtefactKind, options: &LoadOptions) -> Result<Arc<dyn Model>, OpenError> {
-    match kind {
-        ArtefactKind::Mlx => {
-            let directory = Arc::new(MlxDirectory::open(dir)?);
-            let mode = if options.exact { Mode::Exact } else { Mode::Fast };
-            let mut cpu = CpuOptions::default().with_mode(mode);
-            if let Some(threads) = options.threads {
-                cpu = cpu.with_threads(threads);
-            }
-            Ok(Arc::new(CpuModel::open(directory, cpu)?))
-        }
-        ArtefactKind::CoreMl => {
-            let precision = if options.exact { Precision::Exact } else { Precision::Half };
-            Ok(Arc::new(CoreMlModel::open(dir, precision)?))
-        }
-    }
+    let how = RunOptions {
+        backend: options.backend,
+        device: options.device,
+        compute_units: options.compute_units,
+        threads: options.threads,
+        exact: options.exact,
+        compiled_cache: options.compiled_cache.clone(),
+    };
+    let running = match kind {
+        ArtefactKind::Mlx => open_mlx(Arc::new(MlxDirectory::open(dir)?), &how),
+        ArtefactKind::CoreMl => open_coreml(dir, &how),
+    };
+    let running = running.map_err(|source| OpenError::Backend { dir: dir.to_owned(), source })?;
+    Ok(Arc::from(running.model))
 }

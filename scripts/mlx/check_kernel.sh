@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the text of the Metal kernel on a CPU and holds it against the rule in double precision (needs g++ >= 11 or a
+# clang with C++20).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${CXX:-c++}" -std=c++20 -O1 -pthread -I"$here/../../crates/mlx-backend/src" "$here/kernel_on_cpu.cpp" -o "$work/kernel"
+"$work/kernel"
