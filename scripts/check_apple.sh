@@ -17,5 +17,5 @@ done >"$out/cargo.toml"
 
 for target in aarch64-apple-darwin aarch64-apple-ios; do
   echo "-- $target"
-  cargo --config "$out/cargo.toml" clippy --workspace --all-targets --features mlx --locked --target "$target" -- -D warnings
+  cargo clippy --config "$out/cargo.toml" --workspace --all-targets --features mlx --locked --target "$target" -- -D warnings
 done

@@ -2,7 +2,8 @@
 # MLX on the CPU for x86-64 Linux, so that the `mlx` feature builds and its tests run without a Mac.
 #
 #   scripts/mlx/setup_linux.sh                                  (about a minute; needs cargo, g++ >= 12, ar, python3 with pip)
-#   cargo --config .mlx/cargo.toml test -p q35-mlx-backend --features mlx
+#   cargo test --config .mlx/cargo.toml --target-dir target/mlx -p q35-mlx-backend --features mlx
+#   cargo build --config .mlx/cargo.toml --target-dir target/mlx --release -p q35-cli --features mlx
 #
 # mlx-sys declares `links = "mlx"`, so a cargo configuration can stand in for its build script, which would clone MLX
 # and link Apple's frameworks. The library itself comes from the Python wheel of the very version that mlx-sys pins;
@@ -16,7 +17,7 @@ here=$root/scripts/mlx
 out=$root/.mlx
 mkdir -p "$out/obj" "$out/lib" "$out/bindings"
 
-python3 -m pip install --quiet --no-deps --upgrade --target "$out/py" "mlx-cpu==$mlx_version"
+python3 -m pip install --quiet --root-user-action=ignore --no-deps --upgrade --target "$out/py" "mlx-cpu==$mlx_version"
 
 cargo fetch --quiet --manifest-path "$root/Cargo.toml"
 mlx_c=$(cargo metadata --quiet --format-version 1 --all-features --manifest-path "$root/Cargo.toml" | python3 -c "
@@ -31,7 +32,7 @@ compile() {
 }
 export -f compile
 export here mlx_c out
-ls "$mlx_c"/mlx/c/*.cpp "$here/darwin_clock.cpp" | xargs -P "$(nproc)" -I{} bash -c 'compile {}'
+printf '%s\0' "$mlx_c"/mlx/c/*.cpp "$here/darwin_clock.cpp" | xargs -0 -P "$(nproc)" -I{} bash -c 'compile {}'
 rm -f "$out/lib/libmlxc.a"
 ar crs "$out/lib/libmlxc.a" "$out"/obj/*.o
 cp "$here/bindings.rs" "$out/bindings/bindings.rs"
@@ -45,4 +46,4 @@ rustc-env = { OUT_DIR = "$out/bindings" }
 [target.x86_64-unknown-linux-gnu]
 rustflags = ["-Clink-arg=-Wl,-rpath,$out/py/mlx/lib"]
 CONFIG
-echo "MLX $mlx_version for Linux is in $out; use: cargo --config .mlx/cargo.toml ..."
+echo "MLX $mlx_version for Linux is in $out; use: cargo build --config .mlx/cargo.toml --target-dir target/mlx --features mlx ..."

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use q35_backends::{Backend, ComputeUnits, Device, RunOptions};
 use q35_reference::Device as ReferenceDevice;
 
@@ -85,24 +86,26 @@ impl From<UnitsName> for ComputeUnits {
 
 impl BackendArgs {
     /// Everything that a backend is told, `unsaid` being who computes if nothing is given.
-    pub fn options(&self, unsaid: Backend, threads: Option<usize>, exact: bool) -> RunOptions {
-        RunOptions {
-            backend: self.backend.map_or(unsaid, Backend::from),
-            device: self.mlx_device(),
-            compute_units: self.compute_units.into(),
-            threads,
-            exact,
-            compiled_cache: compiled_cache(),
-        }
-    }
-
-    /// Where MLX computes, if it was said.
-    pub fn mlx_device(&self) -> Option<Device> {
-        match self.device {
+    ///
+    /// # Errors
+    /// MLX is to compute where it cannot in any build of this program.
+    pub fn options(
+        &self,
+        unsaid: Backend,
+        threads: Option<usize>,
+        exact: bool,
+    ) -> anyhow::Result<RunOptions> {
+        let backend = self.backend.map_or(unsaid, Backend::from);
+        let device = match self.device {
             Some(DeviceName::Cpu) => Some(Device::Cpu),
             Some(DeviceName::Metal) => Some(Device::Gpu),
+            Some(DeviceName::Cuda) if backend == Backend::Mlx => {
+                bail!("--device cuda: MLX computes on cpu or metal here")
+            }
             Some(DeviceName::Cuda) | None => None,
-        }
+        };
+        let compute_units = self.compute_units.into();
+        Ok(RunOptions { backend, device, compute_units, threads, exact, compiled_cache: compiled_cache() })
     }
 
     /// Where the float reference computes.

@@ -58,6 +58,10 @@ fn what_cannot_run_ends_with_2() {
     let cases: &[(&[&str], &str)] = &[
         (&["--prompt", "Hi"], "--model"),
         (&["--model", empty, "--prompt", "Hi"], "holds no model"),
+        (&["--model", "q35-nano", "--backend", "coreml", "--prompt", "Hi"], "cannot run an MLX model"),
+        (&["--model", "q35-nano", "--backend", "mlx", "--device", "cuda", "--prompt", "Hi"], "cpu or metal"),
+        #[cfg(not(any(feature = "mlx", target_vendor = "apple")))]
+        (&["--model", "q35-nano", "--backend", "mlx", "--prompt", "Hi"], "built without MLX"),
         (&["--model", "q35-nano", "--prompt", "Hi", "--top-p", "0"], "option `top_p`"),
         (&["--model", "q35-nano", "--prompt", "Hi", "--memory-limit", "1"], "does not fit in memory"),
         (&["--model", "q35-nano", "--script", "no-such-file"], "cannot read no-such-file"),

@@ -60,14 +60,14 @@ struct Inputs {
 
 impl Inputs {
     fn of(projected: &Projected, gates: Gates<'_>, sizes: Sizes) -> Result<Self> {
-        let Sizes { key_heads, value_heads, key_dim, .. } = sizes;
+        let Sizes { key_heads, value_heads, key_dim, value_dim } = sizes;
         let mixed = silu(&projected.mixed)?;
         let (tokens, keys) = (mixed.dim(0), key_heads * key_dim);
-        let heads_first = |x: Array, heads: i32| -> Result<Array> {
-            x.as_dtype(Dtype::Float32)?.reshape(&[tokens, heads, -1])?.swap_axes(0, 1)
+        let heads_first = |x: Array, heads: i32, width: i32| -> Result<Array> {
+            x.as_dtype(Dtype::Float32)?.reshape(&[tokens, heads, width])?.swap_axes(0, 1)
         };
         let shared = |x: Array| -> Result<Array> {
-            let x = l2_normalised(&heads_first(x, key_heads)?)?;
+            let x = l2_normalised(&heads_first(x, key_heads, key_dim)?)?;
             let times = value_heads / key_heads;
             let spread = ops::broadcast_to(x.expand_dims(1)?, &[key_heads, times, tokens, key_dim])?;
             spread.reshape(&[value_heads, tokens, key_dim])
@@ -78,7 +78,7 @@ impl Inputs {
         Ok(Self {
             q: shared(mixed.try_index((.., 0..keys))?)?.multiply(&scale)?,
             k: shared(mixed.try_index((.., keys..2 * keys))?)?,
-            v: heads_first(mixed.try_index((.., 2 * keys..))?, value_heads)?,
+            v: heads_first(mixed.try_index((.., 2 * keys..))?, value_heads, value_dim)?,
             log_decay: gates.a_log.exp()?.multiply(&softplus)?.negative()?.swap_axes(0, 1)?,
             beta: ops::sigmoid(projected.b.as_dtype(Dtype::Float32)?)?.swap_axes(0, 1)?,
         })

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 
-use mlx_rs::error::Result;
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 use q35_model::{Rows, Site};
@@ -97,7 +96,7 @@ impl Engine {
 }
 
 /// The numbers of an array, row-major, f32.
-pub(crate) fn to_host(array: &Array) -> Result<Vec<f32>> {
+pub(crate) fn to_host(array: &Array) -> mlx_rs::error::Result<Vec<f32>> {
     let array = array.as_dtype(Dtype::Float32)?.contiguous()?;
     array.eval()?;
     Ok(array.as_slice::<f32>().to_vec())

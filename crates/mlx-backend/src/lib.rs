@@ -18,6 +18,7 @@ mod attention;
 mod delta;
 mod engine;
 mod ffi;
+mod forward;
 #[cfg(target_vendor = "apple")]
 mod metal;
 mod model;

@@ -25,7 +25,7 @@ impl Matrix {
             Self::Packed { weight, scales, biases, group_size, bits } => {
                 ops::quantized_matmul(x, weight, scales, biases, true, *group_size, *bits)
             }
-            Self::Float(weight) => x.matmul(&weight.t()),
+            Self::Float(weight) => x.matmul(weight.t()),
         }
     }
 

@@ -68,7 +68,7 @@ fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
         }
         None => None,
     };
-    let how = args.backend.options(Backend::Auto, args.threads, args.exact);
+    let how = args.backend.options(Backend::Auto, args.threads, args.exact)?;
     let defaults = LoadOptions::default();
     Ok(LoadOptions {
         backend: how.backend,

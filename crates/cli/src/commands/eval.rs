@@ -115,7 +115,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
 fn open(name: &str, args: &Args, context: Context) -> anyhow::Result<Row> {
     let source = resolve(name, None, context.watcher)?;
     let artefact = Artefact::open(&source.dir)?;
-    let mut how = args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact);
+    let mut how = args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact)?;
     if artefact.kind() == "float" {
         // The float model that others are held against has its own.
         how.backend = Backend::Cpu;

@@ -126,7 +126,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         hash: if keyed { Some(reference.hash().context("hashing the source")?) } else { None },
         prompts: &prompts,
         thresholds: &thresholds,
-        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact),
+        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact)?,
     };
     let report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
     line(report.to_table().trim_end())?;

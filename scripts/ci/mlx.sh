@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds MLX's backend against the CPU build of MLX, runs its tests and the runtime's suite over it, and the commands.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+if [ "$(uname -sm)" != "Linux x86_64" ]; then
+  echo "skipped: the CPU build of MLX is set up on x86-64 Linux only"
+  exit 0
+fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+echo "-- the Metal kernel's text, on the CPU"
+scripts/mlx/check_kernel.sh
+
+scripts/mlx/setup_linux.sh
+# Apart from the rest: the path to MLX's library is a compiler flag, which would rebuild everything each way.
+mlx=(--config .mlx/cargo.toml --target-dir target/mlx --features mlx --locked)
+
+echo "-- lints"
+cargo clippy "${mlx[@]}" --workspace --all-targets -- -D warnings
+
+echo "-- tests: against the float reference, the CPU backend, and the suite over all backends"
+cargo test "${mlx[@]}" --workspace --test 'mlx_*'
+
+echo "-- the commands"
+cargo build "${mlx[@]}" --workspace --bins
+bin=target/mlx/debug
+"$bin/q35-convert" mlx --model q35-nano --out "$work/int4" --no-verify --quiet
+"$bin/q35-convert" parity --reference q35-nano --candidate "$work/int4" --backend mlx --short
+"$bin/q35-chat" --model "$work/int4" --backend mlx --prompt "My name is Ada. What is my name?" --seed 1 --quiet
+for device in metal cuda; do
+  if "$bin/q35-chat" --model "$work/int4" --backend mlx --device "$device" --prompt Hi --quiet; then
+    echo "a device that MLX has not was accepted: $device" >&2
+    exit 1
+  fi
+done

