@@ -28,6 +28,17 @@ bin=target/mlx/debug
 "$bin/q35-convert" mlx --model q35-nano --out "$work/int4" --no-verify --quiet
 "$bin/q35-convert" parity --reference q35-nano --candidate "$work/int4" --backend mlx --short
 "$bin/q35-chat" --model "$work/int4" --backend mlx --prompt "My name is Ada. What is my name?" --seed 1 --quiet
+
+echo "-- the same logits as mlx-lm's, on the same directory"
+[ -x .judges/bin/python ] || python3 -m venv .judges
+.judges/bin/pip install --quiet numpy safetensors 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
+python3 -c 'import json; print(json.dumps([(i * i * 31 + i * 7 + 3) % 4000 for i in range(200)]))' >"$work/ids.json"
+for backend in mlx cpu; do
+  "$bin/q35-convert" logits --model "$work/int4" --ids-file "$work/ids.json" --backend "$backend" --exact \
+    --out "$work/$backend.safetensors"
+done
+.judges/bin/python scripts/mlx_lm_logits.py "$work/int4" "$work/ids.json" "$work/mlx.safetensors" "$work/cpu.safetensors"
+
 for device in metal cuda; do
   if "$bin/q35-chat" --model "$work/int4" --backend mlx --device "$device" --prompt Hi --quiet; then
     echo "a device that MLX has not was accepted: $device" >&2
