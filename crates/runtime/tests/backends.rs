@@ -1,42 +1,27 @@
 //! The suite over the backends of every build: the CPU on MLX weights, and the evaluator on Core ML packages.
 
-use std::sync::{Mutex, Weak};
+mod support;
 
-use q35_coreml::{Options, Provenance};
 use q35_runtime::{Backend as Computes, Chat, LoadOptions, OpenError};
-use q35_suite::{Backend, ModelFiles, nano_mlx, nano_source};
-use tempfile::TempDir;
+use q35_suite::{Backend, nano_mlx};
+use support::{backend, nano_coreml};
 
-/// The suite's backend that opens `files`.
-fn backend(name: &'static str, files: ModelFiles) -> Backend {
-    Backend::new(name, move |options| Chat::open(files.path_str(), options, &|_| {}))
+fn on_cpu() -> LoadOptions {
+    LoadOptions::default().with_max_context(1024).with_backend(Computes::Cpu)
 }
 
 fn cpu_exact() -> Backend {
-    backend("CPU, exact", nano_mlx()).with_exact()
+    backend("CPU, exact", nano_mlx()).with_options(on_cpu().with_exact(true))
 }
 
 fn cpu_fast() -> Backend {
-    backend("CPU, fast", nano_mlx())
-}
-
-/// The embedded model as a Core ML package with 512 tokens of context.
-fn nano_coreml() -> ModelFiles {
-    static SHARED: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
-    ModelFiles::shared(&SHARED, |dir| {
-        let source = nano_source();
-        let checkpoint = q35_checkpoint::Checkpoint::open(source.path()).unwrap();
-        let options = Options { context: 512, ..Options::default() };
-        q35_coreml::write(&checkpoint, &options, &Provenance::default(), dir, &|_| {}).unwrap();
-    })
+    backend("CPU, fast", nano_mlx()).with_options(on_cpu())
 }
 
 /// In half precision, as a device computes. It takes its time, so less is done.
 fn coreml() -> Backend {
-    backend("Core ML evaluator", nano_coreml())
-        .with_options(LoadOptions::default().with_max_context(512).with_backend(Computes::CoreMl))
-        .with_grid(64)
-        .with_steps(8)
+    let options = on_cpu().with_max_context(512);
+    backend("Core ML evaluator", nano_coreml()).with_options(options).with_grid(64).with_steps(8)
 }
 
 q35_suite::backend_suite!(cpu_exact_suite, super::cpu_exact());
@@ -54,11 +39,11 @@ fn a_model_that_cannot_fit_is_refused_with_numbers() {
 
 #[test]
 fn a_backend_runs_only_its_own_files() {
-    for (files, other) in [(nano_mlx(), Computes::CoreMl), (nano_coreml(), Computes::Cpu)] {
+    for (files, other) in [(nano_mlx(), Computes::CoreMl), (nano_coreml(), Computes::Mlx)] {
         let options = LoadOptions::default().with_backend(other);
         let Err(q35_runtime::ChatError::Open(error)) = Chat::open(files.path_str(), &options, &|_| {}) else {
             panic!("opened by {other:?}");
         };
-        assert!(matches!(*error, OpenError::WrongBackend { .. }), "{error}");
+        assert!(matches!(*error, OpenError::Backend { .. }), "{error}");
     }
 }

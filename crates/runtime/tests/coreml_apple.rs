@@ -1,0 +1,21 @@
+//! The suite over Apple's Core ML, on each set of units. Not yet run: see `docs/apple.md`.
+#![cfg(target_vendor = "apple")]
+
+mod support;
+
+use q35_runtime::{Backend as Computes, ComputeUnits, LoadOptions};
+use q35_suite::{Backend, Reuse};
+use support::{backend, nano_coreml};
+
+fn coreml(units: ComputeUnits) -> Backend {
+    let options = LoadOptions::default().with_max_context(512).with_backend(Computes::CoreMl);
+    backend("Core ML", nano_coreml())
+        .with_options(options.with_compute_units(units))
+        .with_reuse(Reuse::MeanKl(1e-6))
+        .with_grid(64)
+        .with_steps(8)
+}
+
+q35_suite::backend_suite!(cpu_suite, super::coreml(ComputeUnits::CpuOnly));
+q35_suite::backend_suite!(gpu_suite, super::coreml(ComputeUnits::CpuAndGpu));
+q35_suite::backend_suite!(neural_engine_suite, super::coreml(ComputeUnits::CpuAndNeuralEngine));

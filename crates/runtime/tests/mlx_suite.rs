@@ -1,0 +1,18 @@
+//! The suite over MLX on its CPU backend, in f32, and on a Mac over MLX on Metal. Runs only with the feature `mlx` (see
+//! `scripts/mlx/setup_linux.sh`).
+#![cfg(feature = "mlx")]
+
+mod support;
+
+use q35_runtime::{Backend as Computes, Device, LoadOptions};
+use q35_suite::{Backend, nano_mlx};
+use support::backend;
+
+fn mlx(device: Device) -> Backend {
+    let options = LoadOptions::default().with_max_context(1024).with_backend(Computes::Mlx);
+    backend("MLX", nano_mlx()).with_options(options.with_device(device)).with_grid(64).with_steps(8)
+}
+
+q35_suite::backend_suite!(mlx_cpu_suite, super::mlx(Device::Cpu));
+#[cfg(target_vendor = "apple")]
+q35_suite::backend_suite!(mlx_metal_suite, super::mlx(Device::Gpu));

@@ -1,0 +1,25 @@
+//! Files for the suite's backends.
+
+use std::sync::{Mutex, Weak};
+
+use q35_coreml::{Options, Provenance};
+use q35_runtime::Chat;
+use q35_suite::{Backend, ModelFiles, nano_source};
+use tempfile::TempDir;
+
+/// The suite's backend that opens `files`.
+pub fn backend(name: &'static str, files: ModelFiles) -> Backend {
+    Backend::new(name, move |options| Chat::open(files.path_str(), options, &|_| {}))
+}
+
+/// The embedded model as a Core ML package with 512 tokens of context.
+#[allow(dead_code, reason = "not every test has a use for it")]
+pub fn nano_coreml() -> ModelFiles {
+    static SHARED: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
+    ModelFiles::shared(&SHARED, |dir| {
+        let source = nano_source();
+        let checkpoint = q35_checkpoint::Checkpoint::open(source.path()).unwrap();
+        let options = Options { context: 512, ..Options::default() };
+        q35_coreml::write(&checkpoint, &options, &Provenance::default(), dir, &|_| {}).unwrap();
+    })
+}
