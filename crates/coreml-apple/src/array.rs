@@ -58,8 +58,8 @@ pub(crate) fn fill(array: &MLMultiArray, tensor: &Tensor) -> Result<(), PredictE
 /// The elements of an array, dense.
 pub(crate) fn to_tensor(array: &MLMultiArray) -> Result<Tensor, PredictError> {
     // SAFETY: a plain getter.
-    let strides = sizes(unsafe { &array.strides() });
-    let layout = Layout { element: element_of(array)?, shape: shape_of(array), strides };
+    let strides = unsafe { array.strides() };
+    let layout = Layout { element: element_of(array)?, shape: shape_of(array), strides: sizes(&strides) };
     let tensor = Cell::new(None);
     let read = RcBlock::new(|bytes: NonNull<c_void>, size: NSInteger| {
         // SAFETY: Core ML hands over its buffer of `size` readable bytes for the duration of the block.
@@ -82,7 +82,8 @@ fn sizes(numbers: &NSArray<NSNumber>) -> Vec<usize> {
 
 fn shape_of(array: &MLMultiArray) -> Vec<usize> {
     // SAFETY: a plain getter.
-    sizes(unsafe { &array.shape() })
+    let shape = unsafe { array.shape() };
+    sizes(&shape)
 }
 
 fn element_of(array: &MLMultiArray) -> Result<Element, PredictError> {

@@ -121,20 +121,24 @@ pub(crate) struct DeltaRule {
 impl DeltaRule {
     /// For layers of these sizes, on a GPU if `gpu`; only Metal has a kernel of its own.
     pub fn new(sizes: Sizes, gpu: bool) -> Self {
-        #[cfg(target_vendor = "apple")]
-        return Self { sizes, kernel: gpu.then(|| crate::metal::StepKernel::checked(sizes)).flatten() };
         #[cfg(not(target_vendor = "apple"))]
-        {
-            debug_assert!(!gpu, "no build but Apple's has a GPU");
-            Self { sizes }
+        debug_assert!(!gpu, "no build but Apple's has a GPU");
+        Self {
+            sizes,
+            #[cfg(target_vendor = "apple")]
+            kernel: gpu.then(|| crate::metal::StepKernel::checked(sizes)).flatten(),
         }
     }
 
     /// Whether decoding uses a kernel of its own.
+    #[cfg(target_vendor = "apple")]
     pub fn is_fused(&self) -> bool {
-        #[cfg(target_vendor = "apple")]
-        return self.kernel.is_some();
-        #[cfg(not(target_vendor = "apple"))]
+        self.kernel.is_some()
+    }
+
+    /// Whether decoding uses a kernel of its own.
+    #[cfg(not(target_vendor = "apple"))]
+    pub fn is_fused(&self) -> bool {
         false
     }
 
