@@ -22,11 +22,11 @@ pub(crate) fn compiled(package: &Path, cache: Option<&Path>) -> Result<PathBuf, 
     if let Some(place) = place.as_ref().filter(|place| place.is_dir()) {
         return Ok(place.clone());
     }
-    // SAFETY: a file URL, and no object is kept.
     #[allow(
         deprecated,
         reason = "its successor answers on another thread, which a command that waits has no use for"
     )]
+    // SAFETY: a file URL, and no object is kept.
     let fresh = unsafe { MLModel::compileModelAtURL_error(&url(package)) }.map_err(in_words)?;
     let fresh = fresh.path().map(|path| PathBuf::from(path.to_string()));
     let fresh = fresh.ok_or_else(|| PredictError::Framework("the compiled model has no path".to_owned()))?;
