@@ -266,23 +266,35 @@ fn delta_step<S: Simd>(
     beta: f32,
     decay: f32,
 ) -> S::F {
-    // Four sums in turn hide the latency of the multiply-add.
+    // Four sums in turn hide the latency of the multiply-add; chunks of four keep them in registers.
+    let keys = state.len();
     let mut sums = [simd.splat(0.0); 4];
-    for (state, k) in state.chunks(4).zip(k.chunks(4)) {
-        for ((sum, state), &k) in sums.iter_mut().zip(state).zip(k) {
-            *sum = simd.fma(simd.splat(k), simd.load(state), *sum);
+    let (k_quads, k_rest) = k[..keys].as_chunks::<4>();
+    let (q_quads, q_rest) = q[..keys].as_chunks::<4>();
+    let (state_quads, state_rest) = state.as_chunks_mut::<4>();
+    for (state, k) in state_quads.iter().zip(k_quads) {
+        for i in 0..4 {
+            sums[i] = simd.fma(simd.splat(k[i]), simd.load(&state[i]), sums[i]);
         }
+    }
+    for ((sum, state), &k) in sums.iter_mut().zip(&*state_rest).zip(k_rest) {
+        *sum = simd.fma(simd.splat(k), simd.load(state), *sum);
     }
     let recalled = simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]));
     let decay = simd.splat(decay);
     let delta = simd.mul(simd.splat(beta), simd.sub(v, simd.mul(decay, recalled)));
     let mut sums = [simd.splat(0.0); 4];
-    for ((state, k), q) in state.chunks_mut(4).zip(k.chunks(4)).zip(q.chunks(4)) {
-        for (((sum, state), &k), &q) in sums.iter_mut().zip(state).zip(k).zip(q) {
-            let new = simd.fma(simd.splat(k), delta, simd.mul(decay, simd.load(state)));
-            simd.store(new, state);
-            *sum = simd.fma(simd.splat(q), new, *sum);
+    for ((state, k), q) in state_quads.iter_mut().zip(k_quads).zip(q_quads) {
+        for i in 0..4 {
+            let new = simd.fma(simd.splat(k[i]), delta, simd.mul(decay, simd.load(&state[i])));
+            simd.store(new, &mut state[i]);
+            sums[i] = simd.fma(simd.splat(q[i]), new, sums[i]);
         }
+    }
+    for (((sum, state), &k), &q) in sums.iter_mut().zip(state_rest).zip(k_rest).zip(q_rest) {
+        let new = simd.fma(simd.splat(k), delta, simd.mul(decay, simd.load(state)));
+        simd.store(new, state);
+        *sum = simd.fma(simd.splat(q), new, *sum);
     }
     simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]))
 }

@@ -76,9 +76,19 @@ impl Form {
         self.group / self.lanes()
     }
 
-    /// The same for the fast form, where sums are exact and only the packing counts.
+    /// The same for the fast form, where sums are exact and only the packing counts: a tile takes words of codes apart,
+    /// and of nibbles first the lower ones of a word's four bytes, then the upper ones.
     pub(crate) fn fast_place(self, element: usize) -> usize {
-        if self.nibbles { element % 2 * (self.group / 2) + element / 2 } else { element }
+        if self.nibbles { element / 8 * 8 + element % 2 * 4 + element % 8 / 2 } else { element }
+    }
+}
+
+impl Form {
+    /// Eight neighbouring codes as [`Form::fast_place`] places them.
+    #[inline(always)]
+    fn fast_quads(self, codes: [i8; 8]) -> [[i8; 4]; 2] {
+        let [a, b, c, d, e, f, g, h] = codes;
+        if self.nibbles { [[a, c, e, g], [b, d, f, h]] } else { [[a, b, c, d], [e, f, g, h]] }
     }
 }
 
@@ -349,9 +359,9 @@ impl Kernel for OneToken<'_> {
                             // 64 bytes hold 128 codes: they meet the even elements' vector, then the odd ones'.
                             let vector = 4 * (start / 128) + 2 * half;
                             let at = 64 * vector + start % 128 / 2;
-                            for (i, pair) in codes.as_chunks::<2>().0.iter().enumerate() {
-                                bytes[at + i] = pair[0];
-                                bytes[at + 64 + i] = pair[1];
+                            let (even, odd) = bytes[at..at + 64 + codes.len() / 2].split_at_mut(64);
+                            for ((pair, even), odd) in codes.as_chunks::<2>().0.iter().zip(even).zip(odd) {
+                                (*even, *odd) = (pair[0], pair[1]);
                             }
                         } else {
                             for (i, codes) in codes.chunks(64).enumerate() {
@@ -406,16 +416,13 @@ impl Kernel for ManyTokens<'_, '_> {
                     Mode::Fast => {
                         let mut halves = [[0; 128]; 2];
                         (scales[at], sums[at]) = numbers.quantize(simd, group, &mut halves);
-                        let mut placed = [[0; 128]; 2];
-                        for (placed, codes) in placed.iter_mut().zip(&halves) {
-                            for (element, &code) in codes[..group].iter().enumerate() {
-                                placed[form.fast_place(element)] = code;
-                            }
-                        }
-                        let upper = placed[0][..group].as_chunks::<4>().0;
-                        let lower = placed[1][..group].as_chunks::<4>().0;
-                        for (k, (&upper, &lower)) in upper.iter().zip(lower).enumerate() {
-                            quads[(start / 4 + k) * tokens + t] = [upper, lower];
+                        let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks::<8>().0);
+                        let at = start / 4;
+                        for (k, (upper, lower)) in upper.iter().zip(lower).enumerate().take(group / 8) {
+                            let quads = &mut quads[(at + 2 * k) * tokens..];
+                            let (upper, lower) = (form.fast_quads(*upper), form.fast_quads(*lower));
+                            quads[t] = [upper[0], lower[0]];
+                            quads[tokens + t] = [upper[1], lower[1]];
                         }
                     }
                 }

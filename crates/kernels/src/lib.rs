@@ -15,6 +15,7 @@ mod pool;
 mod rotary;
 mod row;
 mod simd;
+mod stream;
 mod tile;
 
 pub use attention::{BLOCK, HeadCache, SPAN, SpanResult, attend, attend_span, join_spans};

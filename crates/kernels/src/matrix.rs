@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use crate::simd::Simd;
+use crate::stream::unpack_plain;
 
 /// Element type of stored floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,18 +73,54 @@ impl<'a> Floats<'a> {
         }
     }
 
+    /// Asks for the cache lines of `count` elements from `from` on, which need not exist.
+    #[inline(always)]
+    pub(crate) fn prefetch<S: Simd>(&self, simd: S, from: usize, count: usize) {
+        let size = self.kind.size_bytes();
+        for line in (0..count * size).step_by(64) {
+            simd.prefetch(self.bytes, from * size + line);
+        }
+    }
+
+    /// `count` elements from `from` on as vectors, the last completed with zeros.
+    #[inline(always)]
+    pub(crate) fn read_vectors<S: Simd>(&self, simd: S, from: usize, count: usize, to: &mut [[f32; 16]]) {
+        let size = self.kind.size_bytes();
+        let bytes = &self.bytes[from * size..][..count * size];
+        let (whole, last) = to.split_at_mut(count / 16);
+        match self.kind {
+            FloatKind::F32 => {
+                for (bytes, to) in bytes.as_chunks::<64>().0.iter().zip(whole) {
+                    simd.store(simd.float_of_bits(simd.words(simd.load_bytes(bytes))), to);
+                }
+            }
+            FloatKind::F16 => {
+                for (bytes, to) in bytes.as_chunks::<32>().0.iter().zip(whole) {
+                    simd.store(simd.load_f16(bytes), to);
+                }
+            }
+            FloatKind::Bf16 => {
+                for (bytes, to) in bytes.as_chunks::<32>().0.iter().zip(whole) {
+                    simd.store(simd.load_bf16(bytes), to);
+                }
+            }
+        }
+        if let Some(last) = last.first_mut() {
+            let done = count / 16 * 16;
+            simd.store(self.lanes(simd, from + done, count - done), last);
+        }
+    }
+
     /// Sixteen elements from `from` on; zeros from `from + count` on.
     #[inline(always)]
     pub(crate) fn lanes<S: Simd>(&self, simd: S, from: usize, count: usize) -> S::F {
         let start = from * self.kind.size_bytes();
         match self.kind {
+            FloatKind::F32 if count >= 16 => {
+                simd.float_of_bits(simd.words(simd.load_bytes(exact(self.bytes, start))))
+            }
             FloatKind::F32 => {
-                let bytes: [u8; 64] = padded(self.bytes, start, count * 4);
-                let mut values = [0.0; 16];
-                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *value = f32::from_le_bytes(*bytes);
-                }
-                simd.load(&values)
+                simd.float_of_bits(simd.words(simd.load_bytes(&padded(self.bytes, start, count * 4))))
             }
             FloatKind::F16 if count >= 16 => simd.load_f16(exact(self.bytes, start)),
             FloatKind::F16 => simd.load_f16(&padded(self.bytes, start, count * 2)),
@@ -306,7 +343,7 @@ impl<'a> Matrix<'a> {
             }
             Codes::Stream { bits, bytes } => {
                 let mut codes = vec![0; self.columns];
-                unpack(bits, &bytes[from * bits / 8..][..self.columns * bits / 8], &mut codes);
+                unpack_plain(bits, &bytes[from * bits / 8..][..self.columns * bits / 8], &mut codes);
                 for (value, code) in out.iter_mut().zip(codes) {
                     *value = f32::from(code);
                 }
@@ -355,39 +392,9 @@ fn check_size(
     if expected == found { Ok(()) } else { Err(MatrixError::Size { part, rows, columns, expected, found }) }
 }
 
-/// Elements of `bits` bits from a little-endian bit stream, one per byte; eight of them take `bits` bytes.
-#[inline(always)]
-pub(crate) fn unpack(bits: usize, stream: &[u8], codes: &mut [u8]) {
-    let mask = (1u64 << bits) - 1;
-    for (packed, codes) in stream.chunks(bits).zip(codes.chunks_mut(8)) {
-        let mut word = [0; 8];
-        word[..packed.len()].copy_from_slice(packed);
-        let word = u64::from_le_bytes(word);
-        for (at, code) in codes.iter_mut().enumerate() {
-            *code = (word >> (at * bits) & mask) as u8;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bit_stream_is_read_from_the_lowest_bit_on() {
-        for bits in [2, 3, 5, 6] {
-            let codes: Vec<u8> = (0..32).map(|i| (i * 7 + 3) as u8 & ((1 << bits) - 1)).collect();
-            let mut stream = vec![0u8; 32 * bits / 8];
-            for (i, &code) in codes.iter().enumerate() {
-                for bit in 0..bits {
-                    stream[(i * bits + bit) / 8] |= (code >> bit & 1) << ((i * bits + bit) % 8);
-                }
-            }
-            let mut read = vec![0; 32];
-            unpack(bits, &stream, &mut read);
-            assert_eq!(read, codes, "{bits} bits");
-        }
-    }
 
     #[test]
     fn a_row_is_scaled_by_its_own_groups() {

@@ -2,13 +2,13 @@
 //!
 //! A vector of 64 bytes of codes meets its activations, giving sixteen lane sums; neighbouring lanes belong to one
 //! group. The lane sums of up to sixteen such vectors are added up into one vector whose lanes are sixteen groups
-//! (3 operations for each vector, no reduction per group), and only then become floats and are scaled.
-
-use std::ops::Range;
+//! (3 operations for each vector, no reduction per group), and only then become floats and are scaled. The lane sums
+//! of sixteen rows, in turn, are added up together.
 
 use crate::input::{Mode, Prepared};
-use crate::matrix::{Codes, Floats, Matrix, Scaling, unpack};
+use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::simd::{Kernel, Simd};
+use crate::stream::unpack;
 
 /// Rows `first..first + out.len()` of `matrix` times one token.
 pub(crate) struct Rows<'a> {
@@ -26,9 +26,14 @@ pub(crate) struct Scratch {
     pub codes: Vec<u8>,
     /// Values or scales.
     pub values: Vec<f32>,
+    /// Sixteen groups of which a row has only some.
+    completed: Vec<[u8; 64]>,
 }
 
-/// Some rows of codes, one after another: rows `first..` of the matrix.
+/// Rows whose sums over lanes are added up together.
+const BLOCK: usize = 16;
+
+/// Up to [`BLOCK`] rows of codes, one after another: rows `first..` of the matrix.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     matrix: &'a Matrix<'a>,
@@ -44,37 +49,97 @@ impl Kernel for Rows<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { matrix, x, first, out, scratch } = self;
         let columns = matrix.columns;
-        match matrix.codes {
-            Codes::Nibbles(codes) => {
-                let codes = &codes[first * columns / 2..];
-                by_group::<S, Nibbles>(simd, Run { matrix, x, first, codes }, out);
+        if let Codes::Float(floats) = matrix.codes {
+            for (at, out) in out.iter_mut().enumerate() {
+                float_row(simd, floats, (first + at) * columns, columns, &mut scratch.values);
+                *out = float_dot(simd, &scratch.values, &x.values);
             }
-            Codes::Bytes(codes) => {
-                let codes = &codes[first * columns..];
-                by_group::<S, Bytes>(simd, Run { matrix, x, first, codes }, out);
-            }
-            Codes::Signed(codes) => {
-                let codes = &codes[first * columns..];
-                by_group::<S, Signed>(simd, Run { matrix, x, first, codes }, out);
-            }
-            Codes::Stream { bits, bytes } => {
-                scratch.codes.resize(columns, 0);
-                let row_bytes = columns * bits / 8;
-                for (at, out) in out.iter_mut().enumerate() {
-                    let first = first + at;
-                    unpack(bits, &bytes[first * row_bytes..][..row_bytes], &mut scratch.codes);
-                    let run = Run { matrix, x, first, codes: &scratch.codes };
-                    by_group::<S, Bytes>(simd, run, std::slice::from_mut(out));
+            return;
+        }
+        let Scratch { codes: unpacked, values, completed } = scratch;
+        completed.resize(32, [0; 64]);
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let first = first + BLOCK * block;
+            let scales = Scales::read(simd, matrix, x.form.group, first, out.len(), values);
+            match matrix.codes {
+                Codes::Nibbles(codes) => {
+                    let codes = &codes[first * columns / 2..];
+                    by_group::<S, Nibbles>(simd, Run { matrix, x, first, codes }, scales, completed, out);
                 }
-            }
-            Codes::Float(floats) => {
-                for (at, out) in out.iter_mut().enumerate() {
-                    float_row(simd, floats, (first + at) * columns, columns, &mut scratch.values);
-                    *out = float_dot(simd, &scratch.values, &x.values);
+                Codes::Bytes(codes) => {
+                    let codes = &codes[first * columns..];
+                    by_group::<S, Bytes>(simd, Run { matrix, x, first, codes }, scales, completed, out);
                 }
+                Codes::Signed(codes) => {
+                    let codes = &codes[first * columns..];
+                    by_group::<S, Signed>(simd, Run { matrix, x, first, codes }, scales, completed, out);
+                }
+                Codes::Stream { bits, bytes } => {
+                    unpacked.resize(BLOCK * columns, 0);
+                    let unpacked = &mut unpacked[..out.len() * columns];
+                    let row_bytes = columns * bits / 8;
+                    unpack(simd, bits, &bytes[first * row_bytes..][..out.len() * row_bytes], unpacked);
+                    by_group::<S, Bytes>(
+                        simd,
+                        Run { matrix, x, first, codes: unpacked },
+                        scales,
+                        completed,
+                        out,
+                    );
+                }
+                Codes::Float(_) => {}
             }
         }
     }
+}
+
+/// Scales and biases of some rows [rows, groups] in f32, readable by vectors from any group on.
+#[derive(Clone, Copy)]
+struct Scales<'a> {
+    scales: &'a [f32],
+    biases: &'a [f32],
+}
+
+impl<'a> Scales<'a> {
+    #[inline(always)]
+    fn read<S: Simd>(
+        simd: S,
+        matrix: &Matrix<'_>,
+        group: usize,
+        first: usize,
+        rows: usize,
+        values: &'a mut Vec<f32>,
+    ) -> Self {
+        let groups = matrix.columns.div_ceil(group);
+        // A vector that starts in the last row may end beyond it.
+        let length = (rows * groups).next_multiple_of(16) + 16;
+        values.resize(2 * BLOCK * (groups + 2), 0.0);
+        let (scales, biases) = values.split_at_mut(length);
+        let biases = &mut biases[..length];
+        match matrix.scaling {
+            Scaling::Affine { scales: s, biases: b, .. } => {
+                read_floats(simd, s, first * groups, rows * groups, scales);
+                read_floats(simd, b, first * groups, rows * groups, biases);
+            }
+            Scaling::Blocks { scales: s, .. } => {
+                read_floats(simd, s, first * groups, rows * groups, scales);
+            }
+            Scaling::Rows { scales: s } => {
+                for (row, scales) in scales.chunks_exact_mut(groups).take(rows).enumerate() {
+                    scales.fill(s.get(first + row));
+                }
+            }
+            Scaling::None => {}
+        }
+        Self { scales, biases }
+    }
+}
+
+/// `count` values from `from` on, then zeros up to the next vector.
+#[inline(always)]
+fn read_floats<S: Simd>(simd: S, floats: Floats<'_>, from: usize, count: usize, values: &mut [f32]) {
+    let vectors = values[..count.next_multiple_of(16)].as_chunks_mut::<16>().0;
+    floats.read_vectors(simd, from, count, vectors);
 }
 
 /// The `columns` values from `from` on, zero-padded to vectors.
@@ -87,10 +152,7 @@ pub(crate) fn float_row<S: Simd>(
     values: &mut Vec<f32>,
 ) {
     values.resize(columns.next_multiple_of(16), 0.0);
-    for (v, vector) in values.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let count = (columns - 16 * v).min(16);
-        simd.store(floats.lanes(simd, from + 16 * v, count), vector);
-    }
+    read_floats(simd, floats, from, columns, values);
 }
 
 /// The product of a row, padded to vectors, with its columns of activations: four sums of vectors in turn.
@@ -141,8 +203,7 @@ macro_rules! chain {
 #[inline(always)]
 fn halves_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
     let upper = simd.dot(simd.int_splat(0), bytes, simd.load_signed(&x[0]));
-    let lower = simd.dot(acc, bytes, simd.load_signed(&x[1]));
-    simd.int_add(simd.int_shl::<7>(upper), lower)
+    simd.dot(simd.int_add(acc, simd.int_shl::<7>(upper)), bytes, simd.load_signed(&x[1]))
 }
 
 impl Format for Nibbles {
@@ -154,9 +215,9 @@ impl Format for Nibbles {
         let (even, odd) = (simd.low_nibbles(codes), simd.high_nibbles(codes));
         let upper = simd.dot_small(simd.int_splat(0), even, simd.load_signed(&x[0]));
         let upper = simd.dot_small(upper, odd, simd.load_signed(&x[1]));
-        let lower = simd.dot_small(acc, even, simd.load_signed(&x[2]));
-        let lower = simd.dot_small(lower, odd, simd.load_signed(&x[3]));
-        simd.int_add(simd.int_shl::<7>(upper), lower)
+        let sum = simd.int_add(acc, simd.int_shl::<7>(upper));
+        let sum = simd.dot_small(sum, even, simd.load_signed(&x[2]));
+        simd.dot_small(sum, odd, simd.load_signed(&x[3]))
     }
 
     #[inline(always)]
@@ -195,18 +256,24 @@ impl Format for Signed {
 }
 
 #[inline(always)]
-fn by_group<S: Simd, F: Format>(simd: S, run: Run<'_>, out: &mut [f32]) {
+fn by_group<S: Simd, F: Format>(
+    simd: S,
+    run: Run<'_>,
+    scales: Scales<'_>,
+    completed: &mut [[u8; 64]],
+    out: &mut [f32],
+) {
     let form = run.x.form;
     // Quads of lanes to a group, if one vector holds it.
     match (form.mode, form.group / (16 * F::PER_BYTE)) {
-        (Mode::Fast, 1) => rows::<S, F, Integers, 1, 1>(simd, run, out),
-        (Mode::Fast, 2) => rows::<S, F, Integers, 2, 1>(simd, run, out),
-        (Mode::Fast, 4) => rows::<S, F, Integers, 4, 1>(simd, run, out),
-        (Mode::Fast, _) => rows::<S, F, Integers, 4, 2>(simd, run, out),
-        (Mode::Exact, 1) => rows::<S, F, Reals, 1, 1>(simd, run, out),
-        (Mode::Exact, 2) => rows::<S, F, Reals, 2, 1>(simd, run, out),
-        (Mode::Exact, 4) => rows::<S, F, Reals, 4, 1>(simd, run, out),
-        (Mode::Exact, _) => rows::<S, F, Reals, 4, 2>(simd, run, out),
+        (Mode::Fast, 1) => rows::<S, F, Integers, 1, 1>(simd, run, scales, completed, out),
+        (Mode::Fast, 2) => rows::<S, F, Integers, 2, 1>(simd, run, scales, completed, out),
+        (Mode::Fast, 4) => rows::<S, F, Integers, 4, 1>(simd, run, scales, completed, out),
+        (Mode::Fast, _) => rows::<S, F, Integers, 4, 2>(simd, run, scales, completed, out),
+        (Mode::Exact, 1) => rows::<S, F, Reals, 1, 1>(simd, run, scales, completed, out),
+        (Mode::Exact, 2) => rows::<S, F, Reals, 2, 1>(simd, run, scales, completed, out),
+        (Mode::Exact, 4) => rows::<S, F, Reals, 4, 1>(simd, run, scales, completed, out),
+        (Mode::Exact, _) => rows::<S, F, Reals, 4, 2>(simd, run, scales, completed, out),
     }
 }
 
@@ -285,23 +352,34 @@ impl Sums for Reals {
     }
 }
 
-/// How far ahead of the products codes are asked for, in bytes. The hardware's own prefetch stops at every page.
+/// How far ahead of the products codes are asked for, in bytes: the hardware's own prefetch stops at every page.
 const PREFETCH: usize = 4096;
 
 #[inline(always)]
 fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
     simd: S,
     run: Run<'_>,
+    scales: Scales<'_>,
+    completed: &mut [[u8; 64]],
     out: &mut [f32],
 ) {
     let row_bytes = run.matrix.columns / F::PER_BYTE;
     let groups = run.matrix.columns.div_ceil(run.x.form.group);
     let vectors = 4 * QUADS * PARTS;
-    // Sixteen groups of which the row has only some are completed with zeros.
-    let mut completed = [[0; 64]; 32];
-    for (at, (out, codes)) in out.iter_mut().zip(run.codes.chunks_exact(row_bytes)).enumerate() {
+    let mut slots = [simd.splat(0.0); BLOCK];
+    // The next block's scales are read at its beginning, all at once: each row here asks for a part of them.
+    let next = (run.first + BLOCK) * groups;
+    for (row, codes) in run.codes.chunks_exact(row_bytes).enumerate().take(out.len()) {
+        match run.matrix.scaling {
+            Scaling::Affine { scales, biases, .. } => {
+                scales.prefetch(simd, next + row * groups, groups);
+                biases.prefetch(simd, next + row * groups, groups);
+            }
+            Scaling::Blocks { scales, .. } => scales.prefetch(simd, next + row * groups, groups),
+            Scaling::Rows { .. } | Scaling::None => {}
+        }
         // Lane i gathers groups i, i + 16, i + 32, ... in turn.
-        let mut slots = simd.splat(0.0);
+        let mut sums = simd.splat(0.0);
         for (chunk, codes) in codes.chunks(64 * vectors).enumerate() {
             for line in 0..vectors {
                 simd.prefetch(codes, PREFETCH + 64 * line);
@@ -309,49 +387,58 @@ fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
             let codes = if codes.len() == 64 * vectors {
                 codes.as_chunks().0
             } else {
-                completed.as_flattened_mut()[..codes.len()].copy_from_slice(codes);
+                let (own, rest) = completed[..vectors].as_flattened_mut().split_at_mut(codes.len());
+                own.copy_from_slice(codes);
+                rest.fill(0);
                 &completed[..vectors]
             };
-            let sums = K::groups::<S, F, QUADS, PARTS>(simd, codes, run.x, chunk * vectors);
-            slots = scaled(simd, run, run.first + at, 16 * chunk..groups, sums, slots);
+            let dots = K::groups::<S, F, QUADS, PARTS>(simd, codes, run.x, chunk * vectors);
+            sums = scaled(simd, run, scales, row * groups + 16 * chunk, 16 * chunk, dots, sums);
         }
-        *out = simd.sum(slots);
+        slots[row] = sums;
     }
+    // As `Simd::sum` of each row.
+    let mut quads = [simd.splat(0.0); 4];
+    for (quad, slots) in quads.iter_mut().zip(slots.as_chunks::<4>().0) {
+        *quad = simd.quad_sums(*slots);
+    }
+    let sums = simd.pair_quads(simd.pair_quads(quads[0], quads[1]), simd.pair_quads(quads[2], quads[3]));
+    let mut values = [0.0; BLOCK];
+    simd.store(sums, &mut values);
+    out.copy_from_slice(&values[..out.len()]);
 }
 
-/// `slots` plus the sums of up to sixteen groups, scaled.
+/// `slots` plus the sums of sixteen groups from `group` on, scaled by the scales from `at` on. The sums of groups that
+/// a row does not have are zero, whatever their scales.
 #[inline(always)]
-fn scaled<S: Simd>(simd: S, run: Run<'_>, row: usize, groups: Range<usize>, sums: S::F, slots: S::F) -> S::F {
-    let (at, count) = (row * groups.end + groups.start, groups.len());
+fn scaled<S: Simd>(
+    simd: S,
+    run: Run<'_>,
+    scales: Scales<'_>,
+    at: usize,
+    group: usize,
+    sums: S::F,
+    slots: S::F,
+) -> S::F {
     let fast = run.x.form.mode == Mode::Fast;
-    let x_sums = x_lanes(simd, &run.x.sums, groups.start);
-    let x_scales = x_lanes(simd, &run.x.scales, groups.start);
-    match run.matrix.scaling {
-        Scaling::Affine { scales, biases, .. } => {
-            let (scale, bias) = (scales.lanes(simd, at, count), biases.lanes(simd, at, count));
-            let value = simd.fma(scale, sums, simd.mul(bias, x_sums));
-            if fast { simd.fma(x_scales, value, slots) } else { simd.add(slots, value) }
-        }
-        Scaling::Blocks { .. } | Scaling::Rows { .. } | Scaling::None => {
-            let scale = match run.matrix.scaling {
-                Scaling::Blocks { scales, .. } => scales.lanes(simd, at, count),
-                Scaling::Rows { scales } => simd.splat(scales.get(row)),
-                _ => simd.splat(1.0),
-            };
-            if fast {
-                // 128 was added to each code; the sums are whole numbers.
-                let sums = simd.sub(sums, simd.mul(simd.splat(128.0), x_sums));
-                simd.fma(x_scales, simd.mul(scale, sums), slots)
-            } else {
-                simd.fma(scale, sums, slots)
-            }
-        }
+    let x_sums = lanes(simd, &run.x.sums, group);
+    let x_scales = lanes(simd, &run.x.scales, group);
+    let scale = lanes(simd, scales.scales, at);
+    if let Scaling::Affine { .. } = run.matrix.scaling {
+        let value = simd.fma(scale, sums, simd.mul(lanes(simd, scales.biases, at), x_sums));
+        if fast { simd.fma(x_scales, value, slots) } else { simd.add(slots, value) }
+    } else if fast {
+        // 128 was added to each code; the sums are whole numbers.
+        let sums = simd.sub(sums, simd.mul(simd.splat(128.0), x_sums));
+        simd.fma(x_scales, simd.mul(scale, sums), slots)
+    } else {
+        simd.fma(scale, sums, slots)
     }
 }
 
-/// The vector of a group's number that starts at group `from`; the table is padded to vectors.
+/// The vector that starts at `from` in a table padded to vectors.
 // Closures are no place for vectors: one that is not inlined is compiled without the instruction set.
 #[inline(always)]
-fn x_lanes<S: Simd>(simd: S, values: &[f32], from: usize) -> S::F {
+fn lanes<S: Simd>(simd: S, values: &[f32], from: usize) -> S::F {
     simd.load(values[from..].first_chunk().expect("padded to vectors"))
 }

@@ -7,9 +7,10 @@
 
 use crate::columns::ColumnBlock;
 use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
-use crate::matrix::{Codes, Floats, Matrix, Scaling, unpack};
+use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::row::{Scratch, float_dot, float_row};
 use crate::simd::{Kernel, Simd};
+use crate::stream::unpack;
 
 /// Some rows, those of the columns of `out` [tokens, rows], times all tokens.
 pub(crate) struct Tiles<'a, 'b> {
@@ -94,7 +95,7 @@ impl<'a> Tile<'a> {
         let groups = matrix.columns.div_ceil(form.group);
         let padded = groups * form.group;
         let affine = matches!(matrix.scaling, Scaling::Affine { .. });
-        // [row][columns] codes, then the tile's.
+        // Rows of codes taken out of a bit stream, then the tile's.
         let tile_bytes = 16 * padded;
         scratch.codes.resize(2 * tile_bytes, 0);
         let value_count = if form.mode == Mode::Exact { tile_bytes } else { 0 };
@@ -104,9 +105,32 @@ impl<'a> Tile<'a> {
         let (values, floats) = scratch.values.split_at_mut(value_count);
         let (scales, biases) = floats.split_at_mut(scale_count);
 
-        plain_codes(matrix, form, first, count, plain, padded);
         let codes = codes.as_chunks_mut::<64>().0;
-        transpose_words(simd, plain, padded, codes);
+        let columns = matrix.columns;
+        match matrix.codes {
+            Codes::Nibbles(bytes) => {
+                let rows = Rows { bytes, stride: columns / 2, first, count };
+                take_apart(simd, rows, Packing::Nibbles, codes);
+            }
+            Codes::Bytes(bytes) => {
+                take_apart(simd, Rows { bytes, stride: columns, first, count }, Packing::Bytes, codes);
+            }
+            Codes::Signed(bytes) => {
+                let packing = if form.mode == Mode::Fast { Packing::Flipped } else { Packing::Bytes };
+                take_apart(simd, Rows { bytes, stride: columns, first, count }, packing, codes);
+            }
+            Codes::Stream { bits, bytes } => {
+                let bytes = &bytes[first * columns * bits / 8..][..count * columns * bits / 8];
+                unpack(simd, bits, bytes, &mut plain[..count * columns]);
+                take_apart(
+                    simd,
+                    Rows { bytes: plain, stride: columns, first: 0, count },
+                    Packing::Bytes,
+                    codes,
+                );
+            }
+            Codes::Float(_) => {}
+        }
         let values = values.as_chunks_mut::<16>().0;
         if form.mode == Mode::Exact {
             let signed = matches!(matrix.codes, Codes::Signed(_));
@@ -278,44 +302,6 @@ fn count_up<S: Simd, const T: usize>(simd: S, tree: &mut [[S::F; T]; 5], rank: u
     tree[level] = sums;
 }
 
-/// The rows' codes, one per byte, groups in the packing of [`Form::fast_place`], rows of `padded` bytes; signed ones
-/// with 128 added in the fast mode. Rows that do not exist are left as they are.
-#[inline(always)]
-fn plain_codes(matrix: &Matrix<'_>, form: Form, first: usize, count: usize, plain: &mut [u8], padded: usize) {
-    let columns = matrix.columns;
-    for (row, plain) in plain.chunks_exact_mut(padded).take(count).enumerate() {
-        let row = first + row;
-        match matrix.codes {
-            Codes::Nibbles(codes) => {
-                let codes = &codes[row * columns / 2..][..columns / 2];
-                for (codes, plain) in
-                    codes.chunks_exact(form.group / 2).zip(plain.chunks_exact_mut(form.group))
-                {
-                    let (even, odd) = plain.split_at_mut(form.group / 2);
-                    for ((&byte, even), odd) in codes.iter().zip(even).zip(odd) {
-                        *even = byte & 15;
-                        *odd = byte >> 4;
-                    }
-                }
-            }
-            Codes::Bytes(codes) => plain[..columns].copy_from_slice(&codes[row * columns..][..columns]),
-            Codes::Signed(codes) => {
-                let codes = &codes[row * columns..][..columns];
-                let offset = if form.mode == Mode::Fast { 128 } else { 0 };
-                plain[columns..].fill(offset);
-                for (&code, plain) in codes.iter().zip(plain) {
-                    *plain = code ^ offset;
-                }
-            }
-            Codes::Stream { bits, bytes } => {
-                let row_bytes = columns * bits / 8;
-                unpack(bits, &bytes[row * row_bytes..][..row_bytes], &mut plain[..columns]);
-            }
-            Codes::Float(_) => {}
-        }
-    }
-}
-
 /// Rows `first..first + count` of `floats` [rows, groups] to vectors of one number of each row, zeros for rows beyond.
 #[inline(always)]
 fn transpose_floats<S: Simd>(
@@ -339,13 +325,37 @@ fn transpose_floats<S: Simd>(
     }
 }
 
-/// Words of sixteen rows of `padded` bytes to vectors of one word of each.
+/// Up to sixteen rows of bytes.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    bytes: &'a [u8],
+    /// Bytes of a row.
+    stride: usize,
+    first: usize,
+    count: usize,
+}
+
+/// What the bytes of rows hold.
+#[derive(Clone, Copy)]
+enum Packing {
+    /// Two codes each.
+    Nibbles,
+    /// One code each.
+    Bytes,
+    /// One signed code each, to which 128 is to be added.
+    Flipped,
+}
+
+/// Words of sixteen rows to vectors of one word of each, and nibbles to bytes. Rows and bytes that do not exist
+/// become zeros.
 #[inline(always)]
-fn transpose_words<S: Simd>(simd: S, plain: &[u8], padded: usize, tile: &mut [[u8; 64]]) {
-    let mut vectors = [simd.int_splat(0); 16];
-    for (block, tile) in tile.chunks_mut(16).enumerate() {
-        for (row, vector) in vectors.iter_mut().enumerate() {
-            let bytes = &plain[row * padded..][..padded][64 * block..];
+fn take_apart<S: Simd>(simd: S, rows: Rows<'_>, packing: Packing, tile: &mut [[u8; 64]]) {
+    let per_word = if matches!(packing, Packing::Nibbles) { 2 } else { 1 };
+    for (block, tile) in tile.chunks_mut(16 * per_word).enumerate() {
+        let mut vectors = [simd.int_splat(0); 16];
+        for (row, vector) in vectors.iter_mut().enumerate().take(rows.count) {
+            let row = &rows.bytes[(rows.first + row) * rows.stride..][..rows.stride];
+            let bytes = row.get(64 * block..).unwrap_or_default();
             *vector = match bytes.first_chunk() {
                 Some(bytes) => simd.words(simd.load_bytes(bytes)),
                 None => {
@@ -356,8 +366,24 @@ fn transpose_words<S: Simd>(simd: S, plain: &[u8], padded: usize, tile: &mut [[u
             };
         }
         simd.int_transpose(&mut vectors);
-        for (tile, vector) in tile.iter_mut().zip(vectors) {
-            simd.store_bytes(simd.bytes(vector), tile);
+        match packing {
+            Packing::Nibbles => {
+                for (pair, vector) in tile.as_chunks_mut::<2>().0.iter_mut().zip(vectors) {
+                    let bytes = simd.bytes(vector);
+                    simd.store_bytes(simd.low_nibbles(bytes), &mut pair[0]);
+                    simd.store_bytes(simd.high_nibbles(bytes), &mut pair[1]);
+                }
+            }
+            Packing::Bytes => {
+                for (tile, vector) in tile.iter_mut().zip(vectors) {
+                    simd.store_bytes(simd.bytes(vector), tile);
+                }
+            }
+            Packing::Flipped => {
+                for (tile, vector) in tile.iter_mut().zip(vectors) {
+                    simd.store_bytes(simd.flip_sign(simd.bytes(vector)), tile);
+                }
+            }
         }
     }
 }

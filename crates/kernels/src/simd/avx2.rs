@@ -8,12 +8,15 @@ use super::{Kernel, Simd, with_features};
 pub(super) struct Avx2(());
 
 pub(super) fn detected() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("bmi2")
 }
 
 /// # Safety
 /// [`detected`] has returned true.
-#[target_feature(enable = "avx2,fma,f16c")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
@@ -260,8 +263,19 @@ impl Simd for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_sll_epi32(a[1], count))),
             ]
         }
+        fn unpack<const BITS: u32>(self, from: &[u8]) -> I {
+            let mask = 0x0101_0101_0101_0101 * ((1 << BITS) - 1);
+            let mut codes = [0; 8];
+            for (code, packed) in codes.iter_mut().zip(from.chunks_exact(BITS as usize)) {
+                let mut word = [0; 8];
+                word[..packed.len()].copy_from_slice(packed);
+                *code = _pdep_u64(u64::from_le_bytes(word), mask);
+            }
+            let bytes: &[u8; 64] = bytemuck::cast_ref(&codes);
+            self.load_bytes(bytes)
+        }
         fn prefetch(self, of: &[u8], offset: usize) {
-            _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(offset).cast())
+            _mm_prefetch::<_MM_HINT_T1>(of.as_ptr().wrapping_add(offset).cast())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! AVX-512 with VNNI.
+//! AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later.
 
 use std::arch::x86_64::*;
 
@@ -13,13 +13,14 @@ pub(super) fn detected() -> bool {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
 }
 
 /// # Safety
 /// [`detected`] has returned true.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
@@ -173,8 +174,35 @@ impl Simd for Avx512 {
             let top = _mm512_sllv_epi32(a, _mm512_set1_epi32(24 - 8 * J as i32));
             _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))
         }
+        fn unpack<const BITS: u32>(self, from: &[u8]) -> __m512i {
+            // Each quadword gets the bytes from its first code on; then eight codes are shifted to its bytes.
+            const fn places(bits: usize) -> [u8; 64] {
+                let mut places = [0; 64];
+                let mut at = 0;
+                while at < 64 {
+                    places[at] = (at / 8 * bits + at % 8) as u8;
+                    at += 1;
+                }
+                places
+            }
+            const fn shifts(bits: usize) -> [u8; 64] {
+                let mut shifts = [0; 64];
+                let mut at = 0;
+                while at < 64 {
+                    shifts[at] = (at % 8 * bits) as u8;
+                    at += 1;
+                }
+                shifts
+            }
+            let (places, shifts) = const { (places(BITS as usize), shifts(BITS as usize)) };
+            let from = &from[..8 * BITS as usize];
+            let packed = _mm512_maskz_loadu_epi8((1 << (8 * BITS)) - 1, from.as_ptr().cast());
+            let words = _mm512_permutexvar_epi8(_mm512_loadu_si512(places.as_ptr().cast()), packed);
+            let codes = _mm512_multishift_epi64_epi8(_mm512_loadu_si512(shifts.as_ptr().cast()), words);
+            _mm512_and_si512(codes, _mm512_set1_epi8((1 << BITS) - 1))
+        }
         fn prefetch(self, of: &[u8], offset: usize) {
-            _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(offset).cast())
+            _mm_prefetch::<_MM_HINT_T1>(of.as_ptr().wrapping_add(offset).cast())
         }
     }
 }

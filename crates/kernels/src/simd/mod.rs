@@ -18,6 +18,8 @@ mod portable;
 
 use std::sync::OnceLock;
 
+use crate::stream::unpack_plain;
+
 /// An instruction set that this machine has. All give the same results, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Kind);
@@ -188,7 +190,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn byte<const J: u32>(self, a: Self::I) -> Self::F;
     /// Byte J of each word as a signed number.
     fn signed_byte<const J: u32>(self, a: Self::I) -> Self::F;
-    /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it.
+    /// 64 codes of `BITS` bits (2, 3, 5 or 6), one per byte, from a little-endian bit stream of `8 * BITS` bytes.
+    fn unpack<const BITS: u32>(self, from: &[u8]) -> Self::B {
+        let mut codes = [0; 64];
+        unpack_plain(BITS as usize, from, &mut codes);
+        self.load_bytes(&codes)
+    }
+    /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it, into the second-level
+    /// cache: the first can wait for too few lines at a time to keep memory busy.
     fn prefetch(self, of: &[u8], offset: usize);
 }
 
