@@ -16,7 +16,7 @@ use crate::backend::{BackendArgs, BackendName};
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RunArgs {
     /// Threads of the CPU backend; all processors if not given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
     /// Compute in f32 throughout, where the CPU backend would quantize activations for speed and the Core ML evaluator

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use q35_runtime::{Format, Sampling};
 
+use super::bench::Bench;
 use crate::backend::BackendArgs;
 
 /// Talks with a converted Qwen3.5 model
@@ -16,7 +17,12 @@ use crate::backend::BackendArgs;
 /// Exit codes: 0, done; 1, it ran but a reply failed, was stopped, or a template refused; 2, it could not run.
 #[derive(Debug, Parser)]
 #[command(name = "q35-chat", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Chat {
+    /// What else it can do
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// A converted model's directory, its hub id, or q35-nano for the small model in this program
     #[arg(long, value_name = "DIR|ID", required_unless_present = "render")]
     pub model: Option<String>,
@@ -98,6 +104,12 @@ pub struct Chat {
     pub quiet: bool,
 }
 
+/// What else `q35-chat` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measures speed
+    Bench(Bench),
+}
 /// Whether something is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shown {

@@ -1,6 +1,8 @@
-//! `q35-chat`: a conversation on a terminal, one answer, a scripted conversation, or one rendering of a chat template.
+//! `q35-chat`: a conversation on a terminal, one answer, a scripted conversation, one rendering of a chat template, or
+//! a measurement of speed.
 
 mod args;
+mod bench;
 mod console;
 mod interactive;
 mod interrupt;
@@ -9,7 +11,7 @@ mod open;
 mod render;
 mod script;
 
-pub use args::Chat;
+pub use args::{Chat, Command};
 
 use crate::exit::Outcome;
 
@@ -19,6 +21,9 @@ impl Chat {
     /// # Errors
     /// It could not run.
     pub fn run(self) -> anyhow::Result<Outcome> {
+        if let Some(Command::Bench(bench)) = &self.command {
+            return bench.run();
+        }
         if let Some(case) = &self.render {
             return render::run(&self, case);
         }

@@ -89,7 +89,7 @@ fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
 }
 
 /// The embedded model as an INT4 MLX directory.
-fn convert_nano() -> anyhow::Result<TempDir> {
+pub(super) fn convert_nano() -> anyhow::Result<TempDir> {
     let (source, target) = (tempfile::tempdir()?, tempfile::tempdir()?);
     q35_nano::write_to(source.path())?;
     let checkpoint = Checkpoint::open(source.path())?;
