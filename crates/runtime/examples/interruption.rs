@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = std::env::args().nth(1).ok_or("usage: interruption MODEL_DIR")?;
     let chat = Chat::from_pretrained(&model)?;
     let mut session = chat.session();
-    let recognised = [("My name is Ada.", 9), ("What is an earthquake?", 1), ("Stop. What is my name?", 9)];
+    let recognised = [("What is a piano?", 1), ("My name is Ada.", 9), ("What is my name?", 9)];
     for (utterance, patience) in recognised {
         println!("human: {utterance}");
         let reply = session.send(utterance, &Sampling::greedy().with_thinking(false))?;

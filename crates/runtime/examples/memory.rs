@@ -14,31 +14,41 @@ fn resident_bytes() -> u64 {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
 
+const MB: f64 = 1e6;
+
+/// Prints what the process gained since it had `start` bytes beside what the chat says; whether they are within 5 %.
+fn compare(when: &str, start: u64, chat: &Chat) -> bool {
+    let gained = resident_bytes().saturating_sub(start) as f64;
+    let memory = chat.memory_footprint();
+    let difference = memory.total_bytes() as f64 / gained - 1.0;
+    println!(
+        "{when}: {:.1} MB gained, {:.1} MB by memory_footprint ({:+.1} %)\n  {memory:?}",
+        gained / MB,
+        memory.total_bytes() as f64 / MB,
+        difference * 100.0
+    );
+    difference.abs() <= 0.05
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let model = arguments.next().ok_or("usage: memory MODEL_DIR [PROMPT_WORDS]")?;
     let words: usize = arguments.next().map_or(Ok(200), |words| words.parse())?;
     let start = resident_bytes();
-    let mb = |bytes: u64| bytes as f64 / 1e6;
-    println!("before: {:.1} MB resident", mb(start));
     let chat = Chat::from_pretrained(&model)?;
-    println!("loaded: {:+.1} MB", mb(resident_bytes().saturating_sub(start)));
-    let mut session = chat.session();
-    for round in 0..2 {
-        let sampling = Sampling::default().with_seed(1).with_max_tokens(16);
-        session.ask("word ".repeat(words), &sampling)?;
-        let (gained, said) = (resident_bytes().saturating_sub(start), chat.memory_footprint());
-        println!(
-            "talked: {:+.1} MB resident, {:.1} MB by memory_footprint ({:+.1} %): {said:?}",
-            mb(gained),
-            mb(said.total_bytes()),
-            (said.total_bytes() as f64 / gained as f64 - 1.0) * 100.0
-        );
-        chat.unload()?;
-        println!("unloaded: {:+.1} MB", mb(resident_bytes().saturating_sub(start)));
-        if round == 0 {
+    let mut near = compare("loaded", start, &chat);
+    let mut sessions = [chat.session(), chat.session()];
+    let mut left = 0;
+    for round in ["first", "second"] {
+        for session in &mut sessions {
             session.reset_conversation();
+            session.ask(" word".repeat(words), &Sampling::default().with_seed(1).with_max_tokens(8))?;
         }
+        near &= compare(&format!("two conversations, {round} time"), start, &chat);
+        chat.unload()?;
+        left = resident_bytes().saturating_sub(start);
+        println!("unloaded: {:.1} MB left", left as f64 / MB);
     }
+    println!("within 5 %: {near}; left in the end: {:.1} MB", left as f64 / MB);
     Ok(())
 }

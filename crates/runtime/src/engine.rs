@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use q35_model::Model;
 
+use crate::allocator::give_back_freed;
 use crate::cache::PrefixCache;
 use crate::generate::Live;
 use crate::language::Language;
@@ -114,6 +115,8 @@ impl Engine {
             return Ok(loaded.clone());
         }
         let loaded = Arc::new((self.loader)()?);
+        // Reading a tokenizer takes several times the memory that it needs afterwards.
+        give_back_freed();
         *place = Some(loaded.clone());
         Ok(loaded)
     }
@@ -138,6 +141,8 @@ impl Engine {
         }
         self.cache.clear();
         *loaded = None;
+        drop(places);
+        give_back_freed();
         Ok(())
     }
 

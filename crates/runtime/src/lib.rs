@@ -18,8 +18,9 @@
 //! # Ok::<(), q35_runtime::ChatError>(())
 //! ```
 #![deny(missing_docs)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod allocator;
 #[cfg(feature = "async")]
 mod asynchronous;
 mod cache;

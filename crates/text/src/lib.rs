@@ -22,6 +22,7 @@ mod detokenizer;
 mod speech;
 mod template;
 mod tokenizer;
+mod tokenizer_file;
 
 pub use detokenizer::Detokenizer;
 pub use speech::{Sentences, speakable};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::byte_level::Alphabet;
+use crate::tokenizer_file;
 
 /// Why a tokenizer could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +88,11 @@ impl Tokenizer {
     /// Not a byte-level tokenizer.
     pub fn from_bytes(json: &[u8], config: Option<&[u8]>) -> Result<Self, TokenizerError> {
         let malformed = |file, message| TokenizerError::Malformed { file, message };
-        let inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| malformed("tokenizer.json", error.to_string()))?;
+        let inner = match tokenizer_file::read(json) {
+            Some(tokenizer) => tokenizer,
+            None => tokenizers::Tokenizer::from_bytes(json)
+                .map_err(|error| malformed("tokenizer.json", error.to_string()))?,
+        };
         let special_tokens = match config {
             None => SpecialTokens::new(),
             Some(bytes) => {
@@ -169,42 +173,55 @@ fn special_tokens(config: &Value) -> SpecialTokens {
     SPECIAL_NAMES.into_iter().filter_map(|name| Some((name.to_owned(), text(config.get(name)?)?))).collect()
 }
 
+/// No vocabulary has ids beyond this; a file that states one is damaged.
+const LARGEST_ID: u32 = 1 << 24;
+
 /// The bytes of all tokens, where each begins, and what the tokenizer's own tables occupy.
 fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>, usize), TokenizerError> {
     let alphabet = Alphabet::new();
-    let mut entries: Vec<(u32, String)> = inner.get_vocab(true).into_iter().map(|(s, id)| (id, s)).collect();
-    entries.sort_unstable();
-    let inner_bytes = tables_bytes(&entries);
     let added = inner.get_added_tokens_decoder();
     let (mut bytes, mut starts) = (Vec::new(), vec![0u32]);
-    for (id, entry) in entries {
-        // Ids that no entry has stay empty.
-        while starts.len() <= id as usize {
-            starts.push(bytes.len() as u32);
+    let (count, mut found, mut texts, mut end) = (inner.get_vocab_size(true), 0, 0, 1);
+    for id in 0..LARGEST_ID {
+        if found == count {
+            break;
         }
-        match added.get(&id) {
-            Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
-            None => match alphabet.decode(&entry) {
-                Some(decoded) => bytes.extend(decoded),
-                None => return Err(TokenizerError::NotByteLevel { entry, id }),
-            },
+        // Ids that no entry has stay empty.
+        let entry = inner.id_to_token(id);
+        let there = entry.is_some();
+        if let Some(entry) = entry {
+            found += 1;
+            texts += allocation(&entry);
+            match added.get(&id) {
+                Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
+                None => match alphabet.decode(&entry) {
+                    Some(decoded) => bytes.extend(decoded),
+                    None => return Err(TokenizerError::NotByteLevel { entry, id }),
+                },
+            }
         }
         starts.push(bytes.len() as u32);
+        if there {
+            end = starts.len();
+        }
     }
+    // Two entries of one id make the search above run to its end.
+    starts.truncate(end);
     bytes.shrink_to_fit();
     starts.shrink_to_fit();
-    Ok((bytes, starts, inner_bytes))
+    // A table from text to id, one back, and one of merges, of which there is one for nearly every entry.
+    let tables = table(count, 32) + table(count, 32) + table(count, 16);
+    Ok((bytes, starts, tables + 2 * texts))
 }
 
-/// What a byte-pair model of these entries occupies: a table from text to id, one back, and one of merges, of which
-/// there is one for nearly every entry.
-fn tables_bytes(entries: &[(u32, String)]) -> usize {
-    // A hash table fills seven eighths of a power of two of places, each with a byte of its own.
-    let table = |entry: usize| (entries.len() * 8 / 7).next_power_of_two() * (entry + 1);
-    // What an allocator hands out for a short text.
-    let text = |text: &String| (text.len() + 8).next_multiple_of(16).max(32);
-    let texts: usize = entries.iter().map(|(_, entry)| text(entry)).sum();
-    table(32) + table(32) + table(16) + 2 * texts
+/// Bytes of a hash table: seven eighths of a power of two of places are filled, each place with a byte of its own.
+fn table(entries: usize, entry_bytes: usize) -> usize {
+    (entries * 8 / 7).next_power_of_two() * (entry_bytes + 1)
+}
+
+/// Bytes that an allocator hands out for a short text.
+fn allocation(text: &str) -> usize {
+    (text.len() + 8).next_multiple_of(16).max(32)
 }
 
 #[cfg(test)]

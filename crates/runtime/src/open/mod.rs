@@ -197,7 +197,11 @@ fn open_model(dir: &Path, kind: ArtefactKind, options: &LoadOptions) -> Result<A
         compiled_cache: options.compiled_cache.clone(),
     };
     let running = match kind {
-        ArtefactKind::Mlx => open_mlx(Arc::new(MlxDirectory::open(dir)?), &how),
+        ArtefactKind::Mlx => {
+            let directory = MlxDirectory::open(dir)?;
+            directory.read_ahead();
+            open_mlx(Arc::new(directory), &how)
+        }
         ArtefactKind::CoreMl => open_coreml(dir, &how),
     };
     let running = running.map_err(|source| OpenError::Backend { dir: dir.to_owned(), source })?;
