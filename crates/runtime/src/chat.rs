@@ -48,8 +48,8 @@ impl Chat {
         let loader: Loader = Box::new(move || {
             let model = open()?;
             let rows = model.config().vocab_size;
-            let language = Arc::new(Language::open(&dir, template.as_deref(), rows)?);
-            Ok(Loaded { model, language })
+            let language = Language::open(&dir, template.as_deref())?.with_rows(rows);
+            Ok(Loaded { model, language: Arc::new(language) })
         });
         Ok(Self { engine: Arc::new(Engine::new(loader, options.clone(), directory)?) })
     }

@@ -25,24 +25,15 @@ pub(crate) struct Language {
 const TURN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
 impl Language {
-    /// Reads a model's directory; `rows` is the model's own vocabulary.
-    pub(crate) fn open(dir: &Path, template: Option<&str>, rows: usize) -> Result<Self, ChatError> {
+    /// Reads a model's directory.
+    pub(crate) fn open(dir: &Path, template: Option<&str>) -> Result<Self, ChatError> {
         let tokenizer = Tokenizer::from_dir(dir)?;
         let template = match template {
             Some(source) => ChatTemplate::new(source)?.with_special_tokens(tokenizer.special_tokens()),
             None => ChatTemplate::from_dir(dir, tokenizer.special_tokens())?,
         };
         let generation_config = read_json(&dir.join("generation_config.json"))?;
-        Ok(Self::new(tokenizer, template, generation_config, rows))
-    }
-
-    pub(crate) fn new(
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        generation_config: Value,
-        rows: usize,
-    ) -> Self {
-        let vocabulary = rows.min(tokenizer.vocab_size());
+        let vocabulary = tokenizer.vocab_size();
         let configured = match generation_config.get("eos_token_id") {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
             Some(id) => id.as_u64().into_iter().collect(),
@@ -55,7 +46,15 @@ impl Language {
         end_ids.retain(|id| (*id as usize) < vocabulary);
         end_ids.sort_unstable();
         end_ids.dedup();
-        Self { tokenizer, template, generation_config, end_ids, vocabulary, grammars: OnceLock::new() }
+        let grammars = OnceLock::new();
+        Ok(Self { tokenizer, template, generation_config, end_ids, vocabulary, grammars })
+    }
+
+    /// For a model with so many rows of logits.
+    pub(crate) fn with_rows(mut self, rows: usize) -> Self {
+        self.vocabulary = self.vocabulary.min(rows);
+        self.end_ids.retain(|id| (*id as usize) < self.vocabulary);
+        self
     }
 
     /// Ids that end the reply.

@@ -181,9 +181,15 @@ impl Chat {
 }
 
 fn load(artefact: &Artefact, options: &LoadOptions) -> Result<Loaded, ChatError> {
-    let model = open_model(&artefact.dir, artefact.kind, options)?;
-    let rows = model.config().vocab_size;
-    let language = Language::open(&artefact.dir, options.chat_template.as_deref(), rows)?;
+    let template = options.chat_template.as_deref();
+    // A real tokenizer takes longer than mapped weights, so each has a thread.
+    let (model, language) = std::thread::scope(|scope| {
+        let language = scope.spawn(|| Language::open(&artefact.dir, template));
+        let model = open_model(&artefact.dir, artefact.kind, options);
+        (model, language.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let model = model?;
+    let language = language?.with_rows(model.config().vocab_size);
     Ok(Loaded { model, language: Arc::new(language) })
 }
 
