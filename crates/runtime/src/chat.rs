@@ -22,14 +22,16 @@ impl Chat {
     ///
     /// ```
     /// use std::sync::Arc;
+    /// use q35_backends::{RunOptions, open_mlx};
     /// use q35_runtime::{Chat, ChatError, LoadOptions, OpenError, Sampling};
     ///
     /// # let files = q35_suite::nano_mlx();
     /// let dir = files.path().to_owned();
     /// let open = move || -> Result<Arc<dyn q35_model::Model>, ChatError> {
     ///     let weights = q35_mlx::MlxDirectory::open(&dir).map_err(OpenError::from)?;
-    ///     let model = q35_cpu::CpuModel::open(Arc::new(weights), q35_cpu::CpuOptions::default());
-    ///     Ok(Arc::new(model.map_err(OpenError::from)?))
+    ///     let running = open_mlx(Arc::new(weights), &RunOptions::default());
+    ///     let running = running.map_err(|source| OpenError::Backend { dir: dir.clone(), source })?;
+    ///     Ok(Arc::from(running.model))
     /// };
     /// let chat = Chat::with_model(files.path(), &LoadOptions::default(), open)?;
     /// chat.generate("Hello!", None, &Sampling::default())?;
