@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What mlx-lm says of our files and of our CPU backend's logits. Installs it into .judges.
+# What mlx-lm, coremltools and transformers say of our files and of our logits. Installs them into .judges.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 [ -x .judges/bin/python ] || python3 -m venv .judges
-.judges/bin/pip install --quiet numpy safetensors 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
-cargo build --release --locked --quiet --workspace --bins
+.judges/bin/pip install --quiet numpy safetensors 'mlx[cpu]==0.32.4' mlx-lm==0.32.2 coremltools==9.0 \
+  torch==2.15.0 transformers==5.23.0
+cargo build --release --locked --quiet --workspace --bins --examples
 convert=target/release/q35-convert
 
 echo "-- mlx-lm's own conversion of the embedded model, tensor by tensor"
@@ -30,3 +31,7 @@ echo "-- mlx-lm opens ours strictly, and its logits are ours"
 python3 -c 'import json; print(json.dumps([(i * i * 31 + i * 7 + 3) % 4000 for i in range(200)]))' >"$work/ids.json"
 "$convert" logits --model "$work/ours" --ids-file "$work/ids.json" --exact --out "$work/cpu.safetensors"
 .judges/bin/python scripts/mlx_lm_logits.py "$work/ours" "$work/ids.json" "$work/cpu.safetensors"
+
+echo "-- Core ML packages: coremltools' loader and operator definitions, transformers' logits, our evaluator beside them"
+.judges/bin/python scripts/judge_coreml.py matrix "$convert" crates/nano/model --subset small \
+  --runner target/release/examples/evaluate

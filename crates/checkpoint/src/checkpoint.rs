@@ -180,6 +180,11 @@ impl Checkpoint {
         &self.files
     }
 
+    /// Gives the memory of `part` of a tensor's data back to the system; it can still be read, from the file again.
+    pub fn release(&self, part: &[u8]) {
+        self.files.iter().for_each(|file| file.release(part));
+    }
+
     /// Looks at every weight.
     ///
     /// # Errors

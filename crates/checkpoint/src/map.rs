@@ -18,3 +18,22 @@ pub fn map_file(path: &Path) -> io::Result<Mmap> {
     // whoever truncates one in place gets a bus error here instead of silent garbage.
     unsafe { Mmap::map(&file) }
 }
+
+/// Tells the system that `part` of `map` is not needed for now. The process then no longer counts its pages as its own;
+/// should it be read after all, it comes from the file again. Pages that `part` only touches go too.
+pub fn release(map: &Mmap, part: &[u8]) {
+    let start = (part.as_ptr().addr()).wrapping_sub(map.as_ptr().addr());
+    let Some(end) = start.checked_add(part.len()).filter(|&end| end <= map.len()) else { return };
+    #[cfg(unix)]
+    {
+        // The largest page of any system that this runs on.
+        const PAGE: usize = 64 << 10;
+        let (start, end) = (start / PAGE * PAGE, end.next_multiple_of(PAGE).min(map.len()));
+        if start < end {
+            // SAFETY: the map is a file's, shared and never written: dropping its pages changes nothing that can be
+            // read from it. That the system may refuse is its right.
+            let _ =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+}

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::map::map_file;
+use crate::map::{map_file, release};
 
 /// Larger headers are refused: a real one has some 100 bytes per tensor.
 const LARGEST_HEADER: u64 = 100 << 20;
@@ -203,6 +203,12 @@ impl SafetensorsFile {
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Gives the memory of `part` of [`SafetensorsFile::bytes`] back to the system; it can still be read, from the file
+    /// again. Parts of anything else are left alone.
+    pub fn release(&self, part: &[u8]) {
+        release(&self.map, part);
     }
 
     /// The header's `__metadata__`.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use q35_bundle::{FileRecord, Manifest, Source, TensorRecord, hash_file};
-use q35_checkpoint::{Checkpoint, SourceFile, TensorView, sha256_hex};
+use q35_checkpoint::{Checkpoint, SourceFile, TensorView};
 use q35_mil::build::{FinishedFunction, model};
 use q35_mil::{PackageWriter, proto};
 use q35_model::Role;
@@ -153,7 +153,13 @@ fn write_packages(
     if options.embedding == Embedding::Host {
         let store = Store::new(checkpoint, options.encoding, options.compute.dtype(), progress);
         let tensor = store.tensor("embed_tokens.weight")?;
-        return Ok(vec![host_table::write(out, &tensor, store.quantizer(), progress)?]);
+        return Ok(vec![host_table::write(
+            out,
+            &tensor,
+            store.quantizer(),
+            &|part| checkpoint.release(part),
+            progress,
+        )?]);
     }
     Ok(Vec::new())
 }
@@ -226,19 +232,9 @@ fn summarise(checkpoint: &Checkpoint, options: &Options) -> Summary {
     }
 }
 
-/// Hashes weight files where they are mapped, and the others by reading.
+/// Hashes all files by reading: a map would count them to this process's memory.
 fn hash_sources(checkpoint: &Checkpoint) -> Result<Vec<FileRecord>, ConvertError> {
-    let record = |source: &SourceFile| match checkpoint
-        .weight_files()
-        .iter()
-        .find(|file| file.path() == source.path)
-    {
-        Some(file) => {
-            let sha256 = sha256_hex(file.bytes());
-            Ok(FileRecord { path: source.name.clone(), bytes: source.bytes, sha256 })
-        }
-        None => Ok(hash_file(&source.path, &source.name)?),
-    };
+    let record = |source: &SourceFile| Ok(hash_file(&source.path, &source.name)?);
     checkpoint.source_files().par_iter().map(record).collect()
 }
 

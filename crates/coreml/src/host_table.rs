@@ -20,6 +20,7 @@ pub(crate) fn write(
     out: &Path,
     tensor: &TensorView<'_>,
     quantizer: Quantizer,
+    release: &(dyn Fn(&[u8]) + Sync),
     progress: &dyn Fn(u64),
 ) -> Result<FileRecord, ConvertError> {
     let (rows, columns, float) = (tensor.shape()[0], tensor.row_len(), quantizer.float_type());
@@ -36,7 +37,7 @@ pub(crate) fn write(
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
     let (mut numbers, mut narrow) = (Vec::new(), Vec::new());
-    quantizer.each_batch(tensor, 0..rows, progress, |q, scales| {
+    quantizer.each_batch(tensor, 0..rows, release, progress, |q, scales| {
         numbers.resize(q.len(), 0.0);
         symmetric::dequantize(q, scales, quantizer.block(columns), &mut numbers);
         narrow.clear();

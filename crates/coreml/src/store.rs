@@ -174,7 +174,8 @@ impl<'a> Store<'a> {
         let dtype = if unsigned { DType::U8 } else { DType::I8 };
         let mut scales = Vec::with_capacity(count * (columns / self.quantizer.block(columns)));
         let mut record = f.weights().record(dtype, count * columns)?;
-        self.quantizer.each_batch(tensor, rows, self.progress, |q, batch_scales| {
+        let release = |part: &[u8]| self.checkpoint.release(part);
+        self.quantizer.each_batch(tensor, rows, &release, self.progress, |q, batch_scales| {
             scales.extend_from_slice(batch_scales);
             if !unsigned {
                 return Ok(record.write(bytemuck::cast_slice(q))?);
@@ -259,11 +260,13 @@ impl Quantizer {
         if self.encoding == Encoding::Block32 { BLOCK } else { columns }
     }
 
-    /// Quantizes rows batch by batch; while a batch is being consumed, the next one is being made.
+    /// Quantizes rows batch by batch; while a batch is being consumed, the next one is being made. `release` is told of
+    /// source bytes that are needed no more, so that a large source never lies in memory.
     pub(crate) fn each_batch(
         self,
         tensor: &TensorView<'_>,
         rows: Range<usize>,
+        release: &(dyn Fn(&[u8]) + Sync),
         progress: &dyn Fn(u64),
         mut consume: impl FnMut(&[i8], &[f32]) -> Result<(), ConvertError> + Send,
     ) -> Result<(), ConvertError> {
@@ -271,10 +274,14 @@ impl Quantizer {
         let size = (BATCH_BYTES / row_bytes).max(ROWS_PER_TASK);
         let mut starts = rows.clone().step_by(size).map(|start| start..rows.end.min(start + size));
         let Some(first) = starts.next() else { return Ok(()) };
-        let mut ready = self.quantize(tensor, first)?;
+        let make = |batch: Range<usize>| {
+            let made = self.quantize(tensor, batch.clone());
+            release(tensor.rows(batch));
+            made
+        };
+        let mut ready = make(first)?;
         for batch in starts {
-            let (consumed, next) =
-                rayon::join(|| consume(&ready.0, &ready.1), || self.quantize(tensor, batch));
+            let (consumed, next) = rayon::join(|| consume(&ready.0, &ready.1), || make(batch));
             consumed?;
             progress((ready.0.len() * tensor.dtype.size()) as u64);
             ready = next?;

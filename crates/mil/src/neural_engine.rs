@@ -62,6 +62,29 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// A short name, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ManyStates => "many_states",
+            Self::StateWidth => "state_width",
+            Self::StateType => "state_type",
+            Self::WideUpdate => "wide_update",
+            Self::BlockScales => "block_scales",
+            Self::ScaledTable => "scaled_table",
+            Self::PlainInt8 => "plain_int8",
+            Self::SignedZeroPoint => "signed_zero_point",
+            Self::Float32 => "float32",
+            Self::LargeDimension => "large_dimension",
+            Self::Rank => "rank",
+            Self::ControlFlow => "control_flow",
+            Self::Operators => "operators",
+            Self::QuantizedGather => "quantized_gather",
+            Self::PackageSize => "package_size",
+            Self::LargeIndices => "large_indices",
+            Self::FlexibleShapes => "flexible_shapes",
+        }
+    }
+
     /// What may happen, as a risk.
     pub fn risk(self) -> &'static str {
         match self {

@@ -9,14 +9,14 @@ use q35_mlx::{MlxDirectory, MlxTensor};
 use q35_model::{LayerKind, Role, TensorSpec, TextConfig};
 use serde_json::{Value, json};
 
-use crate::commands::Context;
+use crate::commands::{Context, inspect_package};
 use crate::exit::Outcome;
 use crate::output::{Table, bytes, grouped, json as print_json, line};
 
 /// Arguments of `q35-convert inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint, a converted model, or a .safetensors file
+    /// A checkpoint, a converted model, a .mlpackage, or a .safetensors file
     #[arg(value_name = "DIR|FILE")]
     pub path: PathBuf,
 }
@@ -27,6 +27,10 @@ pub struct Args {
 /// It is nothing that this program knows, or it is damaged.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let path = &args.path;
+    let packages = inspect_package::packages(path);
+    if !packages.is_empty() {
+        return inspect_package::run(&packages, context);
+    }
     if path.is_file() {
         file(path, context)?;
     } else if !path.exists() {

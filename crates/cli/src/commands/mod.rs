@@ -9,6 +9,7 @@ use crate::progress::Watcher;
 pub mod coreml;
 pub mod eval;
 pub mod inspect;
+mod inspect_package;
 pub mod logits;
 pub mod mlx;
 pub mod parity;
