@@ -29,6 +29,7 @@ mod plan;
 mod precision;
 mod product;
 mod program;
+mod rounded;
 mod run;
 mod state;
 mod tensor;

@@ -1,8 +1,12 @@
-//! Matrix products in f32 on all cores. Every element of a result is computed in one fixed order, whatever the number
-//! of threads or of rows beside it.
+//! Matrix products on all cores. Every element of a result is computed in one fixed order, whatever the number of
+//! threads or of rows beside it.
+//!
+//! Sums are in f64: the products of f32 numbers are exact in it, so that what cancels in a sum does not show.
 
 use rayon::prelude::*;
 
+use crate::Fault;
+use crate::rounded::rounded_rows;
 use crate::weight::Weight;
 
 /// Products below this many multiplications are not worth a second thread.
@@ -13,49 +17,47 @@ const TILE: usize = 4;
 /// Rows of a result that one task computes.
 const BLOCK: usize = 32;
 
-/// Dot products of `R` rows with `C` rows: per pair, eight running sums in order, then their sum.
+fn widened(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| v.into()).collect()
+}
+
+/// Dot products of a row with `C` rows: for each, eight running sums in order, then their sum.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "the fixed bounds are what the compiler unrolls by")]
-fn dots<const R: usize, const C: usize>(x: [&[f32]; R], w: [&[f32]; C]) -> [[f32; C]; R] {
-    let x = x.map(|row| row.as_chunks::<LANES>());
+fn dots<const C: usize>(x: &[f64], w: [&[f64]; C]) -> [f32; C] {
+    let (x, x_tail) = x.as_chunks::<LANES>();
     let w = w.map(|row| row.as_chunks::<LANES>());
-    let mut sums = [[[0.0f32; LANES]; C]; R];
-    let steps = x.iter().map(|row| row.0.len()).chain(w.iter().map(|row| row.0.len())).min().unwrap_or(0);
+    let mut sums = [[0.0; LANES]; C];
+    let steps = w.iter().map(|row| row.0.len()).fold(x.len(), usize::min);
     for step in 0..steps {
-        for r in 0..R {
-            for c in 0..C {
-                for lane in 0..LANES {
-                    sums[r][c][lane] += x[r].0[step][lane] * w[c].0[step][lane];
-                }
+        for c in 0..C {
+            for lane in 0..LANES {
+                sums[c][lane] += x[step][lane] * w[c].0[step][lane];
             }
         }
     }
-    let mut out = [[0.0; C]; R];
-    for r in 0..R {
-        for c in 0..C {
-            let tail: f32 = x[r].1.iter().zip(w[c].1).map(|(x, w)| x * w).sum();
-            out[r][c] = total(&sums[r][c]) + tail;
-        }
-    }
-    out
+    std::array::from_fn(|c| {
+        let tail: f64 = x_tail.iter().zip(w[c].1).map(|(x, w)| x * w).sum();
+        (total(&sums[c]) + tail) as f32
+    })
 }
 
 #[inline(always)]
-fn total(lanes: &[f32; LANES]) -> f32 {
+fn total(lanes: &[f64; LANES]) -> f64 {
     ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
 }
 
-/// A row of signed codes times a row of floats, unscaled.
-fn signed_dot(x: &[f32], codes: &[i8]) -> f32 {
+/// A row of signed codes times a row of numbers, unscaled: the bits of [`dots`] with the codes unpacked.
+fn signed_dot(x: &[f64], codes: &[i8]) -> f32 {
     let ((x, x_tail), (codes, codes_tail)) = (x.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
-    let mut sums = [0.0f32; LANES];
+    let mut sums = [0.0; LANES];
     for (x, codes) in x.iter().zip(codes) {
         for lane in 0..LANES {
-            sums[lane] += x[lane] * f32::from(codes[lane]);
+            sums[lane] += x[lane] * f64::from(codes[lane]);
         }
     }
-    let tail: f32 = x_tail.iter().zip(codes_tail).map(|(x, &code)| x * f32::from(code)).sum();
-    total(&sums) + tail
+    let tail: f64 = x_tail.iter().zip(codes_tail).map(|(x, &code)| x * f64::from(code)).sum();
+    (total(&sums) + tail) as f32
 }
 
 /// Runs `task(index, chunk)` over chunks of `out`, on all cores if `work` is worth it.
@@ -69,30 +71,40 @@ fn over_chunks(out: &mut [f32], chunk: usize, work: usize, task: impl Fn(usize, 
 }
 
 /// x [rows, inner] times the rows of a packed weight [outputs, inner]: out [rows, outputs].
-pub(crate) fn weight_rows(x: &[f32], weight: &Weight, inner: usize, outputs: usize, out: &mut [f32]) {
+pub(crate) fn weight_rows(
+    x: &[f32],
+    weight: &Weight,
+    inner: usize,
+    outputs: usize,
+    out: &mut [f32],
+) -> Result<(), Fault> {
+    if weight.is_rounded() {
+        return rounded_rows(x, weight, inner, outputs, out);
+    }
+    let x = &widened(x)[..];
     let rows = out.len() / outputs.max(1);
+    let scales = weight.signed_rows();
     if rows == 1
-        && let Some(signed) = weight.signed_rows()
+        && let Some(signed) = &scales
     {
-        return over_chunks(out, BLOCK, inner * outputs, |block, out| {
+        over_chunks(out, BLOCK, inner * outputs, |block, out| {
             for (i, out) in out.iter_mut().enumerate() {
                 let row = block * BLOCK + i;
                 let codes = &signed.codes[row * inner..(row + 1) * inner];
                 *out = signed_dot(x, codes) * signed.scale[row / signed.rows_per_scale];
             }
         });
+        return Ok(());
     }
-    let scales = weight.signed_rows();
-    rows_by_rows(x, inner, outputs, out, TILE * inner, |first, count, unpacked| {
-        for (i, row) in unpacked.chunks_exact_mut(inner).take(count).enumerate() {
-            match &scales {
-                // Unscaled, so that a row's product is the same bits as when it is computed alone.
-                Some(signed) => {
-                    let codes = &signed.codes[(first + i) * inner..(first + i + 1) * inner];
-                    row.iter_mut().zip(codes).for_each(|(out, &code)| *out = f32::from(code));
-                }
-                None => weight.row(first + i, row),
-            }
+    rows_by_rows(x, inner, outputs, out, |row, unpacked, narrow| match &scales {
+        // Unscaled, so that a row's product is the same bits as when it is computed alone.
+        Some(signed) => {
+            let codes = &signed.codes[row * inner..(row + 1) * inner];
+            unpacked.iter_mut().zip(codes).for_each(|(out, &code)| *out = code.into());
+        }
+        None => {
+            weight.row(row, narrow);
+            unpacked.iter_mut().zip(narrow).for_each(|(out, &mut value)| *out = value.into());
         }
     });
     if let Some(signed) = scales {
@@ -100,55 +112,50 @@ pub(crate) fn weight_rows(x: &[f32], weight: &Weight, inner: usize, outputs: usi
             row.iter_mut().enumerate().for_each(|(i, v)| *v *= signed.scale[i / signed.rows_per_scale]);
         }
     }
+    Ok(())
 }
 
 /// x [rows, inner] times the rows of a dense weight [outputs, inner]: out [rows, outputs].
 pub(crate) fn dense_rows(x: &[f32], weight: &[f32], inner: usize, outputs: usize, out: &mut [f32]) {
-    rows_by_rows(x, inner, outputs, out, TILE * inner, |first, count, unpacked| {
-        unpacked[..count * inner].copy_from_slice(&weight[first * inner..(first + count) * inner]);
+    rows_by_rows(&widened(x), inner, outputs, out, |row, unpacked, _| {
+        let row = &weight[row * inner..(row + 1) * inner];
+        unpacked.iter_mut().zip(row).for_each(|(out, &value)| *out = value.into());
     });
 }
 
-/// Tiles of weight rows, unpacked by `fetch(first, count, buffer)`, times all rows of `x`.
+/// Tiles of weight rows, each row unpacked by `fetch(row, buffer, work space)`, times all rows of `x`.
 fn rows_by_rows(
-    x: &[f32],
+    x: &[f64],
     inner: usize,
     outputs: usize,
     out: &mut [f32],
-    buffer: usize,
-    fetch: impl Fn(usize, usize, &mut [f32]) + Sync,
+    fetch: impl Fn(usize, &mut [f64], &mut [f32]) + Sync,
 ) {
     let rows = out.len() / outputs.max(1);
     if rows == 0 || inner == 0 {
         return;
     }
+    let x_row = |row: usize| &x[row * inner..(row + 1) * inner];
     // Computed as [outputs, rows], which tasks can share by outputs, then turned.
     let mut turned = vec![0.0; out.len()];
     over_chunks(&mut turned, BLOCK * rows, out.len() * inner, |block, turned| {
-        let mut unpacked = vec![0.0; buffer];
+        let (mut unpacked, mut narrow) = (vec![0.0; TILE * inner], vec![0.0; inner]);
         for (tile, turned) in turned.chunks_mut(TILE * rows).enumerate() {
             let count = turned.len() / rows;
-            fetch(block * BLOCK + tile * TILE, count, &mut unpacked);
+            for (i, unpacked) in unpacked.chunks_exact_mut(inner).take(count).enumerate() {
+                fetch(block * BLOCK + tile * TILE + i, unpacked, &mut narrow);
+            }
             if count == TILE {
-                let w: [&[f32]; TILE] = std::array::from_fn(|i| &unpacked[i * inner..(i + 1) * inner]);
-                let mut row = 0;
-                while row + 2 <= rows {
-                    let sums = dots([&x[row * inner..][..inner], &x[(row + 1) * inner..][..inner]], w);
-                    for c in 0..TILE {
-                        turned[c * rows + row] = sums[0][c];
-                        turned[c * rows + row + 1] = sums[1][c];
-                    }
-                    row += 2;
-                }
-                if row < rows {
-                    let sums = dots([&x[row * inner..][..inner]], w);
-                    (0..TILE).for_each(|c| turned[c * rows + row] = sums[0][c]);
+                let w: [&[f64]; TILE] = std::array::from_fn(|i| &unpacked[i * inner..(i + 1) * inner]);
+                for row in 0..rows {
+                    let sums = dots(x_row(row), w);
+                    (0..TILE).for_each(|c| turned[c * rows + row] = sums[c]);
                 }
             } else {
                 for c in 0..count {
                     let w = &unpacked[c * inner..(c + 1) * inner];
                     for row in 0..rows {
-                        turned[c * rows + row] = dots([&x[row * inner..][..inner]], [w])[0][0];
+                        turned[c * rows + row] = dots(x_row(row), [w])[0];
                     }
                 }
             }
@@ -187,25 +194,31 @@ pub(crate) fn matrix_product(
         let (x, y) = (&x[i * rows * inner..][..rows * inner], &y[j * inner * columns..][..inner * columns]);
         let element = |row: usize, k: usize| if flip_x { x[k * rows + row] } else { x[row * inner + k] };
         if flip_y {
-            let mut row = vec![0.0; inner];
+            let y = widened(y);
+            let mut row = vec![0.0f64; inner];
             for (r, out) in out.chunks_exact_mut(columns).enumerate() {
-                row.iter_mut().enumerate().for_each(|(k, v)| *v = element(first + r, k));
+                row.iter_mut().enumerate().for_each(|(k, v)| *v = element(first + r, k).into());
                 let mut tiles = out.chunks_exact_mut(TILE);
                 for (tile, out) in tiles.by_ref().enumerate() {
-                    let w: [&[f32]; TILE] = std::array::from_fn(|c| &y[(tile * TILE + c) * inner..][..inner]);
-                    out.copy_from_slice(&dots([&row], w)[0]);
+                    let w: [&[f64]; TILE] = std::array::from_fn(|c| &y[(tile * TILE + c) * inner..][..inner]);
+                    out.copy_from_slice(&dots(&row, w));
                 }
                 let done = columns / TILE * TILE;
                 for (c, out) in tiles.into_remainder().iter_mut().enumerate() {
-                    *out = dots([&row], [&y[(done + c) * inner..][..inner]])[0][0];
+                    *out = dots(&row, [&y[(done + c) * inner..][..inner]])[0];
                 }
             }
         } else {
+            let mut sums = vec![0.0f64; columns];
             for (r, out) in out.chunks_exact_mut(columns).enumerate() {
+                sums.fill(0.0);
                 for k in 0..inner {
-                    let factor = element(first + r, k);
-                    out.iter_mut().zip(&y[k * columns..]).for_each(|(out, &y)| *out += factor * y);
+                    let factor = f64::from(element(first + r, k));
+                    sums.iter_mut()
+                        .zip(&y[k * columns..])
+                        .for_each(|(sum, &y)| *sum += factor * f64::from(y));
                 }
+                out.iter_mut().zip(&sums).for_each(|(out, &sum)| *out = sum as f32);
             }
         }
     };

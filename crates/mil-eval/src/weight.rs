@@ -271,6 +271,17 @@ impl Weight {
     /// # Panics
     /// There is no such row.
     pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
+        self.unrounded_row(index, out);
+        self.precision.round(out);
+    }
+
+    /// The same row of a weight that is rounded to fp16, as such; `wide` is work space of the row's length.
+    pub(crate) fn row_halves(&self, index: usize, wide: &mut [f32], out: &mut [f16]) {
+        self.unrounded_row(index, wide);
+        out.convert_from_f32_slice(wide);
+    }
+
+    fn unrounded_row(&self, index: usize, out: &mut [f32]) {
         match &self.form {
             Form::Plain(codes) => codes.read(index * out.len(), out),
             Form::Scaled { data, blocks, scale, offset } => {
@@ -302,7 +313,11 @@ impl Weight {
                 }
             }
         }
-        self.precision.round(out);
+    }
+
+    /// Whether the weights are rounded to fp16 on their way.
+    pub(crate) fn is_rounded(&self) -> bool {
+        self.precision == Precision::Half
     }
 
     /// Codes and one scale per row, if that is all there is to it: then a product may scale its sum instead of every

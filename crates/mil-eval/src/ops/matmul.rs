@@ -45,7 +45,7 @@ pub(super) fn rows_times_weight(x: &Floats, weight: &Value) -> Result<Floats, Fa
     shape.push(outputs);
     let mut out = vec![0.0; elements(&shape)?];
     match weight {
-        Value::Weight(weight) => weight_rows(&x.values, weight, inner, outputs, &mut out),
+        Value::Weight(weight) => weight_rows(&x.values, weight, inner, outputs, &mut out)?,
         Value::Tensor(tensor) => {
             let weight = tensor.floats().ok_or_else(|| super::kind("weight", "float", tensor))?;
             dense_rows(&x.values, weight, inner, outputs, &mut out);
