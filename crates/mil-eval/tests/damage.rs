@@ -203,7 +203,7 @@ const NAMES: [&str; 4] = [
 fn programs_that_say_something_else() {
     for name in NAMES {
         let sample = Sample::new(name);
-        proptest!(ProptestConfig::with_cases(300), |(damages in prop::collection::vec(damage(), 1..4))| {
+        proptest!(ProptestConfig::with_cases(120), |(damages in prop::collection::vec(damage(), 1..4))| {
             let mut model = sample.model.clone();
             damages.iter().for_each(|damage| apply(&mut model, damage));
             sample.try_all(&model.encode_to_vec(), &sample.weights);
@@ -218,7 +218,7 @@ fn bytes_that_were_flipped_or_cut() {
     for name in NAMES {
         let sample = Sample::new(name);
         let whole = sample.model.encode_to_vec();
-        proptest!(ProptestConfig::with_cases(150), |(a in flips(), b in flips(), cut_a in cut(), cut_b in cut())| {
+        proptest!(ProptestConfig::with_cases(60), |(a in flips(), b in flips(), cut_a in cut(), cut_b in cut())| {
             let damaged = |bytes: &[u8], flips: &[(Index, u8)], cut: Option<Index>| {
                 let mut bytes = bytes.to_vec();
                 for (at, value) in flips {

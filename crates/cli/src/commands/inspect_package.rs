@@ -129,9 +129,12 @@ fn print_risks(risks: &[Risk]) -> anyhow::Result<()> {
     }
     line("Neural Engine, limits known from reports that this package touches (risks, not facts):")?;
     for risk in risks {
-        let more = if risk.count > risk.touches.len() { ", ..." } else { "" };
+        let more = match risk.count {
+            count if count > risk.touches.len() => format!(", ... ({count} in all)"),
+            _ => String::new(),
+        };
         line(format!("  {}: {}", risk.place, risk.limit.risk()))?;
-        line(format!("    touched {} times: {}{more}", risk.count, risk.touches.join(", ")))?;
+        line(format!("    where: {}{more}", risk.touches.join(", ")))?;
         line(format!("    source: {}", risk.limit.source()))?;
     }
     Ok(())
