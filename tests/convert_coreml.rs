@@ -140,12 +140,14 @@ fn damaged_packages_are_refused_by_name() {
     std::fs::write(work.at("ids.json"), "[1, 2]").unwrap();
     let package = work.at("out/model.mlpackage");
     let model = package.join("Data/com.apple.CoreML/model.mlmodel");
-    let damages: [(&Path, &dyn Fn(&mut Vec<u8>), &str); 5] = [
-        (&weight_file(&package), &|bytes| bytes.truncate(bytes.len() / 2), "weight.bin"),
-        (&weight_file(&package), &|bytes| bytes[4] = 9, "storage version 9"),
-        (&weight_file(&package), &|bytes| bytes[64] ^= 0xff, "no record at 64"),
-        (&model, &|bytes| bytes.truncate(bytes.len() / 3), "is no Core ML model"),
-        (&package.join("Manifest.json"), &|bytes| bytes.truncate(20), "Manifest.json"),
+    let (weights, manifest) = (weight_file(&package), package.join("Manifest.json"));
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&Path, Damage, &str); 5] = [
+        (&weights, |bytes| bytes.truncate(bytes.len() / 2), "weight.bin"),
+        (&weights, |bytes| bytes[4] = 9, "storage version 9"),
+        (&weights, |bytes| bytes[64] ^= 0xff, "no record at 64"),
+        (&model, |bytes| bytes.truncate(bytes.len() / 3), "is no Core ML model"),
+        (&manifest, |bytes| bytes.truncate(20), "Manifest.json"),
     ];
     for (path, damage, message) in damages {
         let whole = std::fs::read(path).unwrap();
