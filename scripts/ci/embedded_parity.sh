@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Converts the embedded model to every artefact that the project writes and gates each on parity.
+# Converts the embedded model to artefacts of every kind that the project writes and gates each on parity.
 #   scripts/ci/embedded_parity.sh [REPORT_DIR]        reports: Markdown, JSON and HTML per artefact
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -10,12 +10,27 @@ trap 'rm -rf "$work"' EXIT
 reports=${1:-$work/reports}
 mkdir -p "$reports"
 
-"$convert" mlx --model q35-nano --out "$work/mlx-int4" --no-verify
-"$convert" mlx --model q35-nano --out "$work/mlx-int8" --bits 8 --no-verify
-"$convert" coreml --model q35-nano --out "$work/coreml-int8" --no-verify
-for artefact in mlx-int4 mlx-int8 coreml-int8; do
-  echo "-- parity: $artefact"
-  "$convert" verify "$work/$artefact"
-  "$convert" parity --reference q35-nano --candidate "$work/$artefact" \
-    --json "$reports/$artefact.json" --markdown "$reports/$artefact.md" --html "$reports/$artefact.html"
-done
+gate() { # NAME, then the arguments of the conversion
+  local name=$1 status=0
+  shift
+  "$convert" "$@" --model q35-nano --out "$work/$name" --no-verify --quiet > /dev/null
+  "$convert" verify "$work/$name" --quiet > /dev/null
+  # The float reference says the same of every artefact: it is asked once.
+  local reference=(--save-reference "$work/reference.safetensors")
+  if [ -f "$work/reference.safetensors" ]; then reference=(--use-reference "$work/reference.safetensors"); fi
+  "$convert" parity --reference q35-nano --candidate "$work/$name" "${reference[@]}" --quiet \
+    --json "$reports/$name.json" --markdown "$reports/$name.md" --html "$reports/$name.html" \
+    > "$work/$name.txt" || status=$?
+  printf '%-24s %s\n' "$name" "$(tail -n 1 "$work/$name.txt")"
+  if [ "$status" != 0 ]; then
+    cat "$work/$name.txt"
+    exit "$status"
+  fi
+}
+
+gate mlx-int4 mlx
+gate mlx-int8 mlx --bits 8
+gate mlx-speech-swift mlx --for speech-swift
+gate coreml-int8 coreml
+gate coreml-block32-io coreml --encoding block32 --cache io --layout split
+gate coreml-speech-swift coreml --for speech-swift

@@ -39,6 +39,16 @@ impl Table {
         Self { rows: vec![titles.map(str::to_owned).to_vec()] }
     }
 
+    /// A table with as many columns as there are titles.
+    pub fn with_title_row(titles: Vec<String>) -> Self {
+        Self { rows: vec![titles] }
+    }
+
+    /// Appends a row to a table whose number of columns is known only when it runs.
+    pub fn add_row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
     /// Appends a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.to_vec());

@@ -150,12 +150,12 @@ impl Artefact {
         bits / weights
     }
 
-    /// It, ready to run: a float checkpoint by the float reference, anything converted by the backend chosen. Core ML
-    /// packages that were written for f32 are always evaluated in f32.
+    /// It, ready to run: a float checkpoint by the float reference, anything converted by the backend chosen, in that
+    /// arithmetic. Core ML packages that were written for f32 are always evaluated in f32.
     ///
     /// # Errors
     /// The backend refuses it.
-    pub fn execute(&self, options: &RunOptions) -> Result<Executed, RunError> {
+    pub fn execute(&self, options: &RunOptions, arithmetic: Arithmetic) -> Result<Executed, RunError> {
         let failed = |error: BackendError| RunError::Backend {
             backend: match options.backend {
                 Backend::Auto => "the backend",
@@ -163,6 +163,7 @@ impl Artefact {
             },
             message: error.to_string(),
         };
+        let exactly = |exact: bool| RunOptions { exact, ..options.clone() };
         let Running { model, activations } = match &self.form {
             Form::Checkpoint(checkpoint) => {
                 let (Backend::Auto | Backend::Cpu) = options.backend else {
@@ -171,13 +172,19 @@ impl Artefact {
                 };
                 return Ok(Executed { model: float_model(&**checkpoint)?, execution: Execution::F32 });
             }
-            Form::Mlx { directory, .. } => open_mlx(Arc::clone(directory), options).map_err(failed)?,
+            Form::Mlx { directory, .. } => {
+                let exact = match arithmetic {
+                    Arithmetic::Own => options.backend == Backend::Cpu,
+                    Arithmetic::Exact => true,
+                    Arithmetic::Fast => false,
+                };
+                open_mlx(Arc::clone(directory), &exactly(exact)).map_err(failed)?
+            }
             Form::CoreMl { activations: Float::F16, .. } => {
-                open_coreml(&self.dir, options).map_err(failed)?
+                open_coreml(&self.dir, &exactly(arithmetic == Arithmetic::Exact)).map_err(failed)?
             }
             Form::CoreMl { .. } => {
-                let mut running =
-                    open_coreml(&self.dir, &RunOptions { exact: true, ..options.clone() }).map_err(failed)?;
+                let mut running = open_coreml(&self.dir, &exactly(true)).map_err(failed)?;
                 running.activations = Activations::F32;
                 running
             }
@@ -186,7 +193,7 @@ impl Artefact {
             Activations::F32 => Execution::F32,
             Activations::F16 => Execution::F16,
             Activations::Bf16 => Execution::Bf16,
-            Activations::Integer => Execution::Int8Activations,
+            Activations::Integer => Execution::Fast,
         };
         Ok(Executed { model, execution })
     }
@@ -213,6 +220,18 @@ impl Artefact {
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
+}
+
+/// The arithmetic that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// What the artefact was written for: f16 where a package says so, what the GPU takes if one computes, else f32.
+    #[default]
+    Own,
+    /// Activations in f32 whatever the artefact says.
+    Exact,
+    /// The backend's fast mode, where it has one.
+    Fast,
 }
 
 /// A model and the arithmetic that it is computed with.

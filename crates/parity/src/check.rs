@@ -4,28 +4,28 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use q35_metrics::{Perplexity, VectorError};
-use q35_model::{CancelToken, Model, Rows, RunError, TensorSpec, Weights, tensor_table};
+use q35_model::{CancelToken, Model, Rows, TensorSpec, Weights, tensor_table};
 
 use crate::diagnosis::{explain_execution, of_config, of_explanation, of_sites, of_weights};
+use crate::float_pass::{FloatPass, Logits};
+use crate::greedy::Continuation;
 use crate::hidden::{compare as compare_hidden, first_bad};
-use crate::reference_pass::{PassWriter, suite_key};
-use crate::report::Collector;
-use crate::rows::{Catch, Hidden, Running, Who, compare_or_infinite, pieces, row_error};
+use crate::reference_pass::suite_key;
+use crate::rows::{Catch, Hidden, Running, Who, pieces};
+use crate::sums::{Rows as SideBySide, Sums};
 use crate::verdict::{judge_execution, judge_logits, judge_sites};
 use crate::{
-    Check, GreedyReport, Limit, Limits, ModelInfo, ParityError, PerplexityReport, Position, Progress, Prompt,
-    PromptReport, ReferencePass, Report, SCHEMA_VERSION, Stage, StateReport, Storage, Thresholds,
-    compare_configs, compare_weights, consistency, greedy,
+    Check, GreedyReport, Limit, Limits, ModelInfo, ParityError, Progress, Prompt, PromptReport,
+    ReferencePass, Report, SCHEMA_VERSION, Stage, Storage, Subject, Thresholds, compare_configs,
+    compare_weights, consistency,
 };
 
-/// Tokens computed at a time.
+/// Tokens that the candidate computes at a time.
 const PIECE: usize = 32;
+/// Logits of one model in memory at a time, in numbers.
+const LOGITS_AT_A_TIME: usize = 1 << 25;
 /// Tokens on which a cause is looked for.
 const EXPLAINED_TOKENS: usize = 24;
-
-/// Builds the float reference over any weights.
-pub type FloatBuilder<'a> = dyn Fn(&dyn Weights) -> Result<Box<dyn Model>, RunError> + Sync + 'a;
 
 /// The original.
 pub struct Source<'a> {
@@ -46,8 +46,8 @@ pub enum Execution {
     F16,
     /// Activations in bf16.
     Bf16,
-    /// Activations quantized to eight bits for matrix products.
-    Int8Activations,
+    /// The CPU backend's fast mode: activations of fifteen bits in products, a cache of eight bits.
+    Fast,
 }
 
 impl Execution {
@@ -57,7 +57,7 @@ impl Execution {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
-            Self::Int8Activations => "int8-activations",
+            Self::Fast => "fast",
         }
     }
 }
@@ -131,7 +131,6 @@ pub fn check(
     candidate: &Candidate<'_>,
     prompts: &[Prompt],
     thresholds: &Thresholds,
-    build: &FloatBuilder<'_>,
     mut options: CheckOptions,
     cancel: &CancelToken,
     progress: &(dyn Fn(Progress) + Sync),
@@ -139,20 +138,7 @@ pub fn check(
     let saved = options.use_reference.take();
     let no_limits = Limits::default();
     let limits = thresholds.implementation_of(candidate.execution.key()).unwrap_or(&no_limits);
-    let table = tensor_table(source.weights.config());
-    let weights = table.iter().map(|spec| spec.shape.iter().product::<usize>() as u64).sum();
-    let conversion_limits = thresholds.conversion_of(&candidate.kind, weights).unwrap_or(&no_limits);
-    let job = Job {
-        source,
-        candidate,
-        prompts,
-        build,
-        options: &options,
-        limits,
-        conversion_limits,
-        cancel,
-        progress,
-    };
+    let job = Job { source, candidate, prompts, options: &options, limits, thresholds, cancel, progress };
     let mut report = job.empty_report();
     report.config = compare_configs(source.weights.config(), candidate.weights.config())?;
     report.findings.extend(of_config(&report.config));
@@ -167,8 +153,11 @@ pub fn check(
         if prompts.is_empty() {
             return Err(ParityError::EmptySuite);
         }
-        let pass = job.reference_pass(saved, &mut report)?;
-        job.side_by_side(&pass, &mut report)?;
+        let continuations = job.continuations(&mut report)?;
+        let original = job.original_pass(saved, &continuations, &mut report)?;
+        let own = job.own_pass(&continuations, &mut report)?;
+        job.side_by_side(&original, &own, &mut report)?;
+        job.greedy(&original, &own, &continuations, &mut report)?;
         job.consistency(&mut report)?;
         job.judge(&mut report);
         job.diagnose(&mut report)?;
@@ -182,10 +171,9 @@ struct Job<'a> {
     source: &'a Source<'a>,
     candidate: &'a Candidate<'a>,
     prompts: &'a [Prompt],
-    build: &'a FloatBuilder<'a>,
     options: &'a CheckOptions,
     limits: &'a Limits,
-    conversion_limits: &'a Limits,
+    thresholds: &'a Thresholds,
     cancel: &'a CancelToken,
     progress: &'a (dyn Fn(Progress) + Sync),
 }
@@ -262,63 +250,103 @@ impl Job<'_> {
         Hidden::new(self.probe().ids.len(), self.source.weights.config().hidden_size)
     }
 
-    fn build(&self, who: Who, weights: &dyn Weights) -> Result<Box<dyn Model>, ParityError> {
-        (self.build)(weights).map_err(|source| ParityError::Build { who: who.words(), source })
-    }
-
-    /// Runs the float reference on the original weights, or takes the saved pass.
-    fn reference_pass(
-        &self,
-        saved: Option<ReferencePass>,
-        report: &mut Report,
-    ) -> Result<ReferencePass, ParityError> {
+    /// What the candidate says by itself after the prompts that ask for it.
+    fn continuations(&self, report: &mut Report) -> Result<Vec<Continuation>, ParityError> {
+        let count = self.options.greedy_tokens;
+        let Some(model) = self.candidate.model.filter(|_| count > 0) else { return Ok(Vec::new()) };
         let begin = Instant::now();
-        let suite = suite_key(self.prompts, self.options.greedy_tokens);
-        let hash = self.source.hash.as_deref().unwrap_or("");
-        if let Some(saved) = saved {
-            saved.expect(hash, &suite)?;
-            return Ok(saved);
-        }
-        let vocab = self.source.weights.config().vocab_size;
-        let greedy_tokens = self.options.greedy_tokens;
-        let total: usize =
-            self.prompts.iter().map(|p| p.ids.len() + if p.greedy { greedy_tokens } else { 0 }).sum();
+        let asked: Vec<&Prompt> = self.prompts.iter().filter(|prompt| prompt.greedy).collect();
+        let total = (asked.len() * count) as u64;
         let mut done = 0;
-        let mut advance = |tokens: usize| {
-            done += tokens as u64;
-            (self.progress)(Progress { stage: Stage::Reference, done, total: total as u64 });
+        let mut advance = |tokens: u64| {
+            done += tokens;
+            (self.progress)(Progress { stage: Stage::Greedy, done, total });
         };
         advance(0);
-        let save = self.options.save_reference.as_deref();
-        let mut writer = PassWriter::create(save, vocab, hash, suite)?;
-        let model = self.build(Who::Reference, self.source.weights)?;
-        let mut greedy = BTreeMap::new();
-        let mut hidden = None;
-        for (index, prompt) in self.prompts.iter().enumerate() {
-            let catch = Catch::with_hidden(self.cancel, (index == 0).then(|| self.hidden()));
-            let mut running = Running::start(Who::Reference, &*model, &prompt.name, prompt.ids.len(), catch)?;
-            for (piece, scored) in pieces(prompt, PIECE) {
-                running.feed(&prompt.ids[piece.clone()], if scored { Rows::All } else { Rows::None })?;
-                writer.push(&running.catch.rows)?;
-                advance(piece.len());
+        let continuations = asked
+            .into_iter()
+            .map(|prompt| Continuation::of(model, prompt, count, self.cancel, &mut || advance(1)))
+            .collect::<Result<_, _>>()?;
+        report.seconds.insert("greedy".into(), begin.elapsed().as_secs_f64());
+        Ok(continuations)
+    }
+
+    /// The float reference on the original weights over the prompts, then over the continuations. What was saved is
+    /// taken for the prompts.
+    fn original_pass(
+        &self,
+        saved: Option<ReferencePass>,
+        continuations: &[Continuation],
+        report: &mut Report,
+    ) -> Result<FloatPass, ParityError> {
+        let begin = Instant::now();
+        let weights = self.source.weights;
+        let hash = self.source.hash.as_deref().unwrap_or("");
+        let suite = suite_key(self.prompts);
+        let pass = match saved {
+            Some(saved) => {
+                let scored: Vec<usize> = self.prompts.iter().map(Prompt::scored).collect();
+                let mut pass = saved.expect(hash, &suite, &scored, weights.config().hidden_size)?;
+                if !continuations.is_empty() {
+                    let live = prompts_of(&[], continuations);
+                    let live = self.float(Who::Reference, weights, &live, Hidden::default())?;
+                    pass.prompts.extend(live.prompts);
+                }
+                pass
             }
-            hidden = hidden.or(running.catch.hidden.take());
-            drop(running);
-            if prompt.greedy && greedy_tokens > 0 {
-                let tokens =
-                    greedy::continue_greedily(Who::Reference, &*model, prompt, greedy_tokens, self.cancel)?;
-                greedy.insert(prompt.name.clone(), tokens);
-                advance(greedy_tokens);
+            None => {
+                let all = prompts_of(self.prompts, continuations);
+                let mut pass = self.float(Who::Reference, weights, &all, self.hidden())?;
+                if let Some(path) = &self.options.save_reference {
+                    // Continuations are the candidate's and no business of the next one.
+                    let live = pass.prompts.split_off(self.prompts.len());
+                    let saved = ReferencePass::new(hash, suite, pass);
+                    saved.save(path)?;
+                    pass = saved.into_pass();
+                    pass.prompts.extend(live);
+                }
+                pass
             }
-        }
-        let pass = writer.finish(greedy, hidden.unwrap_or_default())?;
+        };
         report.seconds.insert("reference".into(), begin.elapsed().as_secs_f64());
         Ok(pass)
     }
 
-    /// Runs the candidate and the float reference on its weights in step, and compares all three.
-    fn side_by_side(&self, pass: &ReferencePass, report: &mut Report) -> Result<(), ParityError> {
+    /// The float reference on the candidate's weights over the same.
+    fn own_pass(
+        &self,
+        continuations: &[Continuation],
+        report: &mut Report,
+    ) -> Result<FloatPass, ParityError> {
         let begin = Instant::now();
+        let all = prompts_of(self.prompts, continuations);
+        let pass = self.float(Who::OwnFloat, self.candidate.weights, &all, self.hidden())?;
+        report.seconds.insert("own_float".into(), begin.elapsed().as_secs_f64());
+        Ok(pass)
+    }
+
+    fn float(
+        &self,
+        who: Who,
+        weights: &dyn Weights,
+        prompts: &[Prompt],
+        hidden: Hidden,
+    ) -> Result<FloatPass, ParityError> {
+        let stage = if who == Who::Reference { Stage::Reference } else { Stage::OwnFloat };
+        let advance = |done, total| (self.progress)(Progress { stage, done, total });
+        FloatPass::run(who, weights, prompts, hidden, self.cancel, &advance)
+    }
+
+    /// Makes the logits of both passes, runs the candidate in step, and compares all three.
+    fn side_by_side(
+        &self,
+        original: &FloatPass,
+        own: &FloatPass,
+        report: &mut Report,
+    ) -> Result<(), ParityError> {
+        let begin = Instant::now();
+        let config = self.source.weights.config();
+        let vocab = config.vocab_size;
         let total: usize = self.prompts.iter().map(|p| p.ids.len()).sum();
         let mut done = 0;
         let mut advance = |tokens: usize| {
@@ -326,16 +354,19 @@ impl Job<'_> {
             (self.progress)(Progress { stage: Stage::Candidate, done, total: total as u64 });
         };
         advance(0);
-        let own = self.build(Who::OwnFloat, self.candidate.weights)?;
+        let original_logits = Logits::new(Who::Reference, original, self.source.weights)?;
+        let own_logits = Logits::new(Who::OwnFloat, own, self.candidate.weights)?;
         let step =
             self.candidate.model.map_or(PIECE, |model| PIECE.next_multiple_of(model.prefill_grid().max(1)));
+        let pieces_at_a_time = (LOGITS_AT_A_TIME / vocab / step).max(1);
         let mut sums = Sums::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
-            let catch = || Catch::with_hidden(self.cancel, (index == 0).then(|| self.hidden()));
-            let room = prompt.ids.len();
-            let mut float = Running::start(Who::OwnFloat, &*own, &prompt.name, room, catch())?;
             let mut executed = match self.candidate.model {
-                Some(model) => Some(Running::start(Who::Candidate, model, &prompt.name, room, catch())?),
+                Some(model) => {
+                    let catch = Catch::with_hidden(self.cancel, (index == 0).then(|| self.hidden()));
+                    let room = prompt.ids.len();
+                    Some(Running::start(Who::Candidate, model, &prompt.name, room, catch)?)
+                }
                 None => None,
             };
             let mut of_prompt = PromptReport {
@@ -345,59 +376,76 @@ impl Job<'_> {
                 scored_from: prompt.scored_from,
                 ..PromptReport::default()
             };
-            for (piece, scored) in pieces(prompt, step) {
-                let rows = if scored { Rows::All } else { Rows::None };
-                float.feed(&prompt.ids[piece.clone()], rows)?;
+            let pieces = pieces(prompt, step);
+            let (before, scored) = pieces.split_at(pieces.partition_point(|(_, scored)| !scored));
+            for (piece, _) in before {
                 if let Some(executed) = &mut executed {
-                    executed.feed(&prompt.ids[piece.clone()], rows)?;
-                }
-                if scored {
-                    let found = executed.as_ref().map(|running| running.catch.rows.as_slice());
-                    sums.piece(pass, prompt, piece.clone(), &float.catch.rows, found, &mut of_prompt)?;
+                    executed.feed(&prompt.ids[piece.clone()], Rows::None)?;
                 }
                 advance(piece.len());
             }
+            for pieces in scored.chunks(pieces_at_a_time) {
+                let first = pieces[0].0.start;
+                let wanted = first - prompt.scored_from..pieces[pieces.len() - 1].0.end - prompt.scored_from;
+                let original = original_logits.of(index, wanted.clone())?;
+                let own = own_logits.of(index, wanted)?;
+                for (piece, _) in pieces {
+                    if self.cancel.is_cancelled() {
+                        return Err(ParityError::Cancelled);
+                    }
+                    if let Some(executed) = &mut executed {
+                        executed.feed(&prompt.ids[piece.clone()], Rows::All)?;
+                    }
+                    let place = (piece.start - first) * vocab..(piece.end - first) * vocab;
+                    let rows = SideBySide {
+                        original: &original[place.clone()],
+                        own: &own[place],
+                        executed: executed.as_ref().map(|running| running.catch.rows.as_slice()),
+                    };
+                    sums.add(prompt, piece.clone(), vocab, &rows, &mut of_prompt)?;
+                    advance(piece.len());
+                }
+            }
             if let Some(executed) = &mut executed {
-                let expected = float.sequence().recurrent_states().map_err(|error| float.fail(error))?;
                 let found = executed.sequence().recurrent_states().map_err(|error| executed.fail(error))?;
-                sums.states(&expected, &found);
+                sums.states(&own.prompts[index].states, &found);
             }
             if index == 0 {
-                let config = self.source.weights.config();
-                let own_hidden = float.catch.hidden.take().unwrap_or_default();
-                report.conversion_sites = compare_hidden(config, pass.hidden(), &own_hidden);
+                report.conversion_sites = compare_hidden(config, &original.hidden, &own.hidden);
                 if let Some(found) = executed.as_mut().and_then(|running| running.catch.hidden.take()) {
-                    report.implementation_sites = compare_hidden(config, &own_hidden, &found);
+                    report.implementation_sites = compare_hidden(config, &own.hidden, &found);
                 }
             }
             report.prompts.push(of_prompt);
         }
-        self.greedy(pass, &*own, report)?;
-        sums.fill(report, self.candidate.model.is_some(), self.limits, self.conversion_limits);
+        sums.fill(report, self.candidate.model.is_some(), self.limits);
         report.seconds.insert("candidate".into(), begin.elapsed().as_secs_f64());
         Ok(())
     }
 
-    fn greedy(&self, pass: &ReferencePass, own: &dyn Model, report: &mut Report) -> Result<(), ParityError> {
-        let count = self.options.greedy_tokens;
+    fn greedy(
+        &self,
+        original: &FloatPass,
+        own: &FloatPass,
+        continuations: &[Continuation],
+        report: &mut Report,
+    ) -> Result<(), ParityError> {
+        let vocab = self.source.weights.config().vocab_size;
         let undecided = self.limits.undecided_margin.as_ref().map_or(0.0, |limit| limit.limit);
-        for prompt in self.prompts.iter().filter(|prompt| prompt.greedy && count > 0) {
-            let Some(expected) = pass.greedy(&prompt.name) else { continue };
-            let chooser = self.candidate.model.unwrap_or(own);
-            let who = if self.candidate.model.is_some() { Who::Candidate } else { Who::OwnFloat };
-            let same_as_reference = greedy::same_choices(who, chooser, prompt, expected, 0.0, self.cancel)?;
-            let mut tokens = 0;
-            let same_as_own_float = match self.candidate.model {
-                Some(model) => {
-                    let chosen =
-                        greedy::continue_greedily(Who::Candidate, model, prompt, count, self.cancel)?;
-                    tokens = chosen.len();
-                    Some(greedy::same_choices(Who::OwnFloat, own, prompt, &chosen, undecided, self.cancel)?)
-                }
-                None => None,
+        for (index, continuation) in continuations.iter().enumerate() {
+            let same = |who: Who, pass: &FloatPass, weights: &dyn Weights, undecided: f64| {
+                let scored = 0..continuation.prompt.scored();
+                let rows = Logits::new(who, pass, weights)?.of(self.prompts.len() + index, scored)?;
+                Ok::<_, ParityError>(continuation.same_choices(&rows, vocab, undecided))
             };
-            let prompt = prompt.name.clone();
-            report.greedy.push(GreedyReport { prompt, tokens, same_as_own_float, same_as_reference });
+            let same_as_own_float = same(Who::OwnFloat, own, self.candidate.weights, undecided)?;
+            let same_as_reference = same(Who::Reference, original, self.source.weights, 0.0)?;
+            report.greedy.push(GreedyReport {
+                prompt: continuation.prompt.name.clone(),
+                tokens: continuation.tokens.len(),
+                same_as_own_float,
+                same_as_reference,
+            });
         }
         Ok(())
     }
@@ -410,23 +458,34 @@ impl Job<'_> {
         Ok(())
     }
 
+    fn conversion_limits(&self, report: &Report) -> Limits {
+        let config = self.source.weights.config();
+        let table = tensor_table(config);
+        let subject = Subject {
+            weights: table.iter().map(|spec| spec.shape.iter().product::<usize>() as u64).sum(),
+            vocab_size: config.vocab_size,
+            perplexity: report.perplexity.map(|found| found.reference),
+        };
+        self.thresholds.conversion_of(&self.candidate.kind, subject).cloned().unwrap_or_default()
+    }
+
     fn judge(&self, report: &mut Report) {
         let mut checks = Vec::new();
+        let conversion_limits = self.conversion_limits(report);
         if let Some(found) = &report.implementation {
             judge_logits("implementation", found, self.limits, &mut checks);
             judge_sites("implementation", &report.implementation_sites, self.limits, &mut checks);
             // All of them are asked for: fewer were made only if the caller wanted fewer.
-            let worst =
-                report.greedy.iter().filter_map(|greedy| Some((greedy.same_as_own_float?, greedy.tokens)));
+            let worst = report.greedy.iter().map(|greedy| (greedy.same_as_own_float, greedy.tokens));
             let worst = worst.min_by_key(|(same, tokens)| (*same as isize) - (*tokens as isize));
             judge_execution(&report.states, &report.consistency, worst, self.limits, &mut checks);
         }
         if let Some(found) = &report.conversion {
-            judge_logits("conversion", found, self.conversion_limits, &mut checks);
-            judge_sites("conversion", &report.conversion_sites, self.conversion_limits, &mut checks);
+            judge_logits("conversion", found, &conversion_limits, &mut checks);
+            judge_sites("conversion", &report.conversion_sites, &conversion_limits, &mut checks);
         }
         if let Some(found) = &report.total {
-            judge_logits("total", found, self.conversion_limits, &mut checks);
+            judge_logits("total", found, &conversion_limits, &mut checks);
         }
         report.checks.extend(checks);
     }
@@ -453,7 +512,6 @@ impl Job<'_> {
                     model,
                     &prompt,
                     part.as_deref().or(whole.then_some("head")),
-                    self.build,
                     self.cancel,
                     self.progress,
                 )?;
@@ -464,7 +522,8 @@ impl Job<'_> {
             report.seconds.insert("diagnosis".into(), begin.elapsed().as_secs_f64());
         }
         if conversion {
-            let limit = self.conversion_limits.hidden_relative.as_ref().map_or(0.5, |limit| limit.limit);
+            let limit =
+                self.conversion_limits(report).hidden_relative.as_ref().map_or(0.5, |limit| limit.limit);
             let bad = first_bad(&report.conversion_sites, limit, 4.0);
             report.findings.extend(of_sites("conversion", bad, false));
         }
@@ -497,135 +556,7 @@ impl Job<'_> {
     }
 }
 
-/// All running sums of the comparison.
-struct Sums {
-    implementation: Collector,
-    conversion: Collector,
-    total: Collector,
-    places: Vec<Position>,
-    perplexity: [Perplexity; 3],
-    states: BTreeMap<usize, StateReport>,
-    original: Vec<f32>,
-    row: usize,
-    /// The first row of the candidate that is no distribution, counted as `places`.
-    broken: Option<usize>,
-}
-
-impl Sums {
-    fn new() -> Self {
-        Self {
-            implementation: Collector::new(),
-            conversion: Collector::new(),
-            total: Collector::new(),
-            places: Vec::new(),
-            perplexity: [Perplexity::default(); 3],
-            states: BTreeMap::new(),
-            original: Vec::new(),
-            row: 0,
-            broken: None,
-        }
-    }
-
-    /// Compares the rows of one piece: `own` and `found` are [piece, vocab].
-    fn piece(
-        &mut self,
-        pass: &ReferencePass,
-        prompt: &Prompt,
-        piece: std::ops::Range<usize>,
-        own: &[f32],
-        found: Option<&[f32]>,
-        report: &mut PromptReport,
-    ) -> Result<(), ParityError> {
-        for (offset, position) in piece.clone().enumerate() {
-            pass.row(self.row, &mut self.original)?;
-            self.row += 1;
-            let vocab = self.original.len();
-            let row = |rows: &[f32]| rows.get(offset * vocab..(offset + 1) * vocab).unwrap_or(&[]).to_vec();
-            let own_row = row(own);
-            let next = prompt.ids.get(position + 1).map(|id| *id as usize);
-            let conversion = compare_or_infinite(&self.original, &own_row).map_err(row_error(
-                Who::OwnFloat,
-                prompt,
-                position,
-            ))?;
-            report.conversion_kl.push(conversion.kl);
-            self.conversion.push(&conversion);
-            if let Some(target) = next {
-                self.perplexity[0].push(conversion.reference_log_sum_exp - f64::from(self.original[target]));
-                self.perplexity[1].push(conversion.candidate_log_sum_exp - f64::from(own_row[target]));
-            }
-            if let Some(found) = found {
-                let found_row = row(found);
-                let judge = |expected: &[f32]| {
-                    compare_or_infinite(expected, &found_row).map_err(row_error(
-                        Who::Candidate,
-                        prompt,
-                        position,
-                    ))
-                };
-                let (implementation, total) = (judge(&own_row)?, judge(&self.original)?);
-                if !implementation.kl.is_finite() {
-                    self.broken.get_or_insert(self.places.len());
-                }
-                report.implementation_kl.push(implementation.kl);
-                report.total_kl.push(total.kl);
-                self.implementation.push(&implementation);
-                self.total.push(&total);
-                if let Some(target) = next {
-                    self.perplexity[2].push(total.candidate_log_sum_exp - f64::from(found_row[target]));
-                }
-            }
-            self.places.push(Position { prompt: prompt.name.clone(), position });
-        }
-        Ok(())
-    }
-
-    fn states(&mut self, expected: &[q35_model::RecurrentState], found: &[q35_model::RecurrentState]) {
-        for state in expected {
-            let other = found.iter().find(|other| other.layer == state.layer);
-            let error = match other {
-                Some(other) if other.values.len() == state.values.len() => {
-                    VectorError::of(&state.values, &other.values)
-                }
-                _ => VectorError::of(&[1.0], &[0.0]),
-            };
-            let [cosine, relative] = match error.not_finite() {
-                0 => [error.cosine(), error.relative()],
-                _ => [-1.0, f64::INFINITY],
-            };
-            let worst = self.states.entry(state.layer).or_insert(StateReport {
-                layer: state.layer,
-                cosine: 1.0,
-                relative: 0.0,
-            });
-            worst.cosine = worst.cosine.min(cosine);
-            worst.relative = worst.relative.max(relative);
-        }
-    }
-
-    fn fill(self, report: &mut Report, executed: bool, limits: &Limits, conversion: &Limits) {
-        let margin = |limits: &Limits| limits.undecided_margin.as_ref().map_or(0.0, |limit| limit.limit);
-        report.conversion = Some(self.conversion.finish(&self.places, margin(conversion)));
-        if executed {
-            report.implementation = Some(self.implementation.finish(&self.places, margin(limits)));
-            report.total = Some(self.total.finish(&self.places, margin(conversion)));
-        }
-        if let [Some(reference), Some(own_float)] = [self.perplexity[0].value(), self.perplexity[1].value()] {
-            let (tokens, candidate) = (self.perplexity[0].tokens(), self.perplexity[2].value());
-            report.perplexity = Some(PerplexityReport { tokens, reference, own_float, candidate });
-        }
-        if let Some(place) = self.broken.and_then(|index| self.places.get(index)) {
-            report.findings.push(crate::Finding {
-                scope: "implementation".into(),
-                layer: None,
-                class: "logits".into(),
-                tensor: None,
-                message: format!(
-                    "the candidate's logits hold NaN or infinities from position {} of prompt `{}` on",
-                    place.position, place.prompt
-                ),
-            });
-        }
-        report.states = self.states.into_values().collect();
-    }
+/// The prompts of a pass of the float reference, in its order.
+fn prompts_of(prompts: &[Prompt], continuations: &[Continuation]) -> Vec<Prompt> {
+    prompts.iter().chain(continuations.iter().map(|continuation| &continuation.prompt)).cloned().collect()
 }

@@ -4,9 +4,9 @@ use q35_metrics::{Summarizer, compare_rows};
 use q35_model::{CancelToken, Model, Rows, Weights, tensor_table};
 use serde::{Deserialize, Serialize};
 
-use crate::check::FloatBuilder;
 use crate::disguise::{Disguised, Mistake, suspects_for_execution};
-use crate::rows::{Catch, Running, Who};
+use crate::float_pass::{FloatPass, Logits};
+use crate::rows::{Catch, Hidden, Running, Who};
 use crate::{ConfigDifference, ParityError, Progress, Prompt, SiteReport, Stage, WeightCheck};
 
 /// A fault and its place.
@@ -110,7 +110,15 @@ pub(crate) fn of_sites(scope: &str, bad: Option<&SiteReport>, last_is_good: bool
                 ),
                 None => format!("the {}", site.site),
             };
-            let message = format!("first wrong at {words} (relative error {:.2e}{since})", site.relative);
+            // Quantization is no mistake; how soon it is felt is worth knowing all the same.
+            let message = if scope == "conversion" {
+                format!(
+                    "the residual stream is first far off at the {} (relative error {:.2e}{since})",
+                    site.site, site.relative
+                )
+            } else {
+                format!("first wrong at {words} (relative error {:.2e}{since})", site.relative)
+            };
             (site.layer, site.part.clone(), message)
         }
         None if last_is_good => (
@@ -131,23 +139,21 @@ pub(crate) struct Explanation {
 }
 
 /// Tries the classic mistakes on the candidate's own weights, those first that touch the part that is wrong.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn explain_execution(
     own: &dyn Weights,
     model: &dyn Model,
     prompt: &Prompt,
     part: Option<&str>,
-    build: &FloatBuilder<'_>,
     cancel: &CancelToken,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Option<Explanation>, ParityError> {
-    let rows = |who: Who, model: &dyn Model| -> Result<Vec<f32>, ParityError> {
-        let mut running = Running::start(who, model, &prompt.name, prompt.ids.len(), Catch::new(cancel))?;
-        running.feed(&prompt.ids, Rows::All)?;
-        Ok(std::mem::take(&mut running.catch.rows))
-    };
     let vocab = own.config().vocab_size;
-    let executed = rows(Who::Candidate, model)?;
+    let executed = {
+        let catch = Catch::new(cancel);
+        let mut running = Running::start(Who::Candidate, model, &prompt.name, prompt.ids.len(), catch)?;
+        running.feed(&prompt.ids, Rows::All)?;
+        std::mem::take(&mut running.catch.rows)
+    };
     let mean_kl = |expected: &[f32]| {
         let mut summary = Summarizer::default();
         for (a, b) in expected.chunks_exact(vocab).zip(executed.chunks_exact(vocab)) {
@@ -159,9 +165,9 @@ pub(crate) fn explain_execution(
         summary.finish().kl.mean
     };
     let run = |weights: &dyn Weights| -> Result<f64, ParityError> {
-        let model =
-            build(weights).map_err(|source| ParityError::Build { who: Who::OwnFloat.words(), source })?;
-        Ok(mean_kl(&rows(Who::OwnFloat, &*model)?))
+        let prompts = std::slice::from_ref(prompt);
+        let pass = FloatPass::run(Who::OwnFloat, weights, prompts, Hidden::default(), cancel, &|_, _| {})?;
+        Ok(mean_kl(&Logits::new(Who::OwnFloat, &pass, weights)?.of(0, 0..prompt.scored())?))
     };
     let plain_kl = run(own)?;
     if !plain_kl.is_finite() {

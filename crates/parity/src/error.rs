@@ -26,10 +26,10 @@ pub enum ParityError {
         /// What went wrong.
         source: RunError,
     },
-    /// A model could not be built.
-    #[error("{who} cannot be set up: {source}")]
-    Build {
-        /// "the float reference", "the candidate".
+    /// The float reference failed.
+    #[error("{who} failed: {source}")]
+    Float {
+        /// "the float reference", "the float reference on the candidate's weights".
         who: &'static str,
         /// What went wrong.
         source: RunError,
@@ -62,7 +62,7 @@ pub enum ParityError {
          hint: make it again with --save-reference"
     )]
     StaleReference {
-        /// "source" or "suite".
+        /// "source", "suite" or "shape".
         what: &'static str,
         /// What it must be.
         expected: String,
@@ -87,11 +87,15 @@ pub enum ParityError {
 pub enum Stage {
     /// Comparing tensors.
     Weights,
+    /// What the candidate says by itself.
+    Greedy,
     /// The float reference on the original weights.
     Reference,
-    /// The candidate and the float reference on the candidate's weights, side by side.
+    /// The float reference on the candidate's weights.
+    OwnFloat,
+    /// The candidate, compared with both.
     Candidate,
-    /// Prefill against decode, cuts, greedy tokens.
+    /// Prefill against decode, cuts, a snapshot.
     Consistency,
     /// Looking for the cause of a failure.
     Diagnosis,
@@ -101,8 +105,10 @@ impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Weights => "comparing weights",
+            Self::Greedy => "greedy tokens",
             Self::Reference => "float reference",
-            Self::Candidate => "candidate and its own weights in float",
+            Self::OwnFloat => "candidate's weights in float",
+            Self::Candidate => "candidate",
             Self::Consistency => "prefill, decode and cuts",
             Self::Diagnosis => "looking for the cause",
         })

@@ -6,62 +6,78 @@ use q35_model::{CancelToken, Model, Rows};
 use crate::rows::{Catch, Running, Who};
 use crate::{ParityError, Prompt};
 
-/// The likeliest `count` tokens after the prompt, each given all before it.
-pub(crate) fn continue_greedily(
-    who: Who,
-    model: &dyn Model,
-    prompt: &Prompt,
-    count: usize,
-    cancel: &CancelToken,
-) -> Result<Vec<u32>, ParityError> {
-    let room = prompt.ids.len() + count;
-    let mut running = Running::start(who, model, &prompt.name, room, Catch::new(cancel))?;
-    running.feed(&prompt.ids, Rows::Last)?;
-    let mut tokens = Vec::with_capacity(count);
-    while tokens.len() < count {
-        let Some(token) = argmax(&running.catch.rows) else { break };
-        tokens.push(token as u32);
-        if tokens.len() < count {
-            running.feed(&[token as u32], Rows::Last)?;
-        }
-    }
-    Ok(tokens)
+/// Tokens of a prompt that are continued: enough to say something after, and others must compute them too.
+const CONTEXT: usize = 128;
+
+/// What the candidate says after the beginning of a prompt, as a prompt: others are asked at every position of it what they would say
+/// there. As long as all agree with it, that is what they say by themselves, and it costs them one pass and no decoding.
+pub(crate) struct Continuation {
+    /// The prompt and all tokens but the last; scored where one of them follows.
+    pub(crate) prompt: Prompt,
+    /// The tokens.
+    pub(crate) tokens: Vec<u32>,
 }
 
-/// How many of `tokens` from the first on the model would have chosen too, in one pass over all of them. An exact
-/// tie counts as the same choice, and so does a token that the model finds at most `undecided` logits less likely.
-pub(crate) fn same_choices(
-    who: Who,
-    model: &dyn Model,
-    prompt: &Prompt,
-    tokens: &[u32],
-    undecided: f64,
-    cancel: &CancelToken,
-) -> Result<usize, ParityError> {
-    let Some((last, before)) = prompt.ids.split_last() else { return Ok(0) };
-    let room = prompt.ids.len() + tokens.len();
-    let mut running = Running::start(who, model, &prompt.name, room, Catch::new(cancel))?;
-    if !before.is_empty() {
-        running.feed(before, Rows::None)?;
-    }
-    let vocab = model.config().vocab_size;
-    let mut fed = *last;
-    let mut index = 0;
-    // Pieces of a few tokens: most of them agree, and rows of logits are large.
-    while index < tokens.len() {
-        let piece = &tokens[index..(index + 16).min(tokens.len())];
-        let mut ids = vec![fed];
-        ids.extend_from_slice(&piece[..piece.len() - 1]);
-        running.feed(&ids, Rows::All)?;
-        for (offset, (row, &token)) in running.catch.rows.chunks_exact(vocab).zip(piece).enumerate() {
-            let Some(best) = argmax(row) else { return Ok(index + offset) };
-            let chosen = row.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
-            if f64::from(row[best]) - f64::from(chosen) > undecided {
-                return Ok(index + offset);
+impl Continuation {
+    /// The likeliest `count` tokens after the prompt's beginning, each given all before it; `advance` is called for each.
+    pub(crate) fn of(
+        model: &dyn Model,
+        prompt: &Prompt,
+        count: usize,
+        cancel: &CancelToken,
+        advance: &mut dyn FnMut(),
+    ) -> Result<Self, ParityError> {
+        let context = &prompt.ids[..prompt.ids.len().min(CONTEXT)];
+        let room = context.len() + count;
+        let mut running = Running::start(Who::Candidate, model, &prompt.name, room, Catch::new(cancel))?;
+        running.feed(context, Rows::Last)?;
+        let mut tokens = Vec::with_capacity(count);
+        while tokens.len() < count {
+            let Some(token) = argmax(&running.catch.rows) else { break };
+            tokens.push(token as u32);
+            advance();
+            if tokens.len() < count {
+                running.feed(&[token as u32], Rows::Last)?;
             }
         }
-        fed = piece[piece.len() - 1];
-        index += piece.len();
+        let before = &tokens[..tokens.len().saturating_sub(1)];
+        let continued = Prompt {
+            ids: [context, before].concat(),
+            scored_from: context.len().saturating_sub(1),
+            ..prompt.clone()
+        };
+        Ok(Self { prompt: continued, tokens })
     }
-    Ok(tokens.len())
+
+    /// How many of the tokens, from the first on, a model would have chosen too that gives `rows` [tokens, vocab]. An
+    /// exact tie counts as the same choice, and so does a token that it finds at most `undecided` logits less likely.
+    pub(crate) fn same_choices(&self, rows: &[f32], vocab: usize, undecided: f64) -> usize {
+        let chosen = |(row, token): &(&[f32], &u32)| {
+            let Some(best) = argmax(row) else { return false };
+            let chosen = row.get(**token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+            f64::from(row[best]) - f64::from(chosen) <= undecided
+        };
+        rows.chunks_exact(vocab).zip(&self.tokens).take_while(chosen).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_the_same_up_to_the_first_that_differs() {
+        let prompt = Prompt::new("p", "k", vec![0, 1, 0, 1]);
+        let continuation = Continuation { prompt, tokens: vec![1, 0, 1] };
+        let cases: [(&[f32], f64, usize); 5] = [
+            (&[0.0, 1.0, 1.0, 0.0, 0.0, 1.0], 0.0, 3),
+            (&[0.0, 1.0, 0.0, 1.0, 0.0, 1.0], 0.0, 1),
+            (&[0.0, 1.0, 0.9, 1.0, 0.0, 1.0], 0.2, 3),
+            (&[0.5, 0.5, 1.0, 0.0, 0.0, 1.0], 0.0, 3),
+            (&[f32::NAN, f32::NAN, 1.0, 0.0, 0.0, 1.0], 0.0, 0),
+        ];
+        for (rows, undecided, same) in cases {
+            assert_eq!(continuation.same_choices(rows, 2, undecided), same, "{rows:?}");
+        }
+    }
 }

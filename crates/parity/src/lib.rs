@@ -17,8 +17,9 @@
 //!
 //! # Memory
 //!
-//! Rows of logits are compared as they come, a piece of the prompt at a time, and never positions x vocabulary of
-//! two models. The two float references are never loaded together: the rows of the first go to a file.
+//! The float reference runs over all prompts at once, one layer's weights in memory at a time
+//! ([`q35_reference::layerwise`]). Kept are the rows that enter its head, four kilobytes a position at full size; logits
+//! are made of them a block at a time when they are compared, and never positions x vocabulary.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod diagnosis;
 mod disguise;
 mod encoder;
 mod error;
+mod float_pass;
 mod greedy;
 mod hidden;
 pub mod perplexity;
@@ -39,13 +41,14 @@ mod report;
 mod rows;
 mod storage;
 mod suite;
+mod sums;
 pub mod tasks;
 mod thresholds;
 mod verdict;
 mod weights;
 
-pub use artefact::{Artefact, Executed, OpenError, float_model};
-pub use check::{Candidate, CheckOptions, Execution, FloatBuilder, Source, check};
+pub use artefact::{Arithmetic, Artefact, Executed, OpenError, float_model};
+pub use check::{Candidate, CheckOptions, Execution, Source, check};
 pub use config::{ConfigDifference, compare_configs};
 pub use diagnosis::Finding;
 pub use disguise::{Disguised, Mistake};
@@ -55,7 +58,7 @@ pub use reference_pass::ReferencePass;
 pub use report::*;
 pub use storage::{Float, Storage};
 pub use suite::{Prompt, Suite, SuiteError, SuiteItem, TextEncoder};
-pub use thresholds::{Limit, Limits, SMALL, Thresholds};
+pub use thresholds::{Limit, Limits, SMALL, Subject, Thresholds};
 pub use verdict::Check;
 pub use weights::{TensorReport, WeightCheck, WorstElement, compare_weights};
 

@@ -200,7 +200,7 @@ pub struct GreedyReport {
     /// Tokens that the candidate chose.
     pub tokens: usize,
     /// How many of them, from the first on, its own weights in float would have chosen.
-    pub same_as_own_float: Option<usize>,
+    pub same_as_own_float: usize,
     /// How many of the float model's own tokens, from the first on, the candidate would have chosen.
     pub same_as_reference: usize,
 }

@@ -53,7 +53,7 @@ impl Hidden {
         Self { positions, width, sites: BTreeMap::new() }
     }
 
-    fn put(&mut self, place: Place, position: usize, rows: &[f32]) {
+    pub(crate) fn put(&mut self, place: Place, position: usize, rows: &[f32]) {
         if position >= self.positions {
             return;
         }

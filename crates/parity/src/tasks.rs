@@ -122,30 +122,44 @@ pub fn greedy_reply(
     Ok(reply)
 }
 
-/// How many tasks of each kind were right, in the order of first appearance.
+/// How many tasks of one kind and mode were right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KindScore {
+    /// The kind.
+    pub kind: String,
+    /// Whether the model was asked to think.
+    pub thinking: bool,
+    /// Right answers.
+    pub right: usize,
+    /// Tasks.
+    pub of: usize,
+}
+
+/// How many tasks of each kind and mode were right, in the order of first appearance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskScores {
-    /// Kind, right answers, tasks.
-    pub kinds: Vec<(String, usize, usize)>,
+    /// By kind and mode.
+    pub kinds: Vec<KindScore>,
 }
 
 impl TaskScores {
     /// Counts one answer.
-    pub fn push(&mut self, kind: &str, right: bool) {
-        let place = match self.kinds.iter().position(|(known, ..)| known == kind) {
-            Some(place) => place,
-            None => {
-                self.kinds.push((kind.to_owned(), 0, 0));
-                self.kinds.len() - 1
-            }
-        };
-        self.kinds[place].1 += usize::from(right);
-        self.kinds[place].2 += 1;
+    pub fn push(&mut self, task: &Task, right: bool) {
+        let known = self.kinds.iter().position(|s| s.kind == task.kind && s.thinking == task.thinking);
+        let place = known.unwrap_or_else(|| {
+            let (kind, thinking) = (task.kind.clone(), task.thinking);
+            self.kinds.push(KindScore { kind, thinking, right: 0, of: 0 });
+            self.kinds.len() - 1
+        });
+        self.kinds[place].right += usize::from(right);
+        self.kinds[place].of += 1;
     }
 
-    /// Right answers and tasks over all kinds.
-    pub fn total(&self) -> (usize, usize) {
-        self.kinds.iter().fold((0, 0), |(right, all), (_, r, n)| (right + r, all + n))
+    /// Over all kinds; with `thinking`, over those of that mode.
+    pub fn total(&self, thinking: Option<bool>) -> KindScore {
+        let counted = self.kinds.iter().filter(|score| thinking.is_none_or(|mode| score.thinking == mode));
+        let (right, of) = counted.fold((0, 0), |(right, of), score| (right + score.right, of + score.of));
+        KindScore { kind: "all".into(), thinking: thinking.unwrap_or(false), right, of }
     }
 }
 
@@ -191,12 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn scores_keep_the_order_of_kinds() {
+    fn scores_keep_the_order_of_kinds_and_tell_modes_apart() {
+        let task = |kind: &str, thinking| Task { kind: kind.into(), thinking, ..task(Rule::Exact, "") };
         let mut scores = TaskScores::default();
-        scores.push("b", true);
-        scores.push("a", false);
-        scores.push("b", false);
-        assert_eq!(scores.kinds, [("b".to_owned(), 1, 2), ("a".to_owned(), 0, 1)]);
-        assert_eq!(scores.total(), (1, 3));
+        for (kind, thinking, right) in
+            [("b", false, true), ("a", false, false), ("b", true, false), ("b", false, false)]
+        {
+            scores.push(&task(kind, thinking), right);
+        }
+        let found: Vec<_> =
+            scores.kinds.iter().map(|s| (s.kind.as_str(), s.thinking, s.right, s.of)).collect();
+        assert_eq!(found, [("b", false, 1, 2), ("a", false, 0, 1), ("b", true, 0, 1)]);
+        let counts = |mode| (scores.total(mode).right, scores.total(mode).of);
+        assert_eq!([None, Some(false), Some(true)].map(counts), [(1, 4), (1, 3), (0, 1)]);
     }
 }

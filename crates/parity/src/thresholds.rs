@@ -49,13 +49,36 @@ pub struct Thresholds {
     pub schema_version: u32,
     /// How the numbers were obtained.
     pub description: String,
-    /// Candidate as executed against its own weights in float, by arithmetic: "f32", "f16", "int8-activations".
+    /// Candidate as executed against its own weights in float, by arithmetic: "f32", "f16", "fast".
     pub implementation: BTreeMap<String, Limits>,
     /// Against the original, by encoding: "mlx-4", "coreml-8", "float"; "default" for what is not listed.
     pub conversion: BTreeMap<String, Limits>,
     /// The same for models of fewer than [`SMALL`] weights, which lose more to the same rounding.
     #[serde(default)]
     pub small_conversion: BTreeMap<String, Limits>,
+    /// The same where the reference predicts the text no better than by chance, whose distributions are noise that any
+    /// rounding turns into other noise.
+    #[serde(default)]
+    pub untrained_conversion: BTreeMap<String, Limits>,
+}
+
+/// What is known of the reference when limits of conversion are chosen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Subject {
+    /// Its weights.
+    pub weights: u64,
+    /// Tokens of its vocabulary.
+    pub vocab_size: usize,
+    /// Its perplexity on the prompts, if they were long enough to tell.
+    pub perplexity: Option<f64>,
+}
+
+impl Subject {
+    /// Whether it predicts hardly better than who gives every token the same chance.
+    fn untrained(self) -> bool {
+        self.perplexity
+            .is_some_and(|perplexity| perplexity.is_nan() || perplexity > self.vocab_size as f64 / 2.0)
+    }
 }
 
 /// Models of fewer weights than this are judged by the limits of small ones, where there are any.
@@ -80,10 +103,11 @@ impl Thresholds {
         self.implementation.get(execution)
     }
 
-    /// Limits of the encoding `kind` for a model of so many weights, or the default ones.
-    pub fn conversion_of(&self, kind: &str, weights: u64) -> Option<&Limits> {
-        let small = if weights < SMALL { listed(&self.small_conversion, kind) } else { None };
-        small.or_else(|| listed(&self.conversion, kind))
+    /// Limits of the encoding `kind` for that model, or the default ones.
+    pub fn conversion_of(&self, kind: &str, subject: Subject) -> Option<&Limits> {
+        let untrained = subject.untrained().then(|| listed(&self.untrained_conversion, kind)).flatten();
+        let small = || (subject.weights < SMALL).then(|| listed(&self.small_conversion, kind)).flatten();
+        untrained.or_else(small).or_else(|| listed(&self.conversion, kind))
     }
 }
 
@@ -102,19 +126,24 @@ mod tests {
         let thresholds = Thresholds::from_json(text).unwrap();
         let limit = thresholds.implementation_of("f32").unwrap().mean_kl.clone().unwrap();
         assert_eq!(limit.limit, 1e-6);
-        assert!(thresholds.conversion_of("mlx-4", 5).is_some());
+        assert!(thresholds.conversion_of("mlx-4", Subject::default()).is_some());
         assert!(thresholds.implementation_of("f16").is_none());
         assert!(Thresholds::from_json(&text.replace("mean_kl", "mean_kI")).unwrap_err().contains("mean_kI"));
         assert!(Thresholds::from_json(&text.replace(": 1,", ": 7,")).unwrap_err().contains("version 7"));
     }
 
     #[test]
-    fn small_models_have_their_own_limits() {
+    fn small_and_untrained_models_have_their_own_limits() {
         let thresholds = Thresholds::from_json(crate::DEFAULT_THRESHOLDS).unwrap();
-        let limit =
-            |weights| thresholds.conversion_of("mlx-4", weights).unwrap().mean_kl.clone().unwrap().limit;
-        assert!(limit(5_000_000) > limit(750_000_000));
-        for arithmetic in ["f32", "f16", "bf16", "int8-activations"] {
+        let of = |weights, perplexity| {
+            let subject = Subject { weights, vocab_size: 1000, perplexity };
+            thresholds.conversion_of("mlx-4", subject).unwrap().mean_kl.clone().unwrap().limit
+        };
+        let large = of(750_000_000, Some(20.0));
+        assert_eq!(of(750_000_000, None), large);
+        assert!(of(5_000_000, Some(20.0)) > large);
+        assert!(of(750_000_000, Some(501.0)) > large && of(750_000_000, Some(f64::NAN)) > large);
+        for arithmetic in ["f32", "f16", "bf16", "fast"] {
             assert!(thresholds.implementation_of(arithmetic).unwrap().mean_kl.is_some(), "{arithmetic}");
         }
     }

@@ -33,6 +33,7 @@ pub mod delta_rule;
 mod device;
 mod full_attention;
 mod layer;
+pub mod layerwise;
 mod linear_attention;
 mod model;
 pub mod ops;

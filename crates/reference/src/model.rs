@@ -1,11 +1,14 @@
 //! The loaded model.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use q35_model::{
     Model, ModelMemory, RunError, Sequence, TensorSpec, TextConfig, WeightError, Weights, tensor_table,
 };
+
+use rayon::prelude::*;
 
 use crate::sequence::ReferenceSequence;
 use crate::{Device, Layer, LayerState};
@@ -109,22 +112,42 @@ impl Reference {
     }
 }
 
+/// Numbers of a tensor that are read in one go.
+const READ_AT_A_TIME: usize = 1 << 18;
+
 /// One tensor as f32 in its table's shape.
-fn read_tensor(
+pub(crate) fn read_tensor(
     weights: &dyn Weights,
     spec: &TensorSpec,
     device: &candle_core::Device,
 ) -> Result<Tensor, LoadError> {
-    let mut values = Vec::new();
-    weights.read_rows(&spec.name, 0..spec.shape[0], &mut values)?;
-    if values.len() != spec.shape.iter().product::<usize>() {
-        return Err(LoadError::Size {
-            name: spec.name.clone(),
-            expected: spec.shape.clone(),
-            found: values.len(),
-        });
-    }
-    Ok(Tensor::from_vec(values, spec.shape.as_slice(), device)?)
+    read_rows(weights, &spec.name, 0..spec.shape[0], &spec.shape[1..], device)
+}
+
+/// Some rows of a tensor as f32, [rows, ..row]. Every thread brings a part of them to f32: dequantizing is what loading
+/// takes its time for.
+pub(crate) fn read_rows(
+    weights: &dyn Weights,
+    name: &str,
+    rows: Range<usize>,
+    row: &[usize],
+    device: &candle_core::Device,
+) -> Result<Tensor, LoadError> {
+    let width = row.iter().product::<usize>().max(1);
+    let step = (READ_AT_A_TIME / width).max(1);
+    let mut values = vec![0.0; rows.len() * width];
+    values.par_chunks_mut(step * width).enumerate().try_for_each_init(Vec::new, |part, (index, out)| {
+        let start = rows.start + index * step;
+        let wanted = start..start + out.len() / width;
+        weights.read_rows(name, wanted.clone(), part)?;
+        if part.len() != out.len() {
+            let expected = [&[wanted.len()], row].concat();
+            return Err(LoadError::Size { name: name.to_owned(), expected, found: part.len() });
+        }
+        out.copy_from_slice(part);
+        Ok(())
+    })?;
+    Ok(Tensor::from_vec(values, [&[rows.len()], row].concat(), device)?)
 }
 
 impl Model for Reference {

@@ -15,7 +15,7 @@ use crate::model::Loaded;
 use crate::ops::{project, rms_norm};
 
 /// Tokens of a piece: enough for full matrix products, few enough for bounded work space.
-const PIECE: usize = 4 * CHUNK;
+pub(crate) const PIECE: usize = 4 * CHUNK;
 
 /// Logits computed at a time, in numbers.
 const LOGITS_AT_A_TIME: usize = 1 << 24;
@@ -30,7 +30,7 @@ pub(crate) struct ReferenceSequence {
     max_context: usize,
 }
 
-fn backend(error: candle_core::Error) -> RunError {
+pub(crate) fn backend(error: candle_core::Error) -> RunError {
     let message = match error {
         candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),
         plain => plain.to_string(),

@@ -25,6 +25,7 @@
 
 mod checkpoint;
 mod config;
+mod damage;
 mod hub;
 mod memory;
 mod random;
@@ -32,6 +33,7 @@ mod tokenizer;
 
 pub use checkpoint::{Precision, TinyCheckpoint};
 pub use config::{tiny, tiny_more_value_heads};
+pub use damage::{Damage, rewrite_tensors};
 pub use hub::{Fault, HubRequest, HubServer};
 pub use memory::MemoryWeights;
 pub use random::Random;

@@ -1,20 +1,21 @@
 //! `q35-convert eval`: what a quantization costs.
 
+use std::cell::{Cell, OnceCell};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use q35_backends::Backend;
 use q35_model::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
-use q35_parity::tasks::{Task, TaskScores, greedy_reply};
+use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_reply};
 use q35_parity::{Artefact, CheckpointText, Executed, ParityError, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::backend::BackendArgs;
 use crate::commands::Context;
-use crate::commands::parity::threads;
+use crate::commands::parity::{ArithmeticArgs, threads};
 use crate::exit::Outcome;
-use crate::output::{Table, bytes, json as print_json, line, note};
+use crate::output::{Table, grouped, json as print_json, line};
 use crate::progress::Step;
 use crate::source::{Source, resolve};
 
@@ -57,9 +58,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_tokens: usize,
 
-    /// Keep activations in f32, where a backend has a faster way too
-    #[arg(long)]
-    pub exact: bool,
+    /// How the models are computed.
+    #[command(flatten)]
+    pub arithmetic: ArithmeticArgs,
 
     /// Threads [default: all processors]
     #[arg(long, value_name = "N")]
@@ -115,12 +116,12 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
 fn open(name: &str, args: &Args, context: Context) -> anyhow::Result<Row> {
     let source = resolve(name, None, context.watcher)?;
     let artefact = Artefact::open(&source.dir)?;
-    let mut how = args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact)?;
+    let mut how = args.backend.options(Backend::Cpu, Some(threads(args.threads)), false)?;
     if artefact.kind() == "float" {
         // The float model that others are held against has its own.
         how.backend = Backend::Cpu;
     }
-    let Executed { model, .. } = artefact.execute(&how)?;
+    let Executed { model, .. } = artefact.execute(&how, args.arithmetic.into())?;
     Ok(Row { name: name.to_owned(), _source: source, artefact, model, text: None, tasks: None })
 }
 
@@ -144,24 +145,22 @@ fn text(
     let ids = encoder.encode(&text).map_err(anyhow::Error::msg)?;
     let used = ids.len().min(windows.most_tokens);
     ensure!(used >= 2, "{}: fewer than two tokens", path.display());
-    let step: std::cell::OnceCell<Step> = std::cell::OnceCell::new();
-    let seen = std::cell::Cell::new(0);
-    let progress = |done: u64, total: u64| {
-        let step = step.get_or_init(|| context.watcher.counted_step("tokens", total));
-        step.advance(done - seen.replace(done));
+    let run = |title: &str, models: &[&dyn Model]| {
+        let step: OnceCell<Step> = OnceCell::new();
+        let seen = Cell::new(0);
+        let progress = |done: u64, total: u64| {
+            let step = step.get_or_init(|| context.watcher.counted_step(title, total));
+            step.advance(done - seen.replace(done));
+        };
+        score_text(models, &ids, windows, cancel, &progress).map_err(interrupted)
     };
     // Together when they are to be compared; one after the other, which needs less memory, when they are not.
     let scores = if args.against.is_some() {
         let models: Vec<&dyn Model> = rows.iter().map(|row| &*row.model).collect();
-        score_text(&models, &ids, windows, cancel, &progress).map_err(interrupted)?
+        run("tokens", &models)?
     } else {
-        let mut scores = Vec::new();
-        for row in rows.iter() {
-            seen.set(0);
-            scores
-                .extend(score_text(&[&*row.model], &ids, windows, cancel, &|_, _| {}).map_err(interrupted)?);
-        }
-        scores
+        let each = rows.iter().map(|row| run(&row.name, &[&*row.model]));
+        each.collect::<anyhow::Result<Vec<_>>>()?.concat()
     };
     for (row, score) in rows.iter_mut().zip(scores) {
         row.text = Some(score);
@@ -201,7 +200,7 @@ fn chat(
             let prompt = encoder.encode(&prompt).map_err(anyhow::Error::msg)?;
             let reply =
                 greedy_reply(&*row.model, &prompt, args.max_tokens, &ends, cancel).map_err(interrupted)?;
-            scores.push(&task.kind, task.passes(&encoder.tokenizer().decode(&reply)));
+            scores.push(task, task.passes(&encoder.tokenizer().decode(&reply)));
             step.advance(1);
         }
         row.tasks = Some(scores);
@@ -233,54 +232,68 @@ fn change(rows: &[Row], row: &Row, args: &Args) -> Option<f64> {
 }
 
 fn print(rows: &[Row], args: &Args, windows: Windows) -> anyhow::Result<()> {
-    let dash = || "-".to_owned();
-    if let Some(score) = &rows[0].text {
-        let mut table =
-            Table::with_titles(["model", "size", "bits/weight", "perplexity", "change", "KL", "top-1"]);
-        for row in rows {
-            let text = row.text.as_ref();
-            let against = text.and_then(|score| score.against_first.as_ref());
-            table.row([
-                row.name.clone(),
-                bytes(row.artefact.weight_bytes()),
-                format!("{:.3}", row.artefact.bits_per_weight()),
-                text.map_or_else(dash, |score| format!("{:.4}", score.perplexity)),
-                change(rows, row, args).map_or_else(dash, |part| format!("{:+.2} %", 100.0 * part)),
-                against.map_or_else(dash, |found| format!("{:.3e}", found.kl.mean)),
-                against.map_or_else(dash, |found| format!("{:.2} %", 100.0 * found.top1_agreement)),
-            ]);
-        }
-        line(table.render())?;
-        note(format!(
-            "perplexity over {} tokens, window {}, stride {}",
-            score.tokens, windows.window, windows.stride
-        ));
+    if rows[0].text.is_some() {
+        line(text_table(rows, args))?;
+        let tokens = rows[0].text.as_ref().map_or(0, |score| score.tokens);
+        let Windows { window, stride, .. } = windows;
+        line(format!("perplexity over {} tokens, window {window}, stride {stride}", grouped(tokens)))?;
     }
-    if rows.iter().any(|row| row.tasks.is_some()) {
+    if rows[0].tasks.is_some() {
         if rows[0].text.is_some() {
             line("")?;
         }
-        let kinds: Vec<&str> = rows[0]
-            .tasks
-            .iter()
-            .flat_map(|tasks| tasks.kinds.iter().map(|(kind, ..)| kind.as_str()))
-            .collect();
-        for row in rows {
-            let mut table = Table::with_titles([row.name.as_str(), "right", "of", "score"]);
-            let Some(tasks) = &row.tasks else { continue };
-            let part =
-                |right: usize, all: usize| format!("{:.1} %", 100.0 * right as f64 / all.max(1) as f64);
-            for kind in &kinds {
-                if let Some((_, right, all)) = tasks.kinds.iter().find(|(name, ..)| name == kind) {
-                    table.row([format!("  {kind}"), right.to_string(), all.to_string(), part(*right, *all)]);
-                }
-            }
-            let (right, all) = tasks.total();
-            table.row(["  all".to_owned(), right.to_string(), all.to_string(), part(right, all)]);
-            line(table.render())?;
-        }
+        line(task_table(rows))?;
     }
     Ok(())
+}
+
+fn text_table(rows: &[Row], args: &Args) -> String {
+    let dash = || "-".to_owned();
+    let titles = ["model", "bytes", "bits/weight", "perplexity", "change", "KL", "KL 99 %", "top-1"];
+    let mut table = Table::with_titles(titles);
+    for row in rows {
+        let text = row.text.as_ref();
+        let against = text.and_then(|score| score.against_first.as_ref());
+        table.row([
+            row.name.clone(),
+            grouped(row.artefact.weight_bytes()),
+            format!("{:.3}", row.artefact.bits_per_weight()),
+            text.map_or_else(dash, |score| format!("{:.4}", score.perplexity)),
+            change(rows, row, args).map_or_else(dash, |part| format!("{:+.2} %", 100.0 * part)),
+            against.map_or_else(dash, |found| format!("{:.3e}", found.kl.mean)),
+            against.map_or_else(dash, |found| format!("{:.3e}", found.kl.p99)),
+            against.map_or_else(dash, |found| format!("{:.2} %", 100.0 * found.top1_agreement)),
+        ]);
+    }
+    table.render()
+}
+
+/// Kinds downwards, models across.
+fn task_table(rows: &[Row]) -> String {
+    let scores: Vec<&TaskScores> = rows.iter().filter_map(|row| row.tasks.as_ref()).collect();
+    // Paths are long; what tells models apart is nearly always at their end.
+    let short =
+        |name: &str| Path::new(name).file_name().map_or(name.into(), |n| n.to_string_lossy().into_owned());
+    let mut titles = vec!["task".to_owned(), "thinking".to_owned(), "of".to_owned()];
+    titles.extend(rows.iter().map(|row| short(&row.name)));
+    let mut table = Table::with_title_row(titles);
+    let mode = |thinking| if thinking { "on" } else { "off" }.to_owned();
+    let mut add = |name: &str, thinking: String, of_model: &dyn Fn(&TaskScores) -> KindScore| {
+        let found: Vec<KindScore> = scores.iter().map(|scores| of_model(scores)).collect();
+        let mut cells = vec![name.to_owned(), thinking, found[0].of.to_string()];
+        let percent = |score: &KindScore| 100.0 * score.right as f64 / score.of.max(1) as f64;
+        cells.extend(found.iter().map(|score| format!("{} ({:.1} %)", score.right, percent(score))));
+        table.add_row(cells);
+    };
+    for (index, kind) in scores[0].kinds.iter().enumerate() {
+        add(&kind.kind, mode(kind.thinking), &|scores| scores.kinds[index].clone());
+    }
+    for thinking in [false, true] {
+        if scores[0].total(Some(thinking)).of > 0 {
+            add("all", mode(thinking), &|scores| scores.total(Some(thinking)));
+        }
+    }
+    table.render()
 }
 
 fn as_json(rows: &[Row], args: &Args, windows: Windows, tokens: usize) -> Value {
@@ -289,11 +302,10 @@ fn as_json(rows: &[Row], args: &Args, windows: Windows, tokens: usize) -> Value 
         .map(|row| {
             let against = row.text.as_ref().and_then(|score| score.against_first.as_ref());
             let tasks = row.tasks.as_ref().map(|tasks| {
-                let kinds = tasks.kinds.iter();
-                let kinds: serde_json::Map<String, Value> = kinds
-                    .map(|(kind, right, all)| (kind.clone(), json!({"right": right, "of": all})))
-                    .collect();
-                kinds
+                let score = |score: &KindScore| {
+                    json!({"kind": score.kind, "thinking": score.thinking, "right": score.right, "of": score.of})
+                };
+                tasks.kinds.iter().map(score).collect::<Vec<_>>()
             });
             json!({
                 "model": row.name,

@@ -9,9 +9,8 @@ use q35_backends::{Backend, RunOptions};
 use q35_bundle::Manifest;
 use q35_model::CancelToken;
 use q35_parity::{
-    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, Executed,
-    ParityError, Progress, Prompt, ReferencePass, Report, Source, Stage, Suite, Thresholds, check,
-    float_model,
+    Arithmetic, Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS,
+    Executed, ParityError, Progress, Prompt, ReferencePass, Report, Source, Stage, Suite, Thresholds, check,
 };
 
 use crate::backend::BackendArgs;
@@ -84,9 +83,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub greedy: usize,
 
-    /// Keep activations in f32, where the backend has a faster way too
-    #[arg(long)]
-    pub exact: bool,
+    /// How the candidate is computed.
+    #[command(flatten)]
+    pub arithmetic: ArithmeticArgs,
 
     /// Threads [default: all processors]
     #[arg(long, value_name = "N")]
@@ -95,6 +94,28 @@ pub struct Args {
     /// Who computes
     #[command(flatten)]
     pub backend: BackendArgs,
+}
+
+/// How converted models are computed.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ArithmeticArgs {
+    /// Compute Core ML packages in f32 instead of the f16 that they were written for
+    #[arg(long, conflicts_with = "fast")]
+    pub exact: bool,
+
+    /// Compute MLX directories in the CPU backend's fast mode, as chat does, instead of in f32
+    #[arg(long)]
+    pub fast: bool,
+}
+
+impl From<ArithmeticArgs> for Arithmetic {
+    fn from(args: ArithmeticArgs) -> Self {
+        match (args.exact, args.fast) {
+            (true, _) => Self::Exact,
+            (_, true) => Self::Fast,
+            _ => Self::Own,
+        }
+    }
 }
 
 /// Runs `q35-convert parity`.
@@ -126,7 +147,8 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         hash: if keyed { Some(reference.hash().context("hashing the source")?) } else { None },
         prompts: &prompts,
         thresholds: &thresholds,
-        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.exact)?,
+        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), false)?,
+        arithmetic: args.arithmetic.into(),
     };
     let report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
     line(report.to_table().trim_end())?;
@@ -153,6 +175,7 @@ pub(crate) struct Job<'a> {
     pub(crate) prompts: &'a [Prompt],
     pub(crate) thresholds: &'a Thresholds,
     pub(crate) how: RunOptions,
+    pub(crate) arithmetic: Arithmetic,
 }
 
 impl Job<'_> {
@@ -163,7 +186,7 @@ impl Job<'_> {
         cancel: &CancelToken,
     ) -> anyhow::Result<Report> {
         let threads = threads(self.how.threads);
-        let Executed { model, execution } = self.candidate.execute(&self.how)?;
+        let Executed { model, execution } = self.candidate.execute(&self.how, self.arithmetic)?;
         let source = Source { name: self.reference_name, hash: self.hash, weights: self.reference.weights() };
         let candidate = Candidate {
             name: self.candidate_name,
@@ -177,16 +200,10 @@ impl Job<'_> {
         let tool = format!("q35-convert {}", env!("CARGO_PKG_VERSION"));
         let options = CheckOptions { tool, threads, ..options };
         let bars = Bars::new(watcher);
-        let report = check(
-            &source,
-            &candidate,
-            self.prompts,
-            self.thresholds,
-            &float_model,
-            options,
-            cancel,
-            &|progress| bars.show(progress),
-        );
+        let report =
+            check(&source, &candidate, self.prompts, self.thresholds, options, cancel, &|progress| {
+                bars.show(progress)
+            });
         match report {
             Err(ParityError::Cancelled) => bail!("interrupted; nothing was judged"),
             report => Ok(report?),
@@ -307,19 +324,15 @@ pub(crate) fn after_conversion(
         hash: None,
         prompts: &prompts,
         thresholds: &thresholds(DEFAULT_THRESHOLDS)?,
-        how: RunOptions {
-            backend: Backend::Cpu,
-            threads: Some(threads(None)),
-            exact: true,
-            ..RunOptions::default()
-        },
+        how: RunOptions { backend: Backend::Cpu, threads: Some(threads(None)), ..RunOptions::default() },
+        arithmetic: Arithmetic::Own,
     };
-    let options = CheckOptions { greedy_tokens: 0, probe_tokens: 32, ..CheckOptions::default() };
+    let options = CheckOptions { greedy_tokens: 0, probe_tokens: 16, ..CheckOptions::default() };
     job.run(options, watcher, &CancelToken::new())
 }
 
 /// Positions that are compared after a conversion.
-const SHORT_POSITIONS: usize = 128;
+const SHORT_POSITIONS: usize = 64;
 
 /// Tokens without meaning, spread over the vocabulary.
 fn arbitrary(vocab_size: usize) -> Prompt {

@@ -185,13 +185,13 @@ impl Report {
         }
         out.push_str("</table></div>");
         for greedy in &self.greedy {
-            let own = greedy.same_as_own_float.map_or(String::new(), |same| {
-                format!("{same} of {} tokens are those that its own weights in float choose; ", greedy.tokens)
-            });
             write!(
                 out,
-                "<p>Greedy continuation of <code>{}</code>: {own}it follows the float model's own for {} tokens.</p>",
+                "<p>Greedy continuation of <code>{}</code>: {} of {} tokens are those that its own weights in float \
+                 choose; it follows the float model's own for {} tokens.</p>",
                 escape(&greedy.prompt),
+                greedy.same_as_own_float,
+                greedy.tokens,
                 greedy.same_as_reference
             )?;
         }

@@ -15,6 +15,8 @@ pub(crate) fn number(value: f64) -> String {
         v if !v.is_finite() => v.to_string(),
         v if v.abs() < 1e-3 || v.abs() >= 1e5 => format!("{v:.2e}"),
         v if v.fract() == 0.0 => format!("{v}"),
+        // A cosine: what matters is how far it is from one.
+        v if (0.999..1.0).contains(&v) => format!("{v:.8}"),
         v if v.abs() >= 100.0 => format!("{v:.1}"),
         v => format!("{v:.4}"),
     }
@@ -62,7 +64,14 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let cases = [(0.0, "0"), (0.25, "0.2500"), (64.0, "64"), (1.234e-7, "1.23e-7"), (1234.5, "1234.5")];
+        let cases = [
+            (0.0, "0"),
+            (0.25, "0.2500"),
+            (64.0, "64"),
+            (1.234e-7, "1.23e-7"),
+            (1234.5, "1234.5"),
+            (0.999999, "0.99999900"),
+        ];
         for (value, expected) in cases {
             assert_eq!(number(value), expected);
         }

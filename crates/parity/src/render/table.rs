@@ -68,13 +68,10 @@ impl Report {
             )?;
         }
         for greedy in &self.greedy {
-            let own = greedy.same_as_own_float.map_or(String::new(), |same| {
-                format!("{same} of {} as its own weights in float would choose; ", greedy.tokens)
-            });
             writeln!(
                 out,
-                "greedy `{}`: {own}{} of the float model's from the first on",
-                greedy.prompt, greedy.same_as_reference
+                "greedy `{}`: {} of {} as its own weights in float would choose; {} of the float model's from the first on",
+                greedy.prompt, greedy.same_as_own_float, greedy.tokens, greedy.same_as_reference
             )?;
         }
         if let Some(worst) = self.consistency.iter().max_by(|a, b| a.mean_kl.total_cmp(&b.mean_kl)) {

@@ -237,12 +237,15 @@ impl Part {
         for (index, (&expected, &found)) in source.iter().zip(target).enumerate() {
             let expected = f64::from(expected);
             let error = (f64::from(found) - expected).abs();
-            // Comparisons with NaN are false: an error that is not a number must count as outside.
-            let ratio = if error.is_finite() { error / bound.allowed(expected) } else { f64::MAX };
-            square += if error.is_finite() { error * error } else { 0.0 };
-            if ratio > excess {
-                (excess, at) = (ratio, index);
+            let allowed = bound.allowed(expected);
+            // No division but where a record falls. Comparisons with NaN are false: an error that is not a number must
+            // count as outside.
+            if error <= excess * allowed {
+                square += error * error;
+                continue;
             }
+            (excess, at) = (if error.is_finite() { error / allowed } else { f64::MAX }, index);
+            square += if error.is_finite() { error * error } else { 0.0 };
         }
         if bound.step > 0.0 {
             let in_steps = square / (bound.step * bound.step);

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use half::bf16;
 use q35_checkpoint::Checkpoint;
 use q35_mlx::{RoundToNearest, WriteOptions};
 use q35_model::{
@@ -17,7 +16,7 @@ use q35_parity::{
     Suite, Thresholds, check, float_model,
 };
 use q35_quant::affine::AffineSpec;
-use safetensors::tensor::{Dtype, TensorView};
+use q35_testkit::{Damage, rewrite_tensors};
 use tempfile::TempDir;
 
 /// Source and conversion.
@@ -58,22 +57,7 @@ impl Fixture {
     }
 
     fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, Damage>)) {
-        let path = self.target.join("model.safetensors");
-        let bytes = std::fs::read(&path).unwrap();
-        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let mut tensors: BTreeMap<String, Damage> = file
-            .iter()
-            .map(|(name, view)| {
-                let shape = view.shape().to_vec();
-                (name.to_owned(), Damage { dtype: view.dtype(), shape, data: view.data().to_vec() })
-            })
-            .collect();
-        change(&mut tensors);
-        let views = tensors.iter().map(|(name, tensor)| {
-            (name.as_str(), TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data).unwrap())
-        });
-        safetensors::serialize_to_file(views, metadata.metadata().clone(), &path).unwrap();
+        rewrite_tensors(&self.target.join("model.safetensors"), change);
     }
 
     pub fn edit_config(&self, change: impl FnOnce(&mut serde_json::Value)) {
@@ -110,8 +94,7 @@ impl Fixture {
         let options =
             CheckOptions { greedy_tokens: 12, probe_tokens: 40, threads: 2, ..CheckOptions::default() };
         let prompts = self.prompts();
-        check(&source, &candidate, &prompts, &thresholds, &float_model, options, &CancelToken::new(), &|_| {})
-            .unwrap()
+        check(&source, &candidate, &prompts, &thresholds, options, &CancelToken::new(), &|_| {}).unwrap()
     }
 }
 
@@ -125,53 +108,6 @@ const TINY_THRESHOLDS: &str = r#"{
     "greedy_tokens": {"limit": 12, "because": "all of them"}}},
   "conversion": {"mlx-4": {"mean_kl": {"limit": 0.5, "because": "measured 0.02 on this checkpoint"}}}
 }"#;
-
-/// A stored tensor, to be broken.
-pub struct Damage {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
-
-impl Damage {
-    pub fn bf16(values: &[f32], rows: usize) -> Self {
-        let data = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
-        Self { dtype: Dtype::BF16, shape: vec![rows, values.len() / rows], data }
-    }
-
-    pub fn values(&self) -> Vec<f32> {
-        assert_eq!(self.dtype, Dtype::BF16);
-        self.data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-    }
-
-    fn set(&mut self, values: Vec<f32>) {
-        self.data = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
-    }
-
-    pub fn add(&mut self, amount: f32) {
-        self.set(self.values().into_iter().map(|v| v + amount).collect());
-    }
-
-    pub fn multiply_element(&mut self, index: usize, factor: f32) {
-        let mut values = self.values();
-        values[index] *= factor;
-        self.set(values);
-    }
-
-    /// Row `r` becomes what row `source(r)` was.
-    pub fn take_rows(&mut self, source: impl Fn(usize) -> usize) {
-        let (rows, size) = (self.shape[0], self.data.len() / self.shape[0]);
-        let taken = |row| self.data[source(row) * size..(source(row) + 1) * size].to_vec();
-        self.data = (0..rows).flat_map(taken).collect();
-    }
-
-    pub fn reverse_within_rows(&mut self) {
-        let width = self.values().len() / self.shape[0];
-        let mut values = self.values();
-        values.chunks_exact_mut(width).for_each(<[f32]>::reverse);
-        self.set(values);
-    }
-}
 
 type SourceRows<'a> = Box<dyn Fn(&str, usize) -> Option<Vec<usize>> + Send + Sync + 'a>;
 
