@@ -23,7 +23,7 @@ pub struct Artefact {
 
 #[derive(Debug)]
 enum Form {
-    Checkpoint(Box<Checkpoint>),
+    Checkpoint(Arc<Checkpoint>),
     Mlx { directory: Arc<MlxDirectory>, calibrated: bool },
     CoreMl { weights: Box<PackageWeights>, activations: Float },
 }
@@ -60,9 +60,14 @@ impl Artefact {
             let calibrated = setting(directory.dir(), "recipe").is_some_and(|recipe| recipe != "rtn");
             Form::Mlx { directory, calibrated }
         } else {
-            Form::Checkpoint(Box::new(Checkpoint::open(dir)?))
+            Form::Checkpoint(Arc::new(Checkpoint::open(dir)?))
         };
         Ok(Self { dir: dir.to_owned(), form })
+    }
+
+    /// A float checkpoint that is open already.
+    pub fn of_checkpoint(checkpoint: Arc<Checkpoint>) -> Self {
+        Self { dir: checkpoint.dir().to_owned(), form: Form::Checkpoint(checkpoint) }
     }
 
     /// Where it is.

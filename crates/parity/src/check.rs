@@ -93,8 +93,12 @@ pub struct CheckOptions {
     pub threads: usize,
     /// Length of greedy continuations.
     pub greedy_tokens: usize,
-    /// Tokens of the first prompt whose hidden states are watched, and which are decoded and cut.
+    /// Tokens of the first prompt whose hidden states are watched.
     pub probe_tokens: usize,
+    /// Tokens of the first prompt that are computed in other ways too.
+    pub decoded_tokens: usize,
+    /// Whether these ways are more than decoding token by token: cuts at several places, and a snapshot.
+    pub thorough: bool,
     /// A pass of the float reference that was saved.
     pub use_reference: Option<ReferencePass>,
     /// Where to save it.
@@ -113,6 +117,8 @@ impl Default for CheckOptions {
             threads: 1,
             greedy_tokens: 64,
             probe_tokens: 48,
+            decoded_tokens: 48,
+            thorough: true,
             use_reference: None,
             save_reference: None,
             explain: true,
@@ -239,15 +245,16 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The probe: the beginning of the first prompt that is a conversation or text like any other.
-    fn probe(&self) -> Prompt {
+    /// The beginning of the first prompt.
+    fn beginning(&self, tokens: usize) -> Prompt {
         let first = &self.prompts[0];
-        let length = first.ids.len().min(self.options.probe_tokens.max(2));
+        let length = first.ids.len().min(tokens.max(2));
         Prompt::new(first.name.clone(), first.kind.clone(), first.ids[..length].to_vec())
     }
 
     fn hidden(&self) -> Hidden {
-        Hidden::new(self.probe().ids.len(), self.source.weights.config().hidden_size)
+        let positions = self.beginning(self.options.probe_tokens).ids.len();
+        Hidden::new(positions, self.source.weights.config().hidden_size)
     }
 
     /// What the candidate says by itself after the prompts that ask for it.
@@ -453,7 +460,9 @@ impl Job<'_> {
     fn consistency(&self, report: &mut Report) -> Result<(), ParityError> {
         let Some(model) = self.candidate.model else { return Ok(()) };
         let begin = Instant::now();
-        report.consistency = consistency::examine(model, &self.probe(), self.cancel, self.progress)?;
+        let prompt = self.beginning(self.options.decoded_tokens);
+        report.consistency =
+            consistency::examine(model, &prompt, self.options.thorough, self.cancel, self.progress)?;
         report.seconds.insert("consistency".into(), begin.elapsed().as_secs_f64());
         Ok(())
     }
@@ -505,8 +514,7 @@ impl Job<'_> {
             if let (true, Some(model)) =
                 (self.options.explain && self.logits_differ(report), self.candidate.model)
             {
-                let mut prompt = self.probe();
-                prompt.ids.truncate(EXPLAINED_TOKENS);
+                let prompt = self.beginning(self.options.probe_tokens.min(EXPLAINED_TOKENS));
                 let found = explain_execution(
                     self.candidate.weights,
                     model,

@@ -18,8 +18,8 @@ use crate::ops::{project, rms_norm};
 use crate::sequence::{PIECE, backend};
 use crate::{Device, Layer, LayerState};
 
-/// Numbers of the head's matrix in memory at a time.
-const HEAD_AT_A_TIME: usize = 1 << 23;
+/// Numbers of the head's matrix in memory at a time: so few that the allocator keeps the room from block to block.
+const HEAD_AT_A_TIME: usize = 1 << 22;
 
 /// Looks on during [`run`].
 pub trait Watch {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -138,7 +139,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let staging = Staging::begin(&args.out, existing)?;
     let source = args.model.resolve(context.watcher)?;
     staging.protect(&source.dir)?;
-    let checkpoint = Checkpoint::open(&source.dir)?;
+    let checkpoint = Arc::new(Checkpoint::open(&source.dir)?);
     known::check(&source, &checkpoint)?;
     let calibrated = args.calibrate(&checkpoint, staging.target(), context.watcher)?;
     let nearest = RoundToNearest(spec);
@@ -167,7 +168,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     drop(step);
     let parity = match args.no_verify {
         true => None,
-        false => Some(after_conversion(&source.dir, &args.model.model, staging.path(), context.watcher)?),
+        false => Some(after_conversion(&checkpoint, &args.model.model, staging.path(), context.watcher)?),
     };
     let manifest = record(parity.as_ref(), written.manifest, staging.path())?;
     let manifest = staging.seal(manifest, written.files)?;

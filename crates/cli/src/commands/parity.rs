@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail, ensure};
 use q35_backends::{Backend, RunOptions};
 use q35_bundle::Manifest;
+use q35_checkpoint::Checkpoint;
 use q35_model::CancelToken;
 use q35_parity::{
     Arithmetic, Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS,
@@ -298,17 +299,18 @@ impl Bars {
     }
 }
 
-/// The short check that follows a conversion: `out` is the directory just written, not yet in its place.
+/// The short check that follows a conversion: `out` is the directory just written, not yet in its place. `reference` is
+/// the conversion's own, since mapping its files twice would count twice.
 ///
 /// # Errors
 /// The check could not be done.
 pub(crate) fn after_conversion(
-    reference: &Path,
+    reference: &Arc<Checkpoint>,
     reference_name: &str,
     out: &Path,
     watcher: Watcher,
 ) -> anyhow::Result<Report> {
-    let (reference, candidate) = (Artefact::open(reference)?, Artefact::open(out)?);
+    let (reference, candidate) = (Artefact::of_checkpoint(Arc::clone(reference)), Artefact::open(out)?);
     let prompts = match CheckpointText::open(reference.dir()) {
         Ok(text) => Suite::from_json(DEFAULT_SUITE)?.prompts(&text, true, Some(SHORT_POSITIONS))?,
         Err(_) => {
@@ -327,12 +329,19 @@ pub(crate) fn after_conversion(
         how: RunOptions { backend: Backend::Cpu, threads: Some(threads(None)), ..RunOptions::default() },
         arithmetic: Arithmetic::Own,
     };
-    let options = CheckOptions { greedy_tokens: 0, probe_tokens: 16, ..CheckOptions::default() };
+    let options = CheckOptions {
+        greedy_tokens: 0,
+        decoded_tokens: SHORT_DECODED,
+        thorough: false,
+        ..CheckOptions::default()
+    };
     job.run(options, watcher, &CancelToken::new())
 }
 
 /// Positions that are compared after a conversion.
 const SHORT_POSITIONS: usize = 64;
+/// Tokens that are decoded one by one then: a step of the evaluator takes a second at full size.
+const SHORT_DECODED: usize = 6;
 
 /// Tokens without meaning, spread over the vocabulary.
 fn arbitrary(vocab_size: usize) -> Prompt {
