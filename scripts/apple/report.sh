@@ -40,7 +40,7 @@ system() {
   system_profiler SPDisplaysDataType 2>/dev/null | grep -E "Chipset|Cores|Metal" || true
   xcodebuild -version
   rustc --version
-  git rev-parse HEAD
+  git rev-parse HEAD || true
 }
 
 # Parity on every backend, then speed: NAME is a checkpoint, DIR has its conversions.
