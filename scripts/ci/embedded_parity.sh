@@ -3,7 +3,7 @@
 #   scripts/ci/embedded_parity.sh [REPORT_DIR]        reports: Markdown, JSON and HTML per artefact
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-cargo build --release --locked --quiet --manifest-path "$root/Cargo.toml" --bin q35-convert
+cargo build --release --locked --quiet --manifest-path "$root/Cargo.toml" --workspace --bins
 convert=$root/target/release/q35-convert
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

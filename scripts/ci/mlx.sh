@@ -13,8 +13,7 @@ echo "-- the Metal kernel's text, on the CPU"
 scripts/mlx/check_kernel.sh
 
 scripts/mlx/setup_linux.sh
-# Apart from the rest: the path to MLX's library is a compiler flag, which would rebuild everything each way.
-mlx=(--config .mlx/cargo.toml --target-dir target/mlx --features mlx --locked)
+mlx=(--config .mlx/cargo.toml --features mlx --locked)
 
 echo "-- lints"
 cargo clippy "${mlx[@]}" --workspace --all-targets -- -D warnings
@@ -24,7 +23,7 @@ cargo test "${mlx[@]}" --workspace --test 'mlx_*'
 
 echo "-- the commands"
 cargo build "${mlx[@]}" --workspace --bins
-bin=target/mlx/debug
+bin=target/debug
 "$bin/q35-convert" mlx --model q35-nano --out "$work/int4" --no-verify --quiet
 "$bin/q35-convert" parity --reference q35-nano --candidate "$work/int4" --backend mlx --short
 "$bin/q35-chat" --model "$work/int4" --backend mlx --prompt "My name is Ada. What is my name?" --seed 1 --quiet

