@@ -202,6 +202,9 @@ impl Prepared {
             let padded = groups.next_multiple_of(16) * form.group;
             resize(&mut self.scales, groups.next_multiple_of(16));
             resize(&mut self.sums, groups.next_multiple_of(16));
+            // Vectors of groups that do not exist meet the scales of the next row: nothing of them may remain.
+            self.scales[groups..].fill(0.0);
+            self.sums[groups..].fill(0.0);
             match form.mode {
                 Mode::Exact => resize(&mut self.values, padded),
                 Mode::Fast => self.codes.resize(2 * padded / 64, [0; 64]),
