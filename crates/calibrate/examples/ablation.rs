@@ -2,8 +2,9 @@
 //!
 //! `cargo run --release -p q35-calibrate --example ablation -- CHECKPOINT EVAL.txt [CALIBRATION.txt] [key=value..]`
 //!
-//! Keys: `bits` (4.66), `calibration` and `eval` (tokens used), `steps`, `window`, `batch`, `sensitivity`, `scale`,
-//! `bias`, `code`, `float` (rates), `parts` (of "nearest,feedback,sensitivity,learning": those to run).
+//! Keys: `bits` (4.66), `calibration` and `eval` (tokens used), `window`, `windows`, `own`, `batch`, `sensitivity`,
+//! `passes`, `damping`, `steps`, `scale`, `bias`, `code`, `float` (rates), `parts` (of
+//! "nearest,feedback,refinement,guide,own-text,bits,learning": those to run).
 
 #![allow(clippy::print_stdout)] // The table is the result.
 
@@ -48,7 +49,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = checkpoint.config();
     let mut full = Settings::rounding(config, ids.len(), budget).with_learning(config);
     full.window = number("window", full.window as f64)? as usize;
+    full.windows = number("windows", full.windows as f64)? as usize;
+    full.own_windows = number("own", full.own_windows as f64)? as usize;
     full.batch = number("batch", full.batch as f64)? as usize;
+    full.passes = number("passes", full.passes as f64)? as usize;
+    full.damping = number("damping", full.damping)?;
     full.sensitivity_windows = number("sensitivity", full.sensitivity_windows as f64)? as usize;
     if let Some(learning) = &mut full.learning {
         learning.steps = number("steps", learning.steps as f64)? as usize;
@@ -58,11 +63,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         rates.code = number("code", f64::from(rates.code))? as f32;
         rates.float = number("float", f64::from(rates.float))? as f32;
     }
-    let four = Settings { uniform: Some((4, 64)), learning: None, ..full.clone() };
+    let whole = Settings { learning: None, ..full.clone() };
+    let own = Settings { uniform: Some((4, 64)), ..whole.clone() };
+    let guided = Settings { own_windows: 0, ..own.clone() };
+    let refined = Settings { guided: false, ..guided.clone() };
+    let feedback = Settings { passes: 0, ..refined.clone() };
+    let nearest = Settings { feedback: false, ..feedback.clone() };
     let variants = [
-        ("nearest", Settings { feedback: false, ..four.clone() }),
-        ("feedback", four),
-        ("sensitivity", Settings { learning: None, ..full.clone() }),
+        ("nearest", nearest),
+        ("feedback", feedback),
+        ("refinement", refined),
+        ("guide", guided),
+        ("own-text", own),
+        ("bits", whole),
         ("learning", full),
     ];
     println!("{} calibration tokens, {} tokens judged", ids.len(), eval.len());
@@ -78,8 +91,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         let started = Instant::now();
-        let mut recent = Vec::new();
+        let (mut recent, mut stage, mut stages) = (Vec::new(), None, Vec::new());
         let done = calibrate(job, &settings, &mut |progress| {
+            if stage != Some(progress.stage) {
+                stage = Some(progress.stage);
+                stages.push(format!("{:?} from {:.0?}", progress.stage, started.elapsed()));
+            }
             if progress.stage == Stage::Learning {
                 recent.extend(progress.divergence);
                 if progress.done % 10 == 0 {
@@ -98,7 +115,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let elapsed = started.elapsed();
         let expected: f64 = done.decisions.values().map(|decision| decision.expected_kl).sum();
         let divergence = mean_divergence(Job { ids: &eval, ..job }, &done.tensors, 512)?;
-        println!("{name:<12} KL {divergence:.4e}  (expected of rounding {expected:.2e}; {elapsed:.0?})");
+        println!(
+            "{name:<12} KL {divergence:.4e}  (expected of rounding {expected:.2e}; {elapsed:.0?}: {})",
+            stages.join(", ")
+        );
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::CalibrateError;
 use crate::grid::Grid;
-use crate::passes::gradients;
+use crate::passes::{Wanted, gradients};
 use crate::softmax::divergence;
 use crate::tower::{Replacement, Tower};
 
@@ -119,7 +119,7 @@ impl Learner {
         let vocab = tower.config.vocab_size;
         let tokens = targets.dim(0)?;
         let mut total = 0.0;
-        let mut by_logits = |start: usize, logits: &mut [f32]| {
+        let mut by_logits = |start: usize, _: &Tensor, logits: &mut [f32]| {
             let rows = targets.narrow(0, start, logits.len() / vocab)?.contiguous()?;
             let mut teacher = rows.matmul(&head.t()?)?.flatten_all()?.to_vec1::<f32>()?;
             total += divergence(&mut teacher, logits, vocab, 1.0 / tokens as f32);
@@ -151,7 +151,9 @@ impl Learner {
             }
             Ok(())
         };
-        gradients(tower, windows, self.tables, &mut by_logits, &mut move_by)?;
+        let wanted = if self.tables { Wanted::All } else { Wanted::Layers };
+        let table = tower.tensor("embed_tokens.weight")?;
+        gradients(tower, &table, windows, wanted, &mut by_logits, &mut move_by, &mut |_, _| Ok(()))?;
         tower.replaced.extend(updates);
         Ok(total / tokens as f64)
     }

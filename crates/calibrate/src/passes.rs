@@ -37,36 +37,54 @@ pub(crate) fn final_states(
     Ok(states.iter().map(finish).collect::<CandleResult<_>>()?)
 }
 
-/// Turns rows of logits, the first of which is row `start` of the batch, into the loss's derivative by them, in place.
-pub(crate) type LogitGradient<'a> = dyn FnMut(usize, &mut [f32]) -> Result<(), CalibrateError> + 'a;
+/// Turns rows of logits into the loss's derivative by them, in place. Before them come the number of the first row in
+/// the batch and the states [rows, hidden] after the final norm that they belong to.
+pub(crate) type LogitGradient<'a> = dyn FnMut(usize, &Tensor, &mut [f32]) -> Result<(), CalibrateError> + 'a;
 
 /// Receives a tensor's gradient by the tensor's name.
 pub(crate) type GradientSink<'a> = dyn FnMut(&str, &Tensor) -> Result<(), CalibrateError> + 'a;
 
-/// The gradients of a loss over `windows` by every tensor of the model, in the checkpoint's convention, the last
-/// layer's first. Only one layer's variables exist at a time. Those of the embedding and the head, which are as large as
-/// the tables themselves, come only if `tables` is set.
+/// Receives the gradient by the residual stream [windows, length, hidden] after the layer of that index, or, without an
+/// index, after the embedding.
+pub(crate) type StreamSink<'a> = dyn FnMut(Option<usize>, &Tensor) -> Result<(), CalibrateError> + 'a;
+
+/// By which tensors gradients are computed; those by the stream always are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// By none.
+    Stream,
+    /// By those of the layers and the final norm.
+    Layers,
+    /// By the embedding and the head as well, which takes as much memory as these tables themselves.
+    All,
+}
+
+/// The gradients of a loss over `windows` by the tensors that are `wanted`, in the checkpoint's convention, and by the
+/// residual stream, the last layer's first. Only one layer's variables exist at a time.
+///
+/// `table` is the tower's embedding, given so that several passes can share it.
 pub(crate) fn gradients(
     tower: &Tower<'_>,
+    table: &Tensor,
     windows: &[&[u32]],
-    tables: bool,
+    wanted: Wanted,
     logit_gradient: &mut LogitGradient<'_>,
     sink: &mut GradientSink<'_>,
+    stream: &mut StreamSink<'_>,
 ) -> Result<(), CalibrateError> {
+    let (by_layers, tables) = (wanted != Wanted::Stream, wanted == Wanted::All);
     let config = &tower.config;
     let (length, vocab) = (windows[0].len(), config.vocab_size);
     let tokens = windows.len() * length;
     let rotation = Rotation::new(config, 0, length, &tower.device)?;
-    let table = tower.tensor("embed_tokens.weight")?;
     let mut inputs = Vec::with_capacity(config.num_hidden_layers);
-    let mut x = embed(&table, windows)?;
+    let mut x = embed(table, windows)?;
     for index in 0..config.num_hidden_layers {
         let after = tower.layer(index)?.forward(&x, config, &rotation, &mut no_taps)?;
         inputs.push(std::mem::replace(&mut x, after));
     }
 
     let head = if config.tie_word_embeddings { table.clone() } else { tower.tensor(tower.head_name())? };
-    drop(table);
     let x = Var::from_tensor(&x)?;
     let norm = Var::from_tensor(&tower.tensor("norm.weight")?)?;
     let normed = rms_norm(x.as_tensor(), &(norm.as_tensor() + 1.0)?, config.rms_norm_eps)?;
@@ -77,7 +95,7 @@ pub(crate) fn gradients(
         let count = block.min(tokens - start);
         let rows = rows.narrow(0, start, count)?.contiguous()?;
         let mut logits = rows.matmul(&head.t()?)?.flatten_all()?.to_vec1::<f32>()?;
-        logit_gradient(start, &mut logits)?;
+        logit_gradient(start, &rows, &mut logits)?;
         let by_logits = Tensor::from_vec(logits, (count, vocab), &tower.device)?;
         by_rows.push(by_logits.matmul(&head)?);
         if tables {
@@ -91,11 +109,15 @@ pub(crate) fn gradients(
     drop(head);
     let by_rows = Tensor::cat(&by_rows, 0)?.reshape(normed.shape())?;
     let gradient = pull_back(&normed, &by_rows)?;
-    sink("norm.weight", of(&gradient, &norm)?)?;
+    if by_layers {
+        sink("norm.weight", of(&gradient, &norm)?)?;
+    }
     let mut upstream = of(&gradient, &x)?.clone();
 
     for index in (0..config.num_hidden_layers).rev() {
-        let (layer, variables) = tower.variable_layer(index)?;
+        stream(Some(index), &upstream)?;
+        let (layer, variables) =
+            if by_layers { tower.variable_layer(index)? } else { (tower.layer(index)?, Vec::new()) };
         let x = Var::from_tensor(&inputs.pop().expect("one input per layer"))?;
         let output = layer.forward(x.as_tensor(), config, &rotation, &mut no_taps)?;
         let gradient = pull_back(&output, &upstream)?;
@@ -105,6 +127,7 @@ pub(crate) fn gradients(
         upstream = of(&gradient, &x)?.clone();
     }
 
+    stream(None, &upstream)?;
     let Some(by_head) = by_head else { return Ok(()) };
     let ids = Tensor::from_vec(windows.concat(), tokens, &tower.device)?;
     if !config.tie_word_embeddings {
@@ -149,7 +172,7 @@ mod tests {
         let windows: Vec<&[u32]> = ids.chunks(70).collect();
         let by_logits: Vec<f32> = (0..140 * vocab).map(|_| 0.01 * random.normal()).collect();
         let mut found = Vec::new();
-        let mut fill = |start: usize, logits: &mut [f32]| {
+        let mut fill = |start: usize, _: &Tensor, logits: &mut [f32]| {
             let from = start * vocab;
             logits.copy_from_slice(&by_logits[from..from + logits.len()]);
             Ok(())
@@ -158,7 +181,8 @@ mod tests {
             found.push((name.to_owned(), gradient.flatten_all()?.to_vec1::<f32>()?));
             Ok(())
         };
-        gradients(&tower, &windows, true, &mut fill, &mut keep).unwrap();
+        let table = tower.tensor("embed_tokens.weight").unwrap();
+        gradients(&tower, &table, &windows, Wanted::All, &mut fill, &mut keep, &mut |_, _| Ok(())).unwrap();
         assert_eq!(found.len(), tower.table.len());
         for (name, gradient) in found {
             // Along a random direction, by central differences.

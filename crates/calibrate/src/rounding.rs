@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::cholesky::upper_factor;
 use crate::grid::{Grid, fit_group};
+use crate::refine::refine;
 
 /// The feedback of a layer's inputs: what [`round_with_feedback`] needs of their second moments.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Feedback {
     shares: Vec<f32>,
     /// [cols]: R_kk^2.
     pub(crate) importance: Vec<f32>,
+    /// [cols, cols]: the moments with damping.
+    moments: Tensor,
 }
 
 impl Feedback {
@@ -34,6 +37,8 @@ impl Feedback {
         // Inputs that are all zero say nothing; any positive number keeps the factor finite.
         let mean = if mean > 0.0 { mean } else { 1.0 };
         (0..cols).for_each(|k| h[k * cols + k] += damping * mean);
+        let damped: Vec<f32> = h.iter().map(|h| *h as f32).collect();
+        let damped = Tensor::from_vec(damped, (cols, cols), &Device::Cpu)?;
         let factor = upper_factor(h, cols)?;
         let importance = (0..cols).map(|k| factor[k * cols + k].powi(2) as f32).collect();
         let mut shares = vec![0.0; cols * cols];
@@ -42,11 +47,15 @@ impl Feedback {
                 row[k] = (factor[j * cols + k] / factor[k * cols + k]) as f32;
             }
         });
-        Ok(Self { shares, importance })
+        Ok(Self { shares, importance, moments: damped })
     }
 }
 
-/// Quantizes `values` [rows, cols] with error feedback, scales and biases being stored as `float`.
+/// Weights that are worked on at a time: what bounds the memory for a large table.
+const WEIGHTS_AT_A_TIME: usize = 1 << 24;
+
+/// Quantizes `values` [rows, cols] with error feedback and then `passes` of refinement, scales and biases being stored as
+/// `float`. Rows do not depend on each other.
 ///
 /// # Errors
 /// candle's.
@@ -55,7 +64,21 @@ pub fn round_with_feedback(
     float: FloatType,
     values: &[f32],
     feedback: &Feedback,
+    passes: usize,
 ) -> Result<Grid> {
+    let cols = feedback.importance.len();
+    let (mut codes, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    for values in values.chunks((WEIGHTS_AT_A_TIME / cols).max(1) * cols) {
+        let mut part = round_rows(spec, float, values, feedback)?;
+        refine(&mut part, values, &feedback.moments, passes)?;
+        codes.append(&mut part.codes);
+        scales.append(&mut part.scales);
+        biases.append(&mut part.biases);
+    }
+    Ok(Grid { spec, float, rows: values.len() / cols, cols, codes, scales, biases })
+}
+
+fn round_rows(spec: AffineSpec, float: FloatType, values: &[f32], feedback: &Feedback) -> Result<Grid> {
     let cols = feedback.importance.len();
     let rows = values.len() / cols;
     let (group, groups) = (spec.group_size(), cols / spec.group_size());
@@ -153,12 +176,13 @@ mod tests {
         let plain =
             output_error(&values, &Grid::round(spec, FloatType::Bf16, &values, &[1.0; 128]), &moments);
         let feedback = Feedback::new(&moments, cols, 0.01).unwrap();
-        let fed = output_error(
-            &values,
-            &round_with_feedback(spec, FloatType::Bf16, &values, &feedback).unwrap(),
-            &moments,
-        );
+        let at = |passes: usize| {
+            let grid = round_with_feedback(spec, FloatType::Bf16, &values, &feedback, passes).unwrap();
+            output_error(&values, &grid, &moments)
+        };
+        let (fed, refined) = (at(0), at(3));
         assert!(fed < 0.3 * plain, "with feedback {fed}, without {plain}");
+        assert!(refined < 0.95 * fed, "refined {refined}, before {fed}");
     }
 
     #[test]
@@ -169,7 +193,7 @@ mod tests {
         let values: Vec<f32> = (0..4 * 64).map(|_| random.normal()).collect();
         let spec = AffineSpec::new(3, 32).unwrap();
         let feedback = Feedback::new(&moments, 64, 0.01).unwrap();
-        let fed = round_with_feedback(spec, FloatType::Bf16, &values, &feedback).unwrap();
+        let fed = round_with_feedback(spec, FloatType::Bf16, &values, &feedback, 0).unwrap();
         assert_eq!(fed, Grid::round(spec, FloatType::Bf16, &values, &feedback.importance));
     }
 }

@@ -10,11 +10,14 @@ use q35_quant::affine::AffineSpec;
 use q35_reference::{Rotation, Tap, no_taps};
 
 use crate::learn::{Learner, Rates};
+use crate::moments::SecondMoments;
+use crate::own_text::{BEGINNING, continue_text};
+use crate::parallel::in_order;
 use crate::passes::{final_states, logit_rows};
 use crate::random::Random;
 use crate::rounding::{Feedback, round_with_feedback};
 use crate::saved::Saved;
-use crate::sensitivity::{decide, fisher};
+use crate::sensitivity::{Guide, decide, measure};
 use crate::softmax::divergence;
 use crate::tower::{Replacement, Tower, embed};
 use crate::{CalibrateError, Grid};
@@ -30,12 +33,20 @@ pub struct Settings {
     pub window: usize,
     /// Windows used, drawn from all of the text.
     pub windows: usize,
+    /// Windows that the float model writes itself, going on from the text.
+    pub own_windows: usize,
+    /// Of those, how many are written together.
+    pub own_batch: usize,
     /// Windows computed together.
     pub batch: usize,
-    /// Windows over which sensitivity is measured.
+    /// Windows over which the sensitivity of single weights is measured.
     pub sensitivity_windows: usize,
+    /// Whether tokens count as much as errors at them matter, or all alike.
+    pub guided: bool,
     /// Whether rounding errors are fed into later columns.
     pub feedback: bool,
+    /// How often codes, scales and biases are gone over after that.
+    pub passes: usize,
     /// Part of the mean second moment that is added to all of them.
     pub damping: f64,
     /// The last stage, or nothing.
@@ -69,9 +80,11 @@ pub struct Decision {
 /// Part of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The float model's predictions.
+    /// Text written by the float model.
+    OwnText,
+    /// The float model's predictions, for learning.
     Float,
-    /// Sensitivity of every matrix.
+    /// Where errors matter: at which tokens, and in which matrices.
     Sensitivity,
     /// Rounding, layer after layer.
     Rounding,
@@ -137,21 +150,29 @@ pub fn calibrate(
         });
     }
     let order = Random::new(settings.seed).permutation(windows.len());
-    let shuffled: Vec<&[u32]> =
-        order.iter().take(settings.windows.max(settings.batch)).map(|at| windows[*at]).collect();
-    let batches: Vec<Vec<&[u32]>> = shuffled.chunks_exact(settings.batch).map(<[_]>::to_vec).collect();
-    let mut run = Run { settings, listener, batches: &batches, saved };
-
+    let given = order.iter().take(settings.windows.max(settings.batch)).map(|at| windows[*at]);
     let teacher = Tower::new(weights, float, device.clone());
-    let targets = run.float_states(&teacher)?;
-    let decisions = run.decisions(&teacher)?;
+    let mut run = Run { settings, listener, batches: &[], saved };
+    let own = run.own_text(&teacher, ids)?;
+    let all: Vec<&[u32]> = given.chain(own.iter().map(Vec::as_slice)).collect();
+    let mixed: Vec<&[u32]> =
+        Random::new(settings.seed ^ MIXING).permutation(all.len()).into_iter().map(|at| all[at]).collect();
+    let batches: Vec<Vec<&[u32]>> = mixed.chunks_exact(settings.batch).map(<[_]>::to_vec).collect();
+    let mut run = Run { settings, listener: run.listener, batches: &batches, saved };
+
+    let (decisions, guide) = run.measure(&teacher)?;
     let mut tower = Tower::new(weights, float, device.clone());
-    run.round(&mut tower, &targets, &decisions)?;
+    run.round(&mut tower, &guide, &decisions)?;
     if let Some(learning) = settings.learning {
+        let targets = run.float_states(&teacher)?;
         run.learn(&teacher, &mut tower, &targets, learning)?;
     }
     Ok(Calibrated { tensors: tower.replaced, decisions })
 }
+
+/// Keeps the random choices of different purposes apart.
+const MIXING: u64 = 0x6d69_7869_6e67;
+const WRITING: u64 = 0x7772_6974_696e_67;
 
 struct Run<'a, 'b, 'c> {
     settings: &'a Settings,
@@ -179,27 +200,71 @@ impl Run<'_, '_, '_> {
         final_states(teacher, self.batches, &mut |done| self.tell(Stage::Float, done + 1, layers, None))
     }
 
-    fn decisions(&mut self, teacher: &Tower<'_>) -> Result<BTreeMap<String, Decision>, CalibrateError> {
-        let matrices = teacher.table.iter().filter(|(_, spec)| spec.role.is_quantized());
-        if let Some((bits, group_size)) = self.settings.uniform {
-            let decision = Decision { bits, group_size, expected_kl: 0.0 };
-            return Ok(matrices.map(|(name, _)| (name.clone(), decision)).collect());
+    /// The windows that the float model writes, from beginnings at random places of the text.
+    fn own_text(&mut self, teacher: &Tower<'_>, ids: &[u32]) -> Result<Vec<Vec<u32>>, CalibrateError> {
+        let Settings { own_windows, own_batch, window, seed, .. } = *self.settings;
+        if let Some(windows) = self.saved.and_then(Saved::own_text) {
+            return Ok(windows);
         }
-        if let Some(decisions) = self.saved.and_then(Saved::decisions) {
-            return Ok(decisions);
+        let mut random = Random::new(seed ^ WRITING);
+        let beginnings: Vec<&[u32]> = (0..own_windows)
+            .map(|_| {
+                let start = (random.uniform() * (ids.len() - BEGINNING) as f32) as usize;
+                &ids[start..start + BEGINNING]
+            })
+            .collect();
+        let total = own_windows.div_ceil(own_batch) * window;
+        let mut windows = Vec::with_capacity(own_windows);
+        for (index, beginnings) in beginnings.chunks(own_batch).enumerate() {
+            let before = index * window;
+            windows.extend(continue_text(
+                teacher,
+                beginnings,
+                window,
+                seed ^ WRITING ^ (index as u64 + 1),
+                &mut |done| self.tell(Stage::OwnText, before + done + 1, total, None),
+            )?);
         }
-        // Two windows at a time: enough for full matrix products, and squares of sums of few tokens.
-        let windows: Vec<&[u32]> =
-            self.batches.iter().flatten().copied().take(self.settings.sensitivity_windows).collect();
-        let parts: Vec<Vec<&[u32]>> = windows.chunks(2).map(<[_]>::to_vec).collect();
-        let (seed, total) = (self.settings.seed, parts.len());
-        let marginals =
-            fisher(teacher, &parts, seed, &mut |done| self.tell(Stage::Sensitivity, done + 1, total, None))?;
-        let decisions = decide(teacher, &marginals, self.settings.budget_bytes)?;
         if let Some(saved) = self.saved {
-            saved.put_decisions(&decisions)?;
+            saved.put_own_text(&windows)?;
         }
-        Ok(decisions)
+        Ok(windows)
+    }
+
+    /// Batches computed beside each other: as many as there are threads, but of a large model, whose batches take more
+    /// than a gigabyte each, one.
+    fn side_by_side(&self, tower: &Tower<'_>) -> usize {
+        let threads = rayon::current_num_threads();
+        if weights_of(&tower.config) < SMALL { threads } else { 1 }
+    }
+
+    /// Bits of every matrix, and at which tokens errors matter.
+    fn measure(
+        &mut self,
+        teacher: &Tower<'_>,
+    ) -> Result<(BTreeMap<String, Decision>, Guide), CalibrateError> {
+        if let Some(done) = self.saved.and_then(Saved::measured) {
+            return Ok(done);
+        }
+        let Settings { uniform, sensitivity_windows, batch, seed, budget_bytes, .. } = *self.settings;
+        let by_weights = if uniform.is_some() { 0 } else { sensitivity_windows.div_ceil(batch).max(1) };
+        let (batches, total) = (self.batches, self.batches.len());
+        let side_by_side = self.side_by_side(teacher);
+        let measured = measure(teacher, batches, by_weights, side_by_side, seed, &mut |done| {
+            self.tell(Stage::Sensitivity, done + 1, total, None)
+        })?;
+        let decisions = match uniform {
+            None => decide(teacher, &measured.marginals, budget_bytes)?,
+            Some((bits, group_size)) => {
+                let decision = Decision { bits, group_size, expected_kl: 0.0 };
+                let matrices = teacher.table.iter().filter(|(_, spec)| spec.role.is_quantized());
+                matrices.map(|(name, _)| (name.clone(), decision)).collect()
+            }
+        };
+        if let Some(saved) = self.saved {
+            saved.put_measured(&decisions, &measured.guide)?;
+        }
+        Ok((decisions, measured.guide))
     }
 
     fn quantize(
@@ -207,16 +272,15 @@ impl Run<'_, '_, '_> {
         tower: &Tower<'_>,
         name: &str,
         decision: Decision,
-        moments: &Tensor,
+        moments: &[f32],
     ) -> Result<Grid, CalibrateError> {
         let spec = AffineSpec::new(decision.bits, decision.group_size)
             .map_err(|_| CalibrateError::Shape { name: name.to_owned(), cols: tower.table[name].shape[1] })?;
         let cols = tower.table[name].shape[1];
         let values = tower.float_values(name)?;
-        let moments = moments.flatten_all()?.to_vec1::<f32>()?;
         if self.settings.feedback {
-            let feedback = Feedback::new(&moments, cols, self.settings.damping)?;
-            Ok(round_with_feedback(spec, tower.float, &values, &feedback)?)
+            let feedback = Feedback::new(moments, cols, self.settings.damping)?;
+            Ok(round_with_feedback(spec, tower.float, &values, &feedback, self.settings.passes)?)
         } else {
             let importance: Vec<f32> = (0..cols).map(|k| moments[k * cols + k]).collect();
             Ok(Grid::round(spec, tower.float, &values, &importance))
@@ -230,7 +294,7 @@ impl Run<'_, '_, '_> {
         part: &str,
         names: Vec<String>,
         decisions: &BTreeMap<String, Decision>,
-        moments: &mut dyn FnMut(&str) -> Result<Tensor, CalibrateError>,
+        moments: &mut dyn FnMut(&str) -> Result<Vec<f32>, CalibrateError>,
     ) -> Result<(), CalibrateError> {
         if let Some(grids) = self.saved.and_then(|saved| saved.grids(part)) {
             tower.replaced.extend(grids.into_iter().map(|(name, grid)| (name, Replacement::Grid(grid))));
@@ -252,21 +316,27 @@ impl Run<'_, '_, '_> {
     fn round(
         &mut self,
         tower: &mut Tower<'_>,
-        targets: &[Tensor],
+        guide: &Guide,
         decisions: &BTreeMap<String, Decision>,
     ) -> Result<(), CalibrateError> {
         let layers = tower.config.num_hidden_layers;
-        // The head's inputs are the float model's, since nothing is rounded yet; a tied embedding is rounded as head.
-        let mut moments = Moments::default();
-        targets.iter().try_for_each(|rows| moments.add(rows))?;
-        let head = moments.mean()?;
+        let side_by_side = self.side_by_side(tower);
         let tables: Vec<String> = tower
             .table
             .values()
             .filter(|s| matches!(s.role, Role::Embedding | Role::Head))
             .map(|s| s.name.clone())
             .collect();
-        self.quantize_part(tower, "tables", tables, decisions, &mut |_| Ok(head.clone()))?;
+        let (tied, head_name) = (tower.config.tie_word_embeddings, tower.head_name());
+        self.quantize_part(tower, "tables", tables, decisions, &mut |name| {
+            Ok(match (name == head_name, tied) {
+                // One table, two uses: their errors add up.
+                (true, true) => guide.head.iter().zip(&guide.lookup).map(|(h, l)| h + l).collect(),
+                (true, false) => guide.head.clone(),
+                (false, _) => guide.lookup.clone(),
+            })
+        })?;
+        self.tell(Stage::Rounding, 1, layers + 1, None)?;
         let table = tower.tensor("embed_tokens.weight")?;
         let mut states =
             self.batches.iter().map(|windows| embed(&table, windows)).collect::<Result<Vec<_>, _>>()?;
@@ -280,24 +350,60 @@ impl Run<'_, '_, '_> {
                 .map(|spec| spec.name.clone())
                 .collect();
             let float_layer = tower.layer(index)?;
-            let mut by_tap: BTreeMap<Tap, Moments> = BTreeMap::new();
+            let mut by_tap: BTreeMap<Tap, SecondMoments> = BTreeMap::new();
+            let guided = self.settings.guided.then(|| guide.tokens[index].as_slice());
             let config = tower.config.clone();
             self.quantize_part(tower, &format!("layer-{index}"), names, decisions, &mut |name| {
                 if by_tap.is_empty() {
-                    for x in &states {
-                        float_layer.forward(x, &config, &rotation, &mut |tap, x| {
-                            by_tap.entry(tap).or_default().add(&x.flatten_to(1)?)
-                        })?;
-                    }
+                    let starts: Vec<usize> = states
+                        .iter()
+                        .scan(0, |next, x| {
+                            let start = *next;
+                            *next += x.elem_count() / config.hidden_size;
+                            Some(start)
+                        })
+                        .collect();
+                    in_order(
+                        &states,
+                        side_by_side,
+                        |index, x| {
+                            let mut part: BTreeMap<Tap, SecondMoments> = BTreeMap::new();
+                            float_layer.forward(x, &config, &rotation, &mut |tap, x| {
+                                let (moments, rows) = (part.entry(tap).or_default(), x.flatten_to(1)?);
+                                match guided {
+                                    Some(weights) => {
+                                        let weights = &weights[starts[index]..][..rows.dim(0)?];
+                                        moments.add_weighted(&rows, weights)
+                                    }
+                                    None => moments.add(&rows),
+                                }
+                            })?;
+                            Ok(part)
+                        },
+                        |_, part| {
+                            for (tap, moments) in part {
+                                by_tap.entry(tap).or_default().merge(moments)?;
+                            }
+                            Ok(())
+                        },
+                    )?;
                 }
                 by_tap[&tap_of(name)].mean()
             })?;
             drop(float_layer);
             let layer = tower.layer(index)?;
-            for x in &mut states {
-                *x = layer.forward(x, &tower.config, &rotation, &mut no_taps)?;
-            }
-            self.tell(Stage::Rounding, index + 1, layers, None)?;
+            let mut after = Vec::with_capacity(states.len());
+            in_order(
+                &states,
+                side_by_side,
+                |_, x| Ok(layer.forward(x, &tower.config, &rotation, &mut no_taps)?),
+                |_, x| {
+                    after.push(x);
+                    Ok(())
+                },
+            )?;
+            states = after;
+            self.tell(Stage::Rounding, index + 2, layers + 1, None)?;
         }
         Ok(())
     }
@@ -346,30 +452,27 @@ fn tap_of(name: &str) -> Tap {
     }
 }
 
-/// Sums x x^T over rows.
-#[derive(Default)]
-struct Moments {
-    sum: Option<Tensor>,
-    rows: usize,
-}
-
 impl Settings {
-    /// Bits by sensitivity and rounding with feedback for a model of these sizes within `budget_bytes`, on
-    /// `text_tokens` of calibration text; without learning.
+    /// Everything but learning, for a model of these sizes within `budget_bytes`, on `text_tokens` of calibration text.
     ///
     /// Work is measured in arithmetic, not in time, so that it ends alike everywhere: a model of 0.8 billion weights
-    /// sees 16 thousand tokens, a small one all of the text.
+    /// sees eight thousand tokens, half of them its own, a small one fifty thousand.
     pub fn rounding(config: &TextConfig, text_tokens: usize, budget_bytes: u64) -> Self {
-        let (window, batch) = (256, 4);
-        let windows = (ROUNDING_WORK / (ROUNDING_PER_WEIGHT * weights_of(config) * window as f64)) as usize;
+        let (window, batch) = (256, 2);
+        let affordable = (WORK / (WORK_PER_WEIGHT * weights_of(config) * window as f64)) as usize;
+        let windows = (affordable / 2).min(MOST_WINDOWS).min(text_tokens / window).max(batch);
         Self {
             budget_bytes,
             uniform: None,
             window,
-            windows: windows.min(text_tokens / window).max(batch),
+            windows,
+            own_windows: windows,
+            own_batch: 32,
             batch,
-            sensitivity_windows: 8,
+            sensitivity_windows: (windows / 2).max(16),
+            guided: true,
             feedback: true,
+            passes: 3,
             damping: 0.01,
             learning: None,
             seed: 0,
@@ -382,7 +485,7 @@ impl Settings {
         let weights = weights_of(config);
         let learned = (LEARNING_WORK / (LEARNING_PER_WEIGHT * weights)) as usize;
         let learned = learned.min(LEARNING_ROUNDS * self.windows * self.window);
-        let small = weights < FULLY_LEARNED_BELOW;
+        let small = weights < SMALL;
         let rates = Rates { scale: 3e-4, bias: 3e-3, code: if small { CODE_RATE } else { 0.0 }, float: 5e-5 };
         let steps = (learned / (self.window * self.batch)).max(1);
         self.learning = Some(Learning { steps, rates, tables: small });
@@ -394,37 +497,22 @@ fn weights_of(config: &TextConfig) -> f64 {
     tensor_table(config).iter().map(|spec| spec.shape.iter().product::<usize>() as f64).sum()
 }
 
-/// Multiplications and additions that rounding may take, and those of a token for every weight: one pass of the float
-/// model, two of the rounded one, and the second moments.
-const ROUNDING_WORK: f64 = 8.5e13;
-const ROUNDING_PER_WEIGHT: f64 = 7.0;
+/// Multiplications and additions that calibration may take, and those of a token for every weight: writing it or not,
+/// two passes forward and one back for measuring, one pass of the float and one of the rounded layers, and the second
+/// moments.
+const WORK: f64 = 4.5e13;
+const WORK_PER_WEIGHT: f64 = 7.0;
+/// Windows that a small model is given at most.
+const MOST_WINDOWS: usize = 96;
 /// The same for learning: two passes forward and one back, with everything that a pass back computes.
 const LEARNING_WORK: f64 = 8e13;
 const LEARNING_PER_WEIGHT: f64 = 10.0;
 /// How often the text is learned from at most.
 const LEARNING_ROUNDS: usize = 4;
-/// Weights up to which there is memory to learn codes (12 bytes each) and tables (whole gradients).
-const FULLY_LEARNED_BELOW: f64 = 1.5e8;
+/// Weights up to which memory is no concern: several batches side by side, and 12 bytes a weight to learn codes.
+const SMALL: f64 = 1.5e8;
 /// Steps of its group that a weight may move at first in one step of learning.
 const CODE_RATE: f32 = 3e-3;
-
-impl Moments {
-    /// `rows` [tokens, width].
-    fn add(&mut self, rows: &Tensor) -> candle_core::Result<()> {
-        let part = rows.t()?.contiguous()?.matmul(&rows.contiguous()?)?;
-        self.rows += rows.dim(0)?;
-        self.sum = Some(match self.sum.take() {
-            Some(sum) => (sum + part)?,
-            None => part,
-        });
-        Ok(())
-    }
-
-    fn mean(&self) -> Result<Tensor, CalibrateError> {
-        let sum = self.sum.as_ref().ok_or(CalibrateError::TooShort { expected: 1, found: 0 })?;
-        Ok((sum / self.rows as f64)?)
-    }
-}
 
 /// The mean KL(float || replaced) over all tokens of the job's text in whole windows.
 ///

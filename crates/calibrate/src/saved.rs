@@ -1,4 +1,5 @@
-//! Work that outlives a kill: one file for the decisions, one for each rounded layer, each complete or absent.
+//! Work that outlives a kill: a file for the model's own text, one for what was measured, and one for each rounded layer,
+//! each complete or absent.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,6 +10,7 @@ use q35_quant::affine::AffineSpec;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::sensitivity::Guide;
 use crate::{CalibrateError, Decision, Grid};
 
 /// A directory of saved work. Files of other settings or another source do not count.
@@ -46,15 +48,60 @@ impl Saved {
         fs::read(self.dir.join(file)).ok()
     }
 
-    pub(crate) fn decisions(&self) -> Option<BTreeMap<String, Decision>> {
-        let (key, decisions): (String, BTreeMap<String, Decision>) =
-            serde_json::from_slice(&self.get("decisions.json")?).ok()?;
-        (key == self.key).then_some(decisions)
+    /// The text that the float model wrote.
+    pub(crate) fn own_text(&self) -> Option<Vec<Vec<u32>>> {
+        let (key, windows): (String, Vec<Vec<u32>>) =
+            serde_json::from_slice(&self.get("own-text.json")?).ok()?;
+        (key == self.key).then_some(windows)
     }
 
-    pub(crate) fn put_decisions(&self, decisions: &BTreeMap<String, Decision>) -> Result<(), CalibrateError> {
-        let text = serde_json::to_vec(&(&self.key, decisions));
-        self.put("decisions.json", &text.map_err(|error| self.error("decisions.json", error))?)
+    pub(crate) fn put_own_text(&self, windows: &[Vec<u32>]) -> Result<(), CalibrateError> {
+        let text = serde_json::to_vec(&(&self.key, windows));
+        self.put("own-text.json", &text.map_err(|error| self.error("own-text.json", error))?)
+    }
+
+    /// What was measured of the float model, if it is there and whole.
+    pub(crate) fn measured(&self) -> Option<(BTreeMap<String, Decision>, Guide)> {
+        let bytes = self.get(MEASURED)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
+        let metadata = header.metadata().as_ref()?;
+        if metadata.get("key")? != &self.key {
+            return None;
+        }
+        let decisions = serde_json::from_str(metadata.get("decisions")?).ok()?;
+        let file = SafeTensors::deserialize(&bytes).ok()?;
+        let tokens = floats(&file, "tokens")?;
+        let layers: usize = metadata.get("layers")?.parse().ok()?;
+        let tokens = tokens.chunks(tokens.len() / layers).map(<[f32]>::to_vec).collect();
+        Some((decisions, Guide { tokens, lookup: floats(&file, "lookup")?, head: floats(&file, "head")? }))
+    }
+
+    pub(crate) fn put_measured(
+        &self,
+        decisions: &BTreeMap<String, Decision>,
+        guide: &Guide,
+    ) -> Result<(), CalibrateError> {
+        let decisions = serde_json::to_string(decisions).map_err(|error| self.error(MEASURED, error))?;
+        let metadata = [
+            ("key".to_owned(), self.key.clone()),
+            ("decisions".to_owned(), decisions),
+            ("layers".to_owned(), guide.tokens.len().to_string()),
+        ];
+        let parts = [
+            ("tokens", bytes_of(&guide.tokens.concat())),
+            ("lookup", bytes_of(&guide.lookup)),
+            ("head", bytes_of(&guide.head)),
+        ];
+        let views: Result<Vec<_>, _> = parts
+            .iter()
+            .map(|(name, bytes)| {
+                TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).map(|view| (*name, view))
+            })
+            .collect();
+        let bytes = views
+            .and_then(|views| safetensors::serialize(views, Some(metadata.into())))
+            .map_err(|error| self.error(MEASURED, error))?;
+        self.put(MEASURED, &bytes)
     }
 
     /// The grids saved under `part`, if they are there and whole.
@@ -68,10 +115,6 @@ impl Saved {
         let forms: BTreeMap<String, (u32, usize, String)> =
             serde_json::from_str(metadata.get("grids")?).ok()?;
         let file = SafeTensors::deserialize(&bytes).ok()?;
-        let floats = |name: String| -> Option<Vec<f32>> {
-            let (words, _) = file.tensor(&name).ok()?.data().as_chunks::<4>();
-            Some(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
-        };
         let grid = |(name, (bits, group_size, float)): (String, (u32, usize, String))| {
             let codes = file.tensor(&format!("{name}.codes")).ok()?;
             let float = [FloatType::Bf16, FloatType::F16, FloatType::F32]
@@ -83,8 +126,8 @@ impl Saved {
                 rows: *codes.shape().first()?,
                 cols: *codes.shape().get(1)?,
                 codes: codes.data().to_vec(),
-                scales: floats(format!("{name}.scales"))?,
-                biases: floats(format!("{name}.biases"))?,
+                scales: floats(&file, &format!("{name}.scales"))?,
+                biases: floats(&file, &format!("{name}.biases"))?,
             };
             Some((name, grid))
         };
@@ -98,9 +141,8 @@ impl Saved {
             .map(|(name, g)| (*name, (g.spec.bits(), g.spec.group_size(), g.float.safetensors_name())))
             .collect();
         let forms = serde_json::to_string(&forms).map_err(|error| self.error(&file, error))?;
-        let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let parts: Vec<(Vec<u8>, Vec<u8>)> =
-            grids.iter().map(|(_, grid)| (bytes(&grid.scales), bytes(&grid.biases))).collect();
+            grids.iter().map(|(_, grid)| (bytes_of(&grid.scales), bytes_of(&grid.biases))).collect();
         let mut views = Vec::with_capacity(3 * grids.len());
         for ((name, grid), (scales, biases)) in grids.iter().zip(&parts) {
             let shape = vec![grid.rows, grid.scales.len() / grid.rows];
@@ -121,6 +163,17 @@ impl Saved {
     }
 }
 
+const MEASURED: &str = "measured.safetensors";
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
+    let (words, _) = file.tensor(name).ok()?.data().as_chunks::<4>();
+    Some(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +190,15 @@ mod tests {
         assert_eq!(Saved::in_dir(dir.path(), "b".into()).unwrap().grids("layer-0"), None);
         fs::write(dir.path().join("layer-0.safetensors"), b"cut off").unwrap();
         assert_eq!(saved.grids("layer-0"), None);
+
+        let guide =
+            Guide { tokens: vec![vec![0.1, 0.2], vec![3.0, 1e-9]], lookup: vec![0.5], head: vec![0.25] };
+        let decision = Decision { bits: 4, group_size: 64, expected_kl: 0.125 };
+        let decisions: BTreeMap<String, Decision> = [("x.weight".to_owned(), decision)].into();
+        saved.put_measured(&decisions, &guide).unwrap();
+        assert_eq!(saved.measured(), Some((decisions, guide)));
+        saved.put_own_text(&[vec![1, 2], vec![3, 4]]).unwrap();
+        assert_eq!(saved.own_text(), Some(vec![vec![1, 2], vec![3, 4]]));
+        assert_eq!(Saved::in_dir(dir.path(), "b".into()).unwrap().own_text(), None);
     }
 }

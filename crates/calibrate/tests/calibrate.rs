@@ -19,9 +19,13 @@ fn settings(weights: &MemoryWeights) -> Settings {
         uniform: None,
         window: 64,
         windows: 100,
+        own_windows: 3,
+        own_batch: 2,
         batch: 2,
         sensitivity_windows: 4,
+        guided: true,
         feedback: true,
+        passes: 2,
         damping: 0.01,
         learning: Some(Learning {
             steps: 3,
@@ -58,7 +62,7 @@ fn it_keeps_to_the_budget_and_repeats_to_the_bit_also_after_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let saved = Saved::in_dir(dir.path(), "key".into()).unwrap();
     let stopped = calibrate(job(&weights, &ids, Some(&saved)), &settings, &mut |progress| {
-        let enough = progress.stage == Stage::Rounding && progress.done == 2;
+        let enough = progress.stage == Stage::Rounding && progress.done == 3;
         if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(stopped, Err(CalibrateError::Cancelled)));
@@ -80,7 +84,7 @@ fn each_part_lowers_the_divergence() {
     };
     let four = Settings { uniform: Some((4, 64)), learning: None, ..full.clone() };
     let nearest = divergence(&Settings { feedback: false, ..four.clone() });
-    let feedback = divergence(&four);
+    let feedback = divergence(&Settings { guided: false, passes: 0, own_windows: 0, ..four });
     let sensitive = divergence(&Settings { learning: None, ..full });
     assert!(
         feedback < nearest && sensitive < nearest,

@@ -148,8 +148,9 @@ impl Recipe for Best {
 
 fn title(stage: Stage) -> &'static str {
     match stage {
+        Stage::OwnText => "text in the model's own words",
         Stage::Float => "float predictions",
-        Stage::Sensitivity => "sensitivity",
+        Stage::Sensitivity => "where errors matter",
         Stage::Rounding => "rounding, layer by layer",
         Stage::Learning => "learning",
     }

@@ -1,7 +1,8 @@
 //! Progress of long steps on stderr: a bar on a terminal, one line a step elsewhere, nothing when a program reads.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -38,9 +39,20 @@ impl Watcher {
         self.step(title, total, "{msg:<28} {bar:30} {pos:>6} of {len} {elapsed:>4}, {eta} left")
     }
 
-    /// Begins a step of `total` things that takes minutes, with the time left.
+    /// Begins a step of `total` things that takes minutes: a log hears of it every half minute, with the time left.
     pub fn long_step(self, title: &str, total: u64) -> Step {
-        self.step(title, total, "{msg:<28} {bar:30} {pos:>6} of {len} {elapsed:>4}, {eta} left")
+        let mut step = self.counted_step(title, total);
+        if self == Self::Log {
+            let began = Instant::now();
+            step.log = Some(Log {
+                title: title.to_owned(),
+                total,
+                done: Cell::new(0),
+                began,
+                said: Cell::new(began),
+            });
+        }
+        step
     }
 
     fn step(self, title: &str, total: u64, template: &str) -> Step {
@@ -58,7 +70,7 @@ impl Watcher {
             }
             _ => ProgressBar::hidden(),
         };
-        Step { bar }
+        Step { bar, log: None }
     }
 }
 
@@ -66,12 +78,34 @@ impl Watcher {
 #[derive(Debug)]
 pub struct Step {
     bar: ProgressBar,
+    log: Option<Log>,
 }
+
+/// What a log is told of a long step.
+#[derive(Debug)]
+struct Log {
+    title: String,
+    total: u64,
+    done: Cell<u64>,
+    began: Instant,
+    said: Cell<Instant>,
+}
+
+/// Between two lines about one step in a log.
+const LINES_APART: Duration = Duration::from_secs(30);
 
 impl Step {
     /// So much more is done.
     pub fn advance(&self, amount: u64) {
         self.bar.inc(amount);
+        let Some(log) = &self.log else { return };
+        let (done, total) = (log.done.get() + amount, log.total);
+        log.done.set(done);
+        if log.said.get().elapsed() >= LINES_APART {
+            log.said.set(Instant::now());
+            let left = log.began.elapsed().as_secs_f64() * (total.saturating_sub(done)) as f64 / done as f64;
+            note(format!("{}: {done} of {total}, about {left:.0} s left", log.title));
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub struct FullAttention {
     pub o_proj: Tensor,
 }
 
-/// Keys (rotated) and values of the tokens seen, [key/value heads, capacity, head_dim] each.
+/// Keys (rotated) and values of the tokens seen, [batch x key/value heads, capacity, head_dim] each.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     pub(crate) keys: Tensor,
@@ -31,9 +31,19 @@ pub struct KeyValueCache {
 }
 
 impl KeyValueCache {
-    /// Room for `capacity` tokens.
+    /// Room for `capacity` tokens of one sequence.
     pub(crate) fn with_capacity(config: &TextConfig, capacity: usize, device: &Device) -> Result<Self> {
-        let shape = (config.num_key_value_heads, capacity, config.head_dim);
+        Self::for_batch(config, 1, capacity, device)
+    }
+
+    /// Room for `capacity` tokens of each of `batch` sequences.
+    pub(crate) fn for_batch(
+        config: &TextConfig,
+        batch: usize,
+        capacity: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let shape = (batch * config.num_key_value_heads, capacity, config.head_dim);
         Ok(Self {
             keys: Tensor::zeros(shape, DType::F32, device)?,
             values: Tensor::zeros(shape, DType::F32, device)?,
@@ -112,7 +122,7 @@ impl Rotation {
 const SCORES_AT_A_TIME: usize = 1 << 23;
 
 impl FullAttention {
-    /// `x` [batch, tokens, hidden], normalised. With a cache (batch 1, grown by the caller) the tokens come after
+    /// `x` [batch, tokens, hidden], normalised. With a cache (grown by the caller) the tokens come after
     /// `position` earlier ones; without, they are the first.
     pub(crate) fn forward(
         &self,

@@ -132,6 +132,23 @@ impl Layer {
         self.mlp(&(x + mixed)?, config, taps)
     }
 
+    /// The residual stream after the layer for the tokens of several sequences that all stand at `position`: `x`
+    /// [batch, tokens, hidden], on top of a `state` made by [`LayerState::for_batch`], which is moved on.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or a state of another kind of layer.
+    pub fn advance(
+        &self,
+        x: &Tensor,
+        config: &TextConfig,
+        rotation: &Rotation,
+        position: usize,
+        state: &mut LayerState,
+    ) -> Result<Tensor> {
+        let mixed = self.mix(x, config, rotation, position, state)?;
+        self.mlp(&mixed, config, &mut no_taps)
+    }
+
     /// The mixer half on top of `state`, which is replaced (the cache: written behind `position`).
     pub(crate) fn mix(
         &self,
@@ -172,6 +189,27 @@ fn recurrence_type(device: &Device) -> DType {
 }
 
 impl LayerState {
+    /// Before the first token of `batch` sequences, with room for `capacity` tokens of each, the recurrence in f32.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn for_batch(
+        config: &TextConfig,
+        index: usize,
+        batch: usize,
+        capacity: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        Ok(match config.layer_types[index] {
+            LayerKind::LinearAttention => {
+                Self::Linear(LinearState::empty(config, batch, DType::F32, device)?)
+            }
+            LayerKind::FullAttention => {
+                Self::Full(KeyValueCache::for_batch(config, batch, capacity, device)?)
+            }
+        })
+    }
+
     /// Before the first token of one sequence.
     pub(crate) fn empty(config: &TextConfig, index: usize, device: &Device) -> Result<Self> {
         Ok(match config.layer_types[index] {
