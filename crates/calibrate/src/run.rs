@@ -172,7 +172,7 @@ pub fn calibrate(
 
 /// Keeps the random choices of different purposes apart.
 const MIXING: u64 = 0x6d69_7869_6e67;
-const WRITING: u64 = 0x7772_6974_696e_67;
+const WRITING: u64 = 0x0077_7269_7469_6e67;
 
 struct Run<'a, 'b, 'c> {
     settings: &'a Settings,
