@@ -12,8 +12,9 @@
 //!    weighted by its squared gradient. Then codes, scales and biases are gone over by coordinate descent under the same
 //!    measure, which only lowers the error.
 //! 4. **Learning**, if asked for: scales, biases, codes and float tensors are moved to lower KL(float || quantized). Not
-//!    part of [`Settings::rounding`]: tried in PyTorch on a model of 7 million weights, 70 thousand tokens were learned by heart (KL on
-//!    them fell to a sixth, elsewhere it rose), and six million tokens of the model's own text gained a sixth.
+//!    part of [`Settings::rounding`]: tried in PyTorch on a model of 7 million weights, 70 thousand tokens were learned
+//!    by heart (KL on them fell to a sixth, elsewhere it rose), and four million tokens of the model's own text gained
+//!    a sixth.
 //!
 //! Everything is deterministic for a seed and a number of threads. How the result is stored or run is not known here.
 #![deny(missing_docs)]
