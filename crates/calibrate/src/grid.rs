@@ -61,7 +61,7 @@ impl Grid {
     }
 
     /// Rounds every group of `values` [rows, cols] to the nearest codes, with scale and bias searched for the least
-    /// squared error weighted by `importance` [cols].
+    /// squared error weighted by `importance` `[cols]`.
     pub fn round(spec: AffineSpec, float: FloatType, values: &[f32], importance: &[f32]) -> Self {
         let (cols, group) = (importance.len(), spec.group_size());
         let rows = values.len() / cols;

@@ -36,7 +36,7 @@ impl Default for Provenance {
     }
 }
 
-/// What has been done so far. Reported from the thread that called [`write`], in order.
+/// What has been done so far. Reported from the thread that called [`write()`], in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
@@ -71,7 +71,7 @@ pub struct Summary {
     pub companions: Vec<String>,
 }
 
-/// What [`write`] leaves for the manifest.
+/// What [`write()`] leaves for the manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     /// The manifest, still without its list of files.

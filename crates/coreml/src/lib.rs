@@ -1,6 +1,6 @@
 //! Qwen3.5 as Core ML packages: the graph, INT8 weights streamed from a checkpoint, and the directory around them.
 //!
-//! [`write`] converts a checkpoint; [`PackageWeights`] gives a package's weights back as numbers, so that any two
+//! [`write()`] converts a checkpoint; [`PackageWeights`] gives a package's weights back as numbers, so that any two
 //! forms of a model can be compared. How packages are run is not known here, and nothing that is written here has
 //! been run by Apple's Core ML: it is checked against the format and evaluated operator by operator.
 //!

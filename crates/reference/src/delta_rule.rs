@@ -3,7 +3,7 @@
 //! Per head, with state S [key, value], decay g <= 0 and step beta, token by token:
 //! `S *= exp(g_t); delta = beta_t (v_t - S^T k_t); S += k_t delta^T; o_t = S^T q_t`.
 //!
-//! For a chunk let D[i,j] be the sum of g over j < t <= i, and A[i,j] = beta_i (k_i . k_j) exp(D[i,j]) for j < i. The
+//! For a chunk let D\[i,j\] be the sum of g over j < t <= i, and A\[i,j\] = beta_i (k_i . k_j) exp(D\[i,j\]) for j < i. The
 //! deltas N [tokens, value] of the whole chunk then solve the unit lower triangular system
 //! `(I + A) N = beta (v - exp(c) (k S))`, c_i being the sum of g up to i. One token is the chunk of length one, so
 //! decoding is the same code.

@@ -15,9 +15,9 @@ pub struct FullAttention {
     pub k_proj: Tensor,
     /// [key/value heads x head_dim, hidden].
     pub v_proj: Tensor,
-    /// [head_dim], one added to what the checkpoint stores.
+    /// `[head_dim]`, one added to what the checkpoint stores.
     pub q_norm: Tensor,
-    /// [head_dim], one added.
+    /// `[head_dim]`, one added.
     pub k_norm: Tensor,
     /// [hidden, heads x head_dim].
     pub o_proj: Tensor,

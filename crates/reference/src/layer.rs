@@ -34,11 +34,11 @@ pub fn no_taps(_: Tap, _: &Tensor) -> Result<()> {
 /// A layer's weights. All norms here hold the factor itself: one was added to zero-centred ones.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// [hidden].
+    /// `[hidden]`.
     pub input_layernorm: Tensor,
     /// What mixes tokens.
     pub mixer: Mixer,
-    /// [hidden].
+    /// `[hidden]`.
     pub post_attention_layernorm: Tensor,
     /// [intermediate, hidden].
     pub gate_proj: Tensor,

@@ -40,8 +40,8 @@ pub struct Args {
     how: RunArgs,
 }
 
-/// Runs `q35-convert logits`. The file holds `input_ids` [T] i64, `logits` [T + steps, vocab] f32 (row t predicts token
-/// t + 1, the last rows come from one-token decode of the greedy token) and `decoded_ids` [steps] i64.
+/// Runs `q35-convert logits`. The file holds `input_ids` `[T]` i64, `logits` `[T + steps, vocab]` f32 (row t predicts token
+/// t + 1, the last rows come from one-token decode of the greedy token) and `decoded_ids` `[steps]` i64.
 ///
 /// # Errors
 /// The model cannot be opened or run, or the file cannot be written.
