@@ -81,9 +81,7 @@ impl Form {
     pub(crate) fn fast_place(self, element: usize) -> usize {
         if self.nibbles { element / 8 * 8 + element % 2 * 4 + element % 8 / 2 } else { element }
     }
-}
 
-impl Form {
     /// Eight neighbouring codes as [`Form::fast_place`] places them.
     #[inline(always)]
     fn fast_quads(self, codes: [i8; 8]) -> [[i8; 4]; 2] {
