@@ -61,7 +61,7 @@ impl Recipe for Mixed {
 
     fn treatment(&self, tensor: &TensorSpec) -> Treatment {
         let at: usize = tensor.name.bytes().map(usize::from).sum();
-        if at % 9 == 0 { Treatment::Keep } else { Treatment::Quantize(Self::spec(&tensor.name)) }
+        if at.is_multiple_of(9) { Treatment::Keep } else { Treatment::Quantize(Self::spec(&tensor.name)) }
     }
 
     fn quantize(
