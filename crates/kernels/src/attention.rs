@@ -5,8 +5,8 @@
 //! were cut into pieces, and in decode spans may run on different threads.
 //!
 //! The exact cache keeps f32. The fast one keeps keys and values in eight bits with one scale for each position:
-//! queries and softmax weights get sixteen bits (two products of eight), so the cache's own rounding is all that is
-//! lost, and a long context costs half of the memory traffic of a half-float cache.
+//! queries and softmax weights get fifteen, so the cache's own rounding is all that is lost, and a long context costs
+//! half of the memory traffic of a half-float cache.
 
 use std::cell::RefCell;
 
@@ -45,8 +45,8 @@ struct ExactBlock {
 struct FastBlock {
     /// [BLOCK, width rounded up to 64], 128 added.
     keys: Box<[u8]>,
-    /// [width rounded up to 16, in vectors][BLOCK / 4][16][4]: four positions of sixteen columns in a vector.
-    values: Box<[i8]>,
+    /// [width rounded up to 16, in vectors][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
+    values: Box<[u8]>,
     key_scales: [f32; BLOCK],
     value_scales: [f32; BLOCK],
 }
@@ -94,7 +94,7 @@ impl HeadCache {
                 while blocks.len() < count {
                     blocks.push(FastBlock {
                         keys: vec![128; BLOCK * width.next_multiple_of(64)].into_boxed_slice(),
-                        values: vec![0; BLOCK * width.next_multiple_of(16)].into_boxed_slice(),
+                        values: vec![128; BLOCK * width.next_multiple_of(16)].into_boxed_slice(),
                         key_scales: [0.0; BLOCK],
                         value_scales: [0.0; BLOCK],
                     });
@@ -119,7 +119,7 @@ impl HeadCache {
             Blocks::Fast(blocks) => {
                 for block in blocks.iter_mut().skip(block) {
                     block.keys.fill(128);
-                    block.values.fill(0);
+                    block.values.fill(128);
                     block.key_scales.fill(0.0);
                     block.value_scales.fill(0.0);
                 }
@@ -152,7 +152,7 @@ impl HeadCache {
                 block.value_scales[at] = scale;
                 for (column, x) in value.iter().enumerate() {
                     let place = column / 16 * 16 * BLOCK + at / 4 * 64 + column % 16 * 4 + at % 4;
-                    block.values[place] = (x * inverse).round_ties_even() as i8;
+                    block.values[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
                 }
             }
         }
@@ -171,7 +171,7 @@ impl HeadCache {
             Blocks::Fast(blocks) => {
                 for block in &blocks[..count] {
                     out.extend_from_slice(&block.keys);
-                    out.extend(bytemuck::cast_slice(&block.values));
+                    out.extend_from_slice(&block.values);
                     out.extend(bytemuck::cast_slice(&block.key_scales));
                     out.extend(bytemuck::cast_slice(&block.value_scales));
                 }
@@ -207,7 +207,7 @@ impl HeadCache {
                     let (values, saved) = saved.split_at(block.values.len());
                     let (key_scales, value_scales) = saved.split_at(4 * BLOCK);
                     block.keys.copy_from_slice(keys);
-                    bytemuck::cast_slice_mut(&mut block.values).copy_from_slice(values);
+                    block.values.copy_from_slice(values);
                     bytemuck::cast_slice_mut(&mut block.key_scales).copy_from_slice(key_scales);
                     bytemuck::cast_slice_mut(&mut block.value_scales).copy_from_slice(value_scales);
                 }
@@ -257,12 +257,14 @@ thread_local! {
 struct Scratch {
     /// Scores, then weights [heads, SPAN].
     scores: Vec<f32>,
-    /// Upper and lower half of a query's codes [heads][2][width rounded up to 64].
+    /// Upper and lower halves of a query's codes [heads][2][width rounded up to 64].
     queries: Vec<i8>,
-    /// Scale of each head's query times that of attention, and sum of its codes times 128.
+    /// Scale of each head's query times that of attention, and sum of its codes.
     query_scales: Vec<(f32, i32)>,
-    /// Upper and lower bytes of weights [heads][2][SPAN].
-    weights: Vec<u8>,
+    /// Upper and lower halves of weights' codes [heads][2][SPAN].
+    weights: Vec<i8>,
+    /// Scale of each head's weights, and sum of their codes.
+    weight_scales: Vec<(f32, i32)>,
     result: SpanResult,
 }
 
@@ -432,10 +434,11 @@ fn exact_values<S: Simd>(
     }
 }
 
-/// Codes of sixteen bits for the queries: 128 * upper + lower, the upper within 127 and the lower within 64.
+/// The largest code of a query or weight: 128 * upper + lower, the upper within 127 and the lower within 64.
+const STEPS: f32 = 16_256.0;
+
 #[inline(always)]
 fn prepare_queries(queries: &[f32], width: usize, scratch: &mut Scratch) {
-    const STEPS: f32 = 16_256.0;
     let stride = width.next_multiple_of(64);
     scratch.queries.clear();
     scratch.queries.resize(queries.len() / width * 2 * stride, 0);
@@ -472,14 +475,12 @@ fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
                 let mut quads = [simd.int_splat(0); 4];
                 for (quad, keys) in quads.iter_mut().zip(keys.chunks_exact(4 * vectors)) {
                     let mut four = [simd.int_splat(0); 4];
-                    for (sum, key) in four.iter_mut().zip(keys.chunks_exact(vectors)) {
-                        let (mut high, mut low) = (*sum, *sum);
+                    for (lanes, key) in four.iter_mut().zip(keys.chunks_exact(vectors)) {
+                        let mut sum = simd.begin_sum(*lanes);
                         for ((key, upper), lower) in key.iter().zip(upper).zip(lower) {
-                            let key = simd.load_bytes(key);
-                            high = simd.dot(high, key, simd.load_signed(upper));
-                            low = simd.dot(low, key, simd.load_signed(lower));
+                            sum = simd.add_products(sum, simd.load_bytes(key), simd.halves(upper, lower));
                         }
-                        *sum = simd.int_add(simd.int_shl::<7>(high), low);
+                        *lanes = simd.end_sum(sum);
                     }
                     *quad = simd.int_quad_sums(four);
                 }
@@ -500,15 +501,10 @@ fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
 
 #[inline(always)]
 fn fast_values<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &mut Scratch) {
-    // The product of an upper byte over a whole span stays below 2^31: 256 * 255 * 127.
-    const STEPS: f32 = 65_535.0;
-    let Scratch { scores, weights, result, .. } = scratch;
+    let Scratch { scores, weights, weight_scales, result, .. } = scratch;
     weights.resize(scores.len() * 2, 0);
-    for ((scores, weights), out) in scores
-        .chunks_exact_mut(SPAN)
-        .zip(weights.chunks_exact_mut(2 * SPAN))
-        .zip(result.values.chunks_exact_mut(width))
-    {
+    weight_scales.clear();
+    for (scores, weights) in scores.chunks_exact_mut(SPAN).zip(weights.chunks_exact_mut(2 * SPAN)) {
         // Each position's own scale goes into its weight.
         for (scores, block) in scores.chunks_exact_mut(BLOCK).zip(blocks) {
             for (score, scale) in scores.iter_mut().zip(&block.value_scales) {
@@ -518,32 +514,82 @@ fn fast_values<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
         let scores = &scores[..BLOCK * blocks.len()];
         let top = largest(simd, scores);
         let (scale, inverse) = if top > 1e-30 { (top / STEPS, STEPS / top) } else { (0.0, 0.0) };
+        let inverse = simd.splat(inverse);
         let (upper, lower) = weights.split_at_mut(SPAN);
-        for ((score, upper), lower) in scores.iter().zip(&mut *upper).zip(&mut *lower) {
-            let code = (score * inverse).round_ties_even() as u32;
-            (*upper, *lower) = ((code >> 8) as u8, code as u8);
+        let halves = upper.as_chunks_mut().0.iter_mut().zip(lower.as_chunks_mut().0);
+        let mut sum = simd.int_splat(0);
+        for (scores, (upper, lower)) in scores.as_chunks().0.iter().zip(halves) {
+            let codes = simd.round(simd.mul(simd.load(scores), inverse));
+            let high = simd.int_shr::<7>(simd.int_add(codes, simd.int_splat(64)));
+            simd.store_low_bytes(high, upper);
+            simd.store_low_bytes(simd.int_sub(codes, simd.int_shl::<7>(high)), lower);
+            sum = simd.int_add(sum, codes);
         }
-        let scale = simd.splat(scale);
-        for (column, out) in out.chunks_mut(16).enumerate() {
-            let (mut high, mut low) = (simd.int_splat(0), simd.int_splat(0));
-            for (b, block) in blocks.iter().enumerate() {
-                let values = &block.values.as_chunks::<64>().0[column * BLOCK / 4..][..BLOCK / 4];
-                let upper = upper[b * BLOCK..][..BLOCK].as_chunks::<4>().0;
-                let lower = lower[b * BLOCK..][..BLOCK].as_chunks::<4>().0;
-                for ((values, upper), lower) in values.iter().zip(upper).zip(lower) {
-                    let values = simd.load_signed(values);
-                    let upper = simd.bytes(simd.int_splat(i32::from_le_bytes(*upper)));
-                    let lower = simd.bytes(simd.int_splat(i32::from_le_bytes(*lower)));
-                    high = simd.dot(high, upper, values);
-                    low = simd.dot(low, lower, values);
+        let mut lanes = [0; 16];
+        simd.int_store(sum, &mut lanes);
+        weight_scales.push((scale, lanes.iter().sum()));
+    }
+    let mut weights = &weights[..];
+    let mut scales = &weight_scales[..];
+    let mut out = &mut result.values[..];
+    while !scales.is_empty() {
+        let heads = match scales.len() {
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (own, rest) = out.split_at_mut(heads * width);
+        match heads {
+            4 => values_of::<S, 4>(simd, blocks, width, weights, scales, own),
+            2 => values_of::<S, 2>(simd, blocks, width, weights, scales, own),
+            _ => values_of::<S, 1>(simd, blocks, width, weights, scales, own),
+        }
+        (weights, scales, out) = (&weights[heads * 2 * SPAN..], &scales[heads..], rest);
+    }
+}
+
+/// Weighted sums of values for `HEADS` query heads, so that each value is loaded once for all of them and no sum waits
+/// for itself: `weights` [HEADS][2][SPAN], `scales` [HEADS], `out` [HEADS, width].
+#[inline(always)]
+fn values_of<S: Simd, const HEADS: usize>(
+    simd: S,
+    blocks: &[FastBlock],
+    width: usize,
+    weights: &[i8],
+    scales: &[(f32, i32)],
+    out: &mut [f32],
+) {
+    let halves: [_; HEADS] =
+        std::array::from_fn(|head| weights[head * 2 * SPAN..][..2 * SPAN].split_at(SPAN));
+    for column in 0..width.div_ceil(16) {
+        let mut sums = [simd.begin_sum(simd.int_splat(0)); HEADS];
+        for (b, block) in blocks.iter().enumerate() {
+            let values: &[_; BLOCK / 4] =
+                block.values.as_chunks().0[column * BLOCK / 4..].first_chunk().expect("a column of a block");
+            let weights = halves.map(|(upper, lower)| (fours(upper, b), fours(lower, b)));
+            for (four, values) in values.iter().enumerate() {
+                let values = simd.load_bytes(values);
+                for (sum, (upper, lower)) in sums.iter_mut().zip(&weights) {
+                    *sum = simd.add_products(*sum, values, simd.repeat_halves(upper[four], lower[four]));
                 }
             }
-            let sum = simd.fma(simd.float(high), simd.splat(256.0), simd.float(low));
+        }
+        for ((sum, &(scale, code_sum)), out) in sums.into_iter().zip(scales).zip(out.chunks_exact_mut(width))
+        {
+            // 128 was added to each code of a value.
+            let sum = simd.float(simd.int_sub(simd.end_sum(sum), simd.int_splat(128 * code_sum)));
             let mut values = [0.0; 16];
-            simd.store(simd.mul(sum, scale), &mut values);
-            out.copy_from_slice(&values[..out.len()]);
+            simd.store(simd.mul(sum, simd.splat(scale)), &mut values);
+            let out = &mut out[16 * column..];
+            let count = out.len().min(16);
+            out[..count].copy_from_slice(&values[..count]);
         }
     }
+}
+
+/// The weights of block `b`, four positions at a time.
+fn fours(weights: &[i8], b: usize) -> &[[i8; 4]; BLOCK / 4] {
+    weights[b * BLOCK..].as_chunks().0.first_chunk().expect("weights for all blocks of a span")
 }
 
 #[cfg(test)]

@@ -202,8 +202,7 @@ macro_rules! chain {
 /// acc + the products of bytes with the upper and lower halves of activations.
 #[inline(always)]
 fn halves_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
-    let upper = simd.dot(simd.int_splat(0), bytes, simd.load_signed(&x[0]));
-    simd.dot(simd.int_add(acc, simd.int_shl::<7>(upper)), bytes, simd.load_signed(&x[1]))
+    simd.end_sum(simd.add_products(simd.begin_sum(acc), bytes, simd.halves(&x[0], &x[1])))
 }
 
 impl Format for Nibbles {
@@ -211,13 +210,8 @@ impl Format for Nibbles {
 
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        let codes = simd.load_bytes(codes);
-        let (even, odd) = (simd.low_nibbles(codes), simd.high_nibbles(codes));
-        let upper = simd.dot_small(simd.int_splat(0), even, simd.load_signed(&x[0]));
-        let upper = simd.dot_small(upper, odd, simd.load_signed(&x[1]));
-        let sum = simd.int_add(acc, simd.int_shl::<7>(upper));
-        let sum = simd.dot_small(sum, even, simd.load_signed(&x[2]));
-        simd.dot_small(sum, odd, simd.load_signed(&x[3]))
+        let x = x.first_chunk().expect("two vectors of each half");
+        simd.add_nibble_products(acc, simd.load_bytes(codes), x)
     }
 
     #[inline(always)]

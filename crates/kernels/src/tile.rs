@@ -237,28 +237,21 @@ impl<'a> Tile<'a> {
     fn integers<S: Simd, const T: usize>(&self, simd: S, block: XBlock<'_>, g: usize) -> [S::F; T] {
         let quads = self.form.group / 4;
         let x = &block.x.quads[block.before * block.padded / 4..].as_chunks::<T>().0[g * quads..][..quads];
-        let (mut upper, mut lower) = ([simd.int_splat(0); T], [simd.int_splat(0); T]);
-        let codes = &self.codes[g * quads..][..quads];
-        if self.form.nibbles {
-            for (codes, x) in codes.iter().zip(x) {
-                let codes = simd.load_bytes(codes);
-                for t in 0..T {
-                    upper[t] = simd.dot_small(upper[t], codes, broadcast(simd, x[t][0]));
-                    lower[t] = simd.dot_small(lower[t], codes, broadcast(simd, x[t][1]));
-                }
-            }
-        } else {
-            for (codes, x) in codes.iter().zip(x) {
-                let codes = simd.load_bytes(codes);
-                for t in 0..T {
-                    upper[t] = simd.dot(upper[t], codes, broadcast(simd, x[t][0]));
-                    lower[t] = simd.dot(lower[t], codes, broadcast(simd, x[t][1]));
-                }
+        let mut sums = [simd.begin_sum(simd.int_splat(0)); T];
+        for (codes, x) in self.codes[g * quads..][..quads].iter().zip(x) {
+            let codes = simd.load_bytes(codes);
+            for t in 0..T {
+                let x = simd.repeat_halves(x[t][0], x[t][1]);
+                sums[t] = if self.form.nibbles {
+                    simd.add_small_products(sums[t], codes, x)
+                } else {
+                    simd.add_products(sums[t], codes, x)
+                };
             }
         }
         let mut out = [simd.splat(0.0); T];
         for t in 0..T {
-            out[t] = simd.float(simd.int_add(simd.int_shl::<7>(upper[t]), lower[t]));
+            out[t] = simd.float(simd.end_sum(sums[t]));
         }
         out
     }
@@ -282,11 +275,6 @@ impl<'a> Tile<'a> {
         }
         tree[(group / chain).ilog2() as usize]
     }
-}
-
-#[inline(always)]
-fn broadcast<S: Simd>(simd: S, codes: [i8; 4]) -> S::B {
-    simd.bytes(simd.int_splat(i32::from_le_bytes(codes.map(|code| code as u8))))
 }
 
 /// Adds leaf number `rank` to a binary counter of partial sums: level l holds a sum of 2^l leaves.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, with_features};
+use super::{Kernel, Simd, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
@@ -24,6 +24,13 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
+/// For each register of bytes the sums of pairs of products: those of bytes 0..8 of both 128-bit lanes, then of 8..16.
+#[derive(Clone, Copy)]
+pub(super) struct WideSum {
+    start: I,
+    parts: [[__m256i; 2]; 2],
+}
+
 /// One operation on both halves.
 macro_rules! both {
     ($op:ident($a:expr)) => {
@@ -39,24 +46,32 @@ impl Avx2 {
         fn zip(self, a: __m256i) -> __m256i {
             _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
         }
-        fn wide_dot(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
-            // Pairs of u8 * i8 products overflow 16 bits, so both sides are widened first; the low and high halves
-            // of each 128-bit lane are taken apart and their pair sums brought back together in order.
-            let zero = _mm256_setzero_si256();
-            let low = _mm256_madd_epi16(
-                _mm256_unpacklo_epi8(a, zero),
-                _mm256_srai_epi16::<8>(_mm256_unpacklo_epi8(zero, b)),
-            );
-            let high = _mm256_madd_epi16(
-                _mm256_unpackhi_epi8(a, zero),
-                _mm256_srai_epi16::<8>(_mm256_unpackhi_epi8(zero, b)),
-            );
-            _mm256_add_epi32(acc, _mm256_hadd_epi32(low, high))
+        /// 128 * upper + lower in sixteen bits: bytes 0..8 of both lanes, then bytes 8..16.
+        fn join_halves(self, upper: __m256i, lower: __m256i) -> [__m256i; 2] {
+            let weights = _mm256_set1_epi16(0x0180);
+            [
+                _mm256_maddubs_epi16(weights, _mm256_unpacklo_epi8(upper, lower)),
+                _mm256_maddubs_epi16(weights, _mm256_unpackhi_epi8(upper, lower)),
+            ]
         }
-        fn small_dot(self, acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
-            // 2 * 127 * 128 < 2^15: the pair sums cannot saturate.
-            let pairs = _mm256_maddubs_epi16(a, b);
-            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        /// Pairs of u8 * i8 products overflow sixteen bits, so bytes are widened and meet whole activations.
+        fn wide_products(self, sums: [__m256i; 2], a: __m256i, x: [__m256i; 2]) -> [__m256i; 2] {
+            let zero = _mm256_setzero_si256();
+            [
+                _mm256_add_epi32(sums[0], _mm256_madd_epi16(_mm256_unpacklo_epi8(a, zero), x[0])),
+                _mm256_add_epi32(sums[1], _mm256_madd_epi16(_mm256_unpackhi_epi8(a, zero), x[1])),
+            ]
+        }
+        /// `acc` plus nibbles times halves of activations, the upper ones first.
+        fn nibble_sums(self, acc: __m256i, nibbles: __m256i, x: [__m256i; 4]) -> __m256i {
+            let low = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(nibbles), _mm256_set1_epi8(15));
+            // 4 * 15 * 128 < 2^15: two pair sums fit into sixteen bits.
+            let upper = _mm256_add_epi16(_mm256_maddubs_epi16(low, x[0]), _mm256_maddubs_epi16(high, x[1]));
+            let lower = _mm256_add_epi16(_mm256_maddubs_epi16(low, x[2]), _mm256_maddubs_epi16(high, x[3]));
+            let upper = _mm256_madd_epi16(upper, _mm256_set1_epi16(128));
+            let lower = _mm256_madd_epi16(lower, _mm256_set1_epi16(1));
+            _mm256_add_epi32(acc, _mm256_add_epi32(upper, lower))
         }
     }
 }
@@ -65,6 +80,10 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type B = I;
+    /// For each register of bytes: sixteen bits each of the activations of bytes 0..8 of both 128-bit lanes, then of
+    /// bytes 8..16.
+    type X = [[__m256i; 2]; 2];
+    type Sum = WideSum;
 
     with_features! {
         fn splat(self, value: f32) -> F { [_mm256_set1_ps(value); 2] }
@@ -234,11 +253,36 @@ impl Simd for Avx2 {
             self.low_nibbles([_mm256_srli_epi16::<4>(a[0]), _mm256_srli_epi16::<4>(a[1])])
         }
         fn flip_sign(self, a: I) -> I { both!(_mm256_xor_si256(a, [_mm256_set1_epi8(-128); 2])) }
-        fn dot(self, acc: I, a: I, b: I) -> I {
-            [self.wide_dot(acc[0], a[0], b[0]), self.wide_dot(acc[1], a[1], b[1])]
+        fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[__m256i; 2]; 2] {
+            let (upper, lower) = (self.load_signed(upper), self.load_signed(lower));
+            [self.join_halves(upper[0], lower[0]), self.join_halves(upper[1], lower[1])]
         }
-        fn dot_small(self, acc: I, a: I, b: I) -> I {
-            [self.small_dot(acc[0], a[0], b[0]), self.small_dot(acc[1], a[1], b[1])]
+        fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [[__m256i; 2]; 2] {
+            [self.join_halves(_mm256_set1_epi32(word(upper)), _mm256_set1_epi32(word(lower))); 2]
+        }
+        fn begin_sum(self, start: I) -> WideSum {
+            WideSum { start, parts: [[_mm256_setzero_si256(); 2]; 2] }
+        }
+        fn add_products(self, sum: WideSum, a: I, x: [[__m256i; 2]; 2]) -> WideSum {
+            let parts = [
+                self.wide_products(sum.parts[0], a[0], x[0]),
+                self.wide_products(sum.parts[1], a[1], x[1]),
+            ];
+            WideSum { parts, ..sum }
+        }
+        fn end_sum(self, sum: WideSum) -> I {
+            let WideSum { start, parts: [a, b] } = sum;
+            [
+                _mm256_add_epi32(start[0], _mm256_hadd_epi32(a[0], a[1])),
+                _mm256_add_epi32(start[1], _mm256_hadd_epi32(b[0], b[1])),
+            ]
+        }
+        fn add_nibble_products(self, acc: I, nibbles: I, x: &[[i8; 64]; 4]) -> I {
+            let x = [self.load_signed(&x[0]), self.load_signed(&x[1]), self.load_signed(&x[2]), self.load_signed(&x[3])];
+            [
+                self.nibble_sums(acc[0], nibbles[0], [x[0][0], x[1][0], x[2][0], x[3][0]]),
+                self.nibble_sums(acc[1], nibbles[1], [x[0][1], x[1][1], x[2][1], x[3][1]]),
+            ]
         }
         fn words(self, a: I) -> I { a }
         fn bytes(self, a: I) -> I { a }

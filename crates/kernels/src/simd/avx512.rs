@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, with_features};
+use super::{Kernel, Simd, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
@@ -29,6 +29,9 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type X = [__m512i; 2];
+    /// Of upper and of lower halves.
+    type Sum = [__m512i; 2];
 
     with_features! {
         fn splat(self, value: f32) -> __m512 { _mm512_set1_ps(value) }
@@ -155,8 +158,19 @@ impl Simd for Avx512 {
             _mm512_and_si512(_mm512_srli_epi16::<4>(a), _mm512_set1_epi8(15))
         }
         fn flip_sign(self, a: __m512i) -> __m512i { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
-        fn dot(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, a, b) }
-        fn dot_small(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, a, b) }
+        fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [__m512i; 2] {
+            [self.load_signed(upper), self.load_signed(lower)]
+        }
+        fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [__m512i; 2] {
+            [_mm512_set1_epi32(word(upper)), _mm512_set1_epi32(word(lower))]
+        }
+        fn begin_sum(self, start: __m512i) -> [__m512i; 2] { [_mm512_setzero_si512(), start] }
+        fn add_products(self, sum: [__m512i; 2], a: __m512i, x: [__m512i; 2]) -> [__m512i; 2] {
+            [_mm512_dpbusd_epi32(sum[0], a, x[0]), _mm512_dpbusd_epi32(sum[1], a, x[1])]
+        }
+        fn end_sum(self, sum: [__m512i; 2]) -> __m512i {
+            _mm512_add_epi32(_mm512_slli_epi32::<7>(sum[0]), sum[1])
+        }
         fn words(self, a: __m512i) -> __m512i { a }
         fn bytes(self, a: __m512i) -> __m512i { a }
         fn nibble<const J: u32>(self, a: __m512i) -> __m512 {

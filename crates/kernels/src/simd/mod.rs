@@ -109,6 +109,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type F: Copy;
     type I: Copy;
     type B: Copy;
+    /// 64 activations of fifteen bits, each 128 * upper + lower.
+    type X: Copy;
+    /// A sum of products with them.
+    type Sum: Copy;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; 16]) -> Self::F;
@@ -176,10 +180,26 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn high_nibbles(self, a: Self::B) -> Self::B;
     /// Adds 128 to each byte: signed to unsigned with zero at 128, and back.
     fn flip_sign(self, a: Self::B) -> Self::B;
-    /// Lane i of `acc` plus bytes 4 i..4 i + 4 of `a` (unsigned) times those of `b` (signed).
-    fn dot(self, acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
-    /// [`Simd::dot`] for bytes of `a` below 128.
-    fn dot_small(self, acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
+    fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> Self::X;
+    /// The same four activations sixteen times.
+    fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> Self::X;
+    fn begin_sum(self, start: Self::I) -> Self::Sum;
+    /// Adds the products of unsigned bytes with activations.
+    fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
+    /// [`Simd::add_products`] for bytes below 128.
+    fn add_small_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum {
+        self.add_products(sum, a, x)
+    }
+    /// Lane i: that of the start plus the products of bytes 4 i..4 i + 4.
+    fn end_sum(self, sum: Self::Sum) -> Self::I;
+    /// Lane i of `acc` plus the nibbles of bytes 4 i..4 i + 4 times activations: `x` has the upper halves of those for
+    /// the low nibbles and for the high ones, then the lower halves.
+    fn add_nibble_products(self, acc: Self::I, nibbles: Self::B, x: &[[i8; 64]; 4]) -> Self::I {
+        let sum = self.begin_sum(acc);
+        let sum = self.add_small_products(sum, self.low_nibbles(nibbles), self.halves(&x[0], &x[2]));
+        let sum = self.add_small_products(sum, self.high_nibbles(nibbles), self.halves(&x[1], &x[3]));
+        self.end_sum(sum)
+    }
     /// The same bits as 16 words, little-endian.
     fn words(self, a: Self::B) -> Self::I;
     /// The same bits as bytes.
@@ -199,6 +219,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it, into the second-level
     /// cache: the first can wait for too few lines at a time to keep memory busy.
     fn prefetch(self, of: &[u8], offset: usize);
+}
+
+/// Four bytes as one lane holds them.
+#[inline(always)]
+fn word(bytes: [i8; 4]) -> i32 {
+    i32::from_le_bytes(bytes.map(|byte| byte as u8))
 }
 
 /// Implements trait methods by expressions that need the instruction set's features.

@@ -5,7 +5,7 @@ use std::array::from_fn;
 
 use half::f16;
 
-use super::{Kernel, Simd, with_features};
+use super::{Kernel, Simd, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Neon(());
@@ -56,6 +56,9 @@ impl Simd for Neon {
     type F = F;
     type I = I;
     type B = B;
+    type X = [[int8x16_t; 4]; 2];
+    /// Of upper and of lower halves.
+    type Sum = [I; 2];
 
     with_features! {
         fn splat(self, value: f32) -> F { [vdupq_n_f32(value); 4] }
@@ -214,23 +217,36 @@ impl Simd for Neon {
             [vshrq_n_u8::<4>(a[0]), vshrq_n_u8::<4>(a[1]), vshrq_n_u8::<4>(a[2]), vshrq_n_u8::<4>(a[3])]
         }
         fn flip_sign(self, a: B) -> B { each!(veorq_u8(a, [vdupq_n_u8(128); 4])) }
-        fn dot(self, acc: I, a: B, b: B) -> I {
-            // (a - 128) b + 128 b: the instruction multiplies like signs only.
-            let mut out = acc;
-            for i in 0..4 {
-                let b = vreinterpretq_s8_u8(b[i]);
-                let a = vreinterpretq_s8_u8(veorq_u8(a[i], vdupq_n_u8(128)));
-                let ones = self.signed_dot(vdupq_n_s32(0), vdupq_n_s8(1), b);
-                out[i] = self.signed_dot(vaddq_s32(out[i], vshlq_n_s32::<7>(ones)), a, b);
-            }
-            out
+        fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[int8x16_t; 4]; 2] {
+            [upper, lower].map(|half| from_fn(|i| vld1q_s8(half.as_ptr().add(16 * i))))
         }
-        fn dot_small(self, acc: I, a: B, b: B) -> I {
-            let mut out = acc;
+        fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [[int8x16_t; 4]; 2] {
+            [upper, lower].map(|half| [vreinterpretq_s8_s32(vdupq_n_s32(word(half))); 4])
+        }
+        fn begin_sum(self, start: I) -> [I; 2] { [[vdupq_n_s32(0); 4], start] }
+        fn add_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
+            // (a - 128) x + 128 x: the instruction multiplies like signs only.
+            let mut sum = sum;
             for i in 0..4 {
-                out[i] = self.signed_dot(out[i], vreinterpretq_s8_u8(a[i]), vreinterpretq_s8_u8(b[i]));
+                let a = vreinterpretq_s8_u8(veorq_u8(a[i], vdupq_n_u8(128)));
+                for (sum, x) in sum.iter_mut().zip(&x) {
+                    let ones = self.signed_dot(vdupq_n_s32(0), vdupq_n_s8(1), x[i]);
+                    sum[i] = self.signed_dot(vaddq_s32(sum[i], vshlq_n_s32::<7>(ones)), a, x[i]);
+                }
             }
-            out
+            sum
+        }
+        fn add_small_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
+            let mut sum = sum;
+            for i in 0..4 {
+                for (sum, x) in sum.iter_mut().zip(&x) {
+                    sum[i] = self.signed_dot(sum[i], vreinterpretq_s8_u8(a[i]), x[i]);
+                }
+            }
+            sum
+        }
+        fn end_sum(self, sum: [I; 2]) -> I {
+            from_fn(|i| vaddq_s32(vshlq_n_s32::<7>(sum[0][i]), sum[1][i]))
         }
         fn words(self, a: B) -> I { each!(vreinterpretq_s32_u8(a)) }
         fn bytes(self, a: I) -> B { each!(vreinterpretq_u8_s32(a)) }

@@ -40,6 +40,8 @@ impl Simd for Portable {
     type F = F;
     type I = I;
     type B = B;
+    type X = [i16; 64];
+    type Sum = I;
 
     fn splat(self, value: f32) -> F {
         [value; 16]
@@ -173,13 +175,22 @@ impl Simd for Portable {
     fn flip_sign(self, a: B) -> B {
         a.map(|byte| byte ^ 128)
     }
-    fn dot(self, acc: I, a: B, b: B) -> I {
+    fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [i16; 64] {
+        lanes(|i| 128 * i16::from(upper[i]) + i16::from(lower[i]))
+    }
+    fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [i16; 64] {
+        lanes(|i| 128 * i16::from(upper[i % 4]) + i16::from(lower[i % 4]))
+    }
+    fn begin_sum(self, start: I) -> I {
+        start
+    }
+    fn add_products(self, sum: I, a: B, x: [i16; 64]) -> I {
         lanes(|lane| {
-            (4 * lane..4 * lane + 4).fold(acc[lane], |sum, i| sum + i32::from(a[i]) * i32::from(b[i] as i8))
+            (4 * lane..4 * lane + 4).fold(sum[lane], |sum, i| sum + i32::from(a[i]) * i32::from(x[i]))
         })
     }
-    fn dot_small(self, acc: I, a: B, b: B) -> I {
-        self.dot(acc, a, b)
+    fn end_sum(self, sum: I) -> I {
+        sum
     }
     fn words(self, a: B) -> I {
         let word = words_of(&a);
