@@ -17,6 +17,7 @@ pub mod demo;
 pub mod exit;
 pub mod interrupt;
 pub mod known;
+pub mod left_out;
 pub mod open;
 pub mod output;
 pub mod progress;

@@ -16,6 +16,7 @@ use crate::commands::Context;
 use crate::commands::parity::{after_conversion, in_words, outcome, record};
 use crate::exit::Outcome;
 use crate::known;
+use crate::left_out;
 use crate::output::{bytes, grouped, json as print_json, line, note};
 use crate::source::ModelArgs;
 
@@ -240,17 +241,6 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn json(&self) -> Value {
-        let dropped: Vec<Value> = self
-            .inventory
-            .dropped
-            .iter()
-            .map(|part| {
-                json!({
-                    "part": part.part.label(), "tensors": part.names.len(),
-                    "weights": part.elements, "bytes": part.bytes,
-                })
-            })
-            .collect();
         json!({
             "out": self.target,
             "packages": self.summary.packages,
@@ -266,7 +256,7 @@ impl Report<'_> {
             "quantized_weights": self.summary.quantized_weights,
             "source_bytes": self.summary.source_bytes,
             "output_bytes": self.output_bytes,
-            "left_out": dropped,
+            "left_out": left_out::to_json(self.inventory),
             "companions": self.summary.companions,
             "seconds": self.elapsed.as_secs_f64(),
             "parity": self.parity.map(q35_parity::Report::summary),
@@ -288,15 +278,7 @@ impl Report<'_> {
             options.context,
         ))?;
         line(format!("  parity: {}", in_words(self.parity)))?;
-        for part in &self.inventory.dropped {
-            line(format!(
-                "  left out: {}, {} tensors, {} weights, {}",
-                part.part.label(),
-                part.names.len(),
-                grouped(part.elements),
-                bytes(part.bytes)
-            ))?;
-        }
+        left_out::print(self.inventory, "  left out")?;
         if options.layout == Layout::SpeechSwift {
             note(
                 "note: speech-swift loads compiled packages: run `xcrun coremlcompiler compile` on each of them on a Mac",

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::commands::{Context, inspect_package};
 use crate::exit::Outcome;
+use crate::left_out;
 use crate::output::{Table, bytes, grouped, json as print_json, line};
 
 /// Arguments of `q35-convert inspect`.
@@ -157,16 +158,6 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
     }
     let inventory = checkpoint.inventory();
     if context.json {
-        let left_out: Vec<Value> = inventory
-            .dropped
-            .iter()
-            .map(|part| {
-                json!({
-                    "part": part.part.label(), "tensors": part.names.len(),
-                    "weights": part.elements, "bytes": part.bytes,
-                })
-            })
-            .collect();
         return print_json(&json!({
             "kind": "checkpoint",
             "dir": path,
@@ -174,7 +165,7 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
             "weights": inventory.kept_elements,
             "bytes": inventory.kept_bytes,
             "groups": groups.json(),
-            "besides": left_out,
+            "besides": left_out::to_json(inventory),
         }));
     }
     line(format!("{}: Hugging Face checkpoint", path.display()))?;
@@ -188,15 +179,7 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
         if files == 1 { "" } else { "s" }
     ))?;
     line(groups.table())?;
-    for part in &inventory.dropped {
-        line(format!(
-            "besides: {}, {} tensors, {} weights, {}",
-            part.part.label(),
-            part.names.len(),
-            grouped(part.elements),
-            bytes(part.bytes)
-        ))?;
-    }
+    left_out::print(inventory, "besides")?;
     Ok(())
 }
 

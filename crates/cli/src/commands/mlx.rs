@@ -18,6 +18,7 @@ use crate::commands::Context;
 use crate::commands::parity::{after_conversion, in_words, outcome, record};
 use crate::exit::Outcome;
 use crate::known;
+use crate::left_out;
 use crate::output::{bytes, grouped, json as print_json, line, note};
 use crate::progress::Watcher;
 use crate::source::ModelArgs;
@@ -210,17 +211,6 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn json(&self) -> Value {
-        let dropped: Vec<Value> = self
-            .inventory
-            .dropped
-            .iter()
-            .map(|part| {
-                json!({
-                    "part": part.part.label(), "tensors": part.names.len(),
-                    "weights": part.elements, "bytes": part.bytes,
-                })
-            })
-            .collect();
         json!({
             "out": self.target,
             "bits": self.spec.bits(),
@@ -233,7 +223,7 @@ impl Report<'_> {
             "output_bytes": self.output_bytes,
             "quantized_tensors": self.summary.quantized,
             "kept_matrices": self.summary.kept_matrices,
-            "left_out": dropped,
+            "left_out": left_out::to_json(self.inventory),
             "companions": self.summary.companions,
             "seconds": self.elapsed.as_secs_f64(),
             "parity": self.parity.map(q35_parity::Report::summary),
@@ -257,15 +247,7 @@ impl Report<'_> {
             bytes(summary.source_bytes),
         ))?;
         line(format!("  parity: {}", in_words(self.parity)))?;
-        for part in &self.inventory.dropped {
-            line(format!(
-                "  left out: {}, {} tensors, {} weights, {}",
-                part.part.label(),
-                part.names.len(),
-                grouped(part.elements),
-                bytes(part.bytes)
-            ))?;
-        }
+        left_out::print(self.inventory, "  left out")?;
         if let Some(first) = summary.kept_matrices.first() {
             note(format!(
                 "note: {} matrices stay in float because their rows do not divide into groups of {}: {first} and so on",
