@@ -108,15 +108,23 @@ impl Bench {
             sequence.reset();
         }
         sequence.extend(before, Rows::None, &mut Ignore)?;
-        let from = sequence.snapshot()?;
+        // Without a depth there is nothing to go back to, and no copy of it to count as memory.
+        let from = if self.depth > 0 { Some(sequence.snapshot()?) } else { None };
+        let go_back = |sequence: &mut dyn Sequence| match &from {
+            Some(from) => sequence.restore(from),
+            None => {
+                sequence.reset();
+                Ok(())
+            }
+        };
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..self.repetitions {
             if self.prompt > 0 {
-                sequence.restore(&from)?;
+                go_back(&mut *sequence)?;
                 prefill.push(timed(|| sequence.extend(&after[..self.prompt], Rows::Last, &mut Ignore))?);
             }
             if self.generate > 0 {
-                sequence.restore(&from)?;
+                go_back(&mut *sequence)?;
                 decode.push(timed(|| decode_each(&mut *sequence, &after[..self.generate]))?);
             }
         }
