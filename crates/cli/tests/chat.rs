@@ -137,8 +137,38 @@ fn a_turn_that_fails_is_told_and_the_script_goes_on() {
     let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines[0]["error"].as_str().unwrap().contains("does not fit"));
     assert!(lines[1]["text"].is_string());
-    let unknown = chat(&["--model", "q35-nano", "--script", "-"], "{\"usr\": \"Hi\"}\n");
-    assert!(stderr(&unknown).contains("line 1") && unknown.status.code() == Some(2));
+    assert_eq!(lines[0]["line"], 1);
+}
+
+#[test]
+fn a_script_that_cannot_be_played_is_told_before_it_begins() {
+    let fine = "{\"user\": \"Hi\"}";
+    let cases: &[(&[u8], &str)] = &[
+        (b"{\"usr\": \"Hi\"}", "column 6: unknown field `usr`"),
+        (b"{\"user\": ", "column 9: EOF while parsing a value"),
+        (b"\"Hi\"", "expected an object such as {\"user\": \"Hi\"}"),
+        (b"{\"temperature\": 1}", "the line does nothing"),
+        (b"{\"user\": \"Hi\", \"temperature\": -1}", "option `temperature`"),
+        (b"{\"user\": \"Hi\", \"max_tokens\": 0}", "option `max_tokens`"),
+        (b"{\"user\": \"caf\xe9\"}", "not UTF-8"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("talk.jsonl");
+    for (line, message) in cases {
+        std::fs::write(&file, [fine.as_bytes(), b"\r\n\r\n", line, b"\n"].concat()).unwrap();
+        let output = chat(&["--model", "q35-nano", "--script", file.to_str().unwrap()], "");
+        let told = stderr(&output);
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), ""), "{message}");
+        assert!(told.contains("talk.jsonl, line 3") && told.contains(message), "{message}: {told}");
+    }
+}
+
+#[test]
+fn a_script_may_come_from_windows() {
+    let line = json!({"user": "Hi", "temperature": 0, "max_tokens": 4, "thinking": false});
+    let plain = chat(&["--model", "q35-nano", "--script", "-"], &format!("{line}\n{line}\n"));
+    let windows = chat(&["--model", "q35-nano", "--script", "-"], &format!("\u{feff}{line}\r\n{line}\r\n"));
+    assert_eq!((windows.status.code(), stdout(&windows)), (Some(0), stdout(&plain)));
 }
 
 #[test]

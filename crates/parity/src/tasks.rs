@@ -4,6 +4,9 @@
 //! or does not. A file has one JSON object a line: `kind`, `match` ("contains", "json", "number", "exact",
 //! "exact_word"), `thinking`, `messages`, `expect`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
 use q35_metrics::argmax;
 use q35_model::{CancelToken, Model, Rows};
 use serde::Deserialize;
@@ -120,6 +123,47 @@ pub fn greedy_reply(
         }
     }
     Ok(reply)
+}
+
+/// [`greedy_reply`] to each of `prompts`, in their order, `workers` of them at once; `done` is called as each is
+/// complete. Dialogues are short: whole ones side by side keep processors busier than the parts of one product do.
+///
+/// # Errors
+/// The first error of any of them.
+pub fn greedy_replies(
+    model: &dyn Model,
+    prompts: &[Vec<u32>],
+    most: usize,
+    ends: &[u32],
+    workers: usize,
+    cancel: &CancelToken,
+    done: &dyn Fn(),
+) -> Result<Vec<Vec<u32>>, ParityError> {
+    let next = AtomicUsize::new(0);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..workers.clamp(1, prompts.len().max(1)) {
+            let (sender, next) = (sender.clone(), &next);
+            scope.spawn(move || {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(prompt) = prompts.get(index) else { break };
+                    let reply = greedy_reply(model, prompt, most, ends, cancel);
+                    // Nobody listens any more once there was an error.
+                    if sender.send((index, reply)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut replies = vec![Vec::new(); prompts.len()];
+        for (index, reply) in receiver {
+            replies[index] = reply?;
+            done();
+        }
+        Ok(replies)
+    })
 }
 
 /// How many tasks of one kind and mode were right.

@@ -13,6 +13,7 @@ mod script;
 
 pub use args::{Chat, Command};
 
+use self::script::Script;
 use crate::exit::Outcome;
 
 impl Chat {
@@ -27,13 +28,14 @@ impl Chat {
         if let Some(case) = &self.render {
             return render::run(&self, case);
         }
-        // Senseless settings are told before anything is loaded.
+        // Senseless settings and scripts are told before anything is loaded.
         let mut sampling = self.sampling.build()?;
+        let script = self.script.as_deref().map(Script::read).transpose()?;
         let opened = open::open(&self)?;
         if self.checkpoint_sampling {
             sampling = self.sampling.apply_to(opened.chat.checkpoint_sampling()?)?;
         }
-        match (&self.script, &self.prompt) {
+        match (&script, &self.prompt) {
             (Some(script), _) => script::run(&self, &opened.chat, script, &sampling),
             (None, Some(prompt)) => once::run(&self, &opened.chat, prompt, &sampling),
             (None, None) => interactive::run(&self, &opened.chat, sampling),

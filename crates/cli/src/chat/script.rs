@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use q35_runtime::{CancelToken, ChatError, Chunk, CutReply, Format, Reply, Sampling, Session};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::output::line;
 
 /// One line: something said, with settings for its reply, or a change of the conversation.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object such as {\"user\": \"Hi\"}")]
 struct Line {
     user: Option<String>,
     system: Option<String>,
@@ -86,26 +86,60 @@ impl Line {
     }
 }
 
+/// A conversation to be played: what each line says, and the line's number.
+pub(super) struct Script(Vec<(usize, Line)>);
+
+impl Script {
+    /// Reads all of it; a line that cannot be played is told before anything is computed.
+    pub(super) fn read(file: &Path) -> anyhow::Result<Self> {
+        let bytes = if file == Path::new("-") {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
+            bytes
+        } else {
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
+        };
+        // Some editors begin a file with a byte order mark.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let mut lines = Vec::new();
+        for (index, text) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            let entry = parse(text).with_context(|| format!("{}, line {}", file.display(), index + 1))?;
+            lines.extend(entry.map(|line| (index + 1, line)));
+        }
+        Ok(Self(lines))
+    }
+}
+
+/// One line; `None` for an empty one.
+fn parse(text: &[u8]) -> anyhow::Result<Option<Line>> {
+    let text = std::str::from_utf8(text).context("not UTF-8")?.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let entry: Line = serde_json::from_str(text).map_err(|error| {
+        // The place that serde_json names is one in this line.
+        let (message, column) = (error.to_string(), error.column());
+        let message = message.split(" at line ").next().unwrap_or_default();
+        anyhow::anyhow!("column {column}: {message}")
+    })?;
+    if entry.user.is_none() && entry.system.is_none() && entry.drop_last.is_none() && !entry.reset {
+        bail!("none of `user`, `system`, `reset`, `drop_last`: the line does nothing");
+    }
+    entry.sampling(&Sampling::default())?;
+    Ok(Some(entry))
+}
+
 pub(super) fn run(
     args: &Chat,
     chat: &q35_runtime::Chat,
-    script: &Path,
+    script: &Script,
     sampling: &Sampling,
 ) -> anyhow::Result<Outcome> {
-    let text = read(script)?;
-    let lines: Vec<Line> = text
-        .lines()
-        .enumerate()
-        .filter(|(_, text)| !text.trim().is_empty())
-        .map(|(index, text)| {
-            serde_json::from_str(text).with_context(|| format!("{}, line {}", script.display(), index + 1))
-        })
-        .collect::<anyhow::Result<_>>()?;
     let mut session = chat.session();
     session.set_system(args.system.clone());
     interrupt::listen()?;
     let mut outcome = Outcome::Done;
-    for entry in lines {
+    for (number, entry) in &script.0 {
         if entry.reset {
             session.reset_conversation();
         }
@@ -117,28 +151,19 @@ pub(super) fn run(
         }
         let Some(user) = &entry.user else { continue };
         let sampling = entry.sampling(sampling)?;
-        match turn(&mut session, user, &sampling, &entry) {
+        match turn(&mut session, user, &sampling, entry) {
             Ok(reply) if args.json => line(reply_json(&reply).to_string())?,
             Ok(reply) => line(format!("> {user}\n{}\n", reply.text))?,
             Err(error) => {
                 outcome = Outcome::No;
                 match args.json {
-                    true => line(json!({"error": error.to_string()}).to_string())?,
+                    true => line(json!({"error": error.to_string(), "line": number}).to_string())?,
                     false => line(format!("> {user}\nerror: {error}\n"))?,
                 }
             }
         }
     }
     Ok(outcome)
-}
-
-fn read(script: &Path) -> anyhow::Result<String> {
-    if script == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(script).with_context(|| format!("cannot read {}", script.display()))
 }
 
 /// Plays a turn. To stop after a number of tokens, every token must be seen, so log-probabilities are asked for then.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use q35_backends::Backend;
 use q35_model::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
-use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_reply};
+use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_replies};
 use q35_parity::{Artefact, CheckpointText, Executed, ParityError, TextEncoder};
 use serde_json::{Value, json};
 
@@ -78,6 +78,8 @@ struct Row {
     _source: Source,
     artefact: Artefact,
     model: Box<dyn Model>,
+    /// Dialogues computed at once: others' backends have one queue.
+    workers: usize,
     text: Option<TextScore>,
     tasks: Option<TaskScores>,
 }
@@ -121,8 +123,9 @@ fn open(name: &str, args: &Args, context: Context) -> anyhow::Result<Row> {
         // The float model that others are held against has its own.
         how.backend = Backend::Cpu;
     }
+    let workers = if how.backend == Backend::Cpu { threads(args.threads) } else { 1 };
     let Executed { model, .. } = artefact.execute(&how, args.arithmetic.into())?;
-    Ok(Row { name: name.to_owned(), _source: source, artefact, model, text: None, tasks: None })
+    Ok(Row { name: name.to_owned(), _source: source, artefact, model, workers, text: None, tasks: None })
 }
 
 fn interrupted(error: ParityError) -> anyhow::Error {
@@ -194,14 +197,18 @@ fn chat(
             .map_err(anyhow::Error::msg)
             .with_context(|| row.name.clone())?;
         let ends = ends(row.artefact.dir(), &encoder)?;
+        let prompts = tasks
+            .iter()
+            .map(|task| encoder.encode(&encoder.render(&task.messages, task.thinking)?))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(anyhow::Error::msg)?;
+        let done = || step.advance(1);
+        let replies =
+            greedy_replies(&*row.model, &prompts, args.max_tokens, &ends, row.workers, cancel, &done)
+                .map_err(interrupted)?;
         let mut scores = TaskScores::default();
-        for task in &tasks {
-            let prompt = encoder.render(&task.messages, task.thinking).map_err(anyhow::Error::msg)?;
-            let prompt = encoder.encode(&prompt).map_err(anyhow::Error::msg)?;
-            let reply =
-                greedy_reply(&*row.model, &prompt, args.max_tokens, &ends, cancel).map_err(interrupted)?;
-            scores.push(task, task.passes(&encoder.tokenizer().decode(&reply)));
-            step.advance(1);
+        for (task, reply) in tasks.iter().zip(&replies) {
+            scores.push(task, task.passes(&encoder.tokenizer().decode(reply)));
         }
         row.tasks = Some(scores);
     }

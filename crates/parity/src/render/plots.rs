@@ -37,11 +37,12 @@ pub(super) fn kl_over_positions(report: &Report) -> Option<String> {
         plot.line(values.iter().enumerate().map(|(i, kl)| (i as f64 + 0.5, *kl)), color);
         plot.legend(name, color);
     }
-    let mut start = 0;
+    let (mut start, mut places) = (0, Vec::new());
     for prompt in &report.prompts {
-        plot.divider(start as f64, &prompt.name);
+        places.push((start as f64, prompt.name.as_str()));
         start += prompt.conversion_kl.len();
     }
+    plot.dividers(&places);
     Some(plot.finish("KL divergence over positions. What is below the lowest line is drawn on it."))
 }
 

@@ -162,17 +162,20 @@ impl Plot {
         ));
     }
 
-    /// A thin line from bottom to top, with a word at its head.
-    pub(super) fn divider(&mut self, x: f64, word: &str) {
-        let at = self.at_x(x);
-        self.push(format_args!(
-            "<line class='divider' x1='{at:.1}' x2='{at:.1}' y1='{TOP}' y2='{:.1}'/>\
-             <text class='small' transform='translate({:.1} {:.1}) rotate(90)'>{}</text>",
-            HEIGHT - BOTTOM,
-            at + 3.0,
-            TOP + 2.0,
-            escape(word)
-        ));
+    /// Thin lines from bottom to top, in ascending order of x, each with a word at its head. Words that would cover one
+    /// another move aside, so that a word stands at its line or as near to it as there is room.
+    pub(super) fn dividers(&mut self, places: &[(f64, &str)]) {
+        let lines: Vec<f64> = places.iter().map(|(x, _)| self.at_x(*x)).collect();
+        let words = spread(&lines.iter().map(|at| at + 3.0).collect::<Vec<_>>(), WIDTH - RIGHT - WORD);
+        for ((line, at), (_, word)) in lines.iter().zip(words).zip(places) {
+            self.push(format_args!(
+                "<line class='divider' x1='{line:.1}' x2='{line:.1}' y1='{TOP}' y2='{:.1}'/>\
+                 <text class='small' transform='translate({at:.1} {:.1}) rotate(90)'>{}</text>",
+                HEIGHT - BOTTOM,
+                TOP + 2.0,
+                escape(word)
+            ));
+        }
     }
 
     /// A dashed line across, at a limit.
@@ -205,6 +208,23 @@ impl Plot {
     }
 }
 
+/// Width of a word that stands upright.
+const WORD: f64 = 10.0;
+
+/// Ascending places moved apart to at least [`WORD`], none beyond `last` as long as they fit.
+fn spread(places: &[f64], last: f64) -> Vec<f64> {
+    let mut spread: Vec<f64> = Vec::with_capacity(places.len());
+    for place in places {
+        spread.push(spread.last().map_or(*place, |before| place.max(before + WORD)));
+    }
+    let mut limit = last;
+    for place in spread.iter_mut().rev() {
+        *place = place.min(limit);
+        limit = *place - WORD;
+    }
+    spread
+}
+
 /// Text inside HTML or an attribute.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
@@ -233,6 +253,13 @@ mod tests {
         let labels: Vec<String> =
             Scale::Linear(0.0, 1.0).ticks().into_iter().map(|(_, label)| label).collect();
         assert_eq!(labels, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+    }
+
+    #[test]
+    fn words_do_not_cover_one_another() {
+        assert_eq!(spread(&[0.0, 2.0, 50.0], 100.0), [0.0, 10.0, 50.0]);
+        assert_eq!(spread(&[0.0, 95.0, 98.0], 100.0), [0.0, 90.0, 100.0]);
+        assert_eq!(spread(&[], 100.0), [0.0; 0]);
     }
 
     #[test]

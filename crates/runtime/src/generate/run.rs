@@ -209,11 +209,16 @@ impl Run {
             self.end(FinishReason::Cancelled);
             return Ok(());
         }
+        let channel = self.splitter.channel();
         let Some(id) = self.choose()? else {
+            if channel == Channel::Reasoning {
+                // It wants to end without having answered: its reasoning is over, and an answer follows.
+                let ids = self.close_thinking()?;
+                return self.compute(&ids);
+            }
             self.end(FinishReason::Stop);
             return Ok(());
         };
-        let channel = self.splitter.channel();
         self.usage.completion_tokens += 1;
         self.usage.thinking_tokens += usize::from(channel == Channel::Reasoning);
         let text = self.detokenizer.push(&self.context.language.tokenizer, id);
@@ -254,12 +259,17 @@ impl Run {
             return Ok(());
         }
         let ids: Vec<u32> = std::iter::once(id).chain(forced).collect();
+        self.compute(&ids)
+    }
+
+    /// Computes what the next token follows, or ends the reply where there is no room for it.
+    fn compute(&mut self, ids: &[u32]) -> Result<(), ChatError> {
         if self.live.ids.len() + ids.len() > self.live.sequence.max_context() {
             self.end(FinishReason::ContextFull);
             return Ok(());
         }
         self.live.on_grid = false;
-        self.extend(&ids, Rows::Last)?;
+        self.extend(ids, Rows::Last)?;
         Ok(())
     }
 
@@ -352,8 +362,11 @@ impl Run {
     fn end(&mut self, reason: FinishReason) {
         self.stage = Stage::Done;
         if reason != FinishReason::StopText {
-            let rest = self.detokenizer.finish();
-            self.show(&rest);
+            if reason == FinishReason::Stop {
+                let rest = self.detokenizer.finish();
+                self.show(&rest);
+            }
+            // In a reply that was cut the unfinished character is left out: it is neither to be read nor to be spoken.
             let mut parts = Vec::new();
             self.splitter.finish(&mut parts);
             self.queue_parts(parts);

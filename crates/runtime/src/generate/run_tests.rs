@@ -38,6 +38,15 @@ fn every_chunk_is_whole_characters() {
 }
 
 #[test]
+fn a_character_that_a_limit_cuts_is_left_out() {
+    for (tokens, text) in [(1, "a"), (2, "a"), (4, "a"), (5, "a🦀"), (6, "a🦀b")] {
+        let reply = say(&["a🦀b世c"], &greedy().with_max_tokens(tokens));
+        assert_eq!((reply.text.as_str(), reply.finish.reason), (text, FinishReason::Length), "{tokens}");
+        assert_eq!(reply.finish.usage.completion_tokens, tokens);
+    }
+}
+
+#[test]
 fn reasoning_is_told_apart() {
     let thinking = Sampling::greedy();
     let reply = say(&["Let me see.\n</think>\n\nFour."], &thinking);
@@ -57,6 +66,14 @@ fn a_spent_budget_closes_reasoning_and_an_answer_follows() {
     let reply = say(&["I wonde"], &sampling);
     assert_eq!(reply.finish.usage.thinking_tokens, 7);
     assert!(reply.finish.usage.completion_tokens > 7, "{reply:?}");
+}
+
+#[test]
+fn a_model_that_ends_its_turn_while_it_reasons_still_answers() {
+    let reply = say(&["I wonder"], &Sampling::greedy());
+    assert_eq!((reply.reasoning.as_str(), &reply.finish.reason), ("I wonder", &FinishReason::Stop));
+    assert!(!reply.text.is_empty(), "{reply:?}");
+    assert_eq!(reply.finish.usage.thinking_tokens, "I wonder".len());
 }
 
 #[test]
