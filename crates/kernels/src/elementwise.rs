@@ -100,6 +100,19 @@ macro_rules! kernel_fn {
 }
 
 kernel_fn! {
+    /// Every value to the nearest IEEE half, ties to even; infinite beyond its range.
+    round_to_f16<'a>(values: &'a mut [f32]), RoundToF16, simd => {
+        let (vectors, rest) = values.as_chunks_mut::<16>();
+        for vector in vectors {
+            simd.store(simd.round_to_f16(simd.load(vector)), vector);
+        }
+        let mut last = padded(rest);
+        simd.store(simd.round_to_f16(simd.load(&last)), &mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+kernel_fn! {
     /// `out` = weight * x / sqrt(mean(x^2) + eps) for every row of `x`, rows being as wide as `weight`.
     ///
     /// # Panics

@@ -42,6 +42,7 @@ impl Form {
             Scaling::Rows { .. } => ROW_GROUP,
             Scaling::None => return Self { mode: Mode::Exact, nibbles: false, group: 0 },
         };
+        let mode = if matches!(matrix.codes, Codes::Rounded(_)) { Mode::Exact } else { mode };
         Self { mode, nibbles: matches!(matrix.codes, Codes::Nibbles(_)), group }
     }
 

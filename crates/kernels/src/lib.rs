@@ -30,6 +30,7 @@
 mod attention;
 mod columns;
 mod delta;
+mod dense;
 mod elementwise;
 mod input;
 mod matrix;
@@ -44,7 +45,8 @@ mod tile;
 pub use attention::{BLOCK, HeadCache, SPAN, SpanResult, attend, attend_span, join_spans};
 pub use columns::ColumnBlock;
 pub use delta::{DeltaHead, DeltaLayer, DeltaShape, delta_head};
-pub use elementwise::{add_assign, exponential, rms_norm, silu_multiply, softmax};
+pub use dense::{Strided, multiply_dense};
+pub use elementwise::{add_assign, exponential, rms_norm, round_to_f16, silu_multiply, softmax};
 pub use input::{Inputs, Mode};
 pub use matrix::{FloatKind, Floats, Matrix, MatrixError};
 pub use multiply::{Product, multiply};

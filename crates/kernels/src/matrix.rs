@@ -163,6 +163,8 @@ pub(crate) enum Codes<'a> {
     Bytes(&'a [u8]),
     /// One per byte, signed.
     Signed(&'a [u8]),
+    /// One per byte, signed; what it stands for is rounded to f16.
+    Rounded(&'a [u8]),
     /// 2, 3, 5 or 6 bits each, a bit stream from the lowest bit of the first byte on.
     Stream { bits: usize, bytes: &'a [u8] },
     /// Not integers at all.
@@ -281,6 +283,22 @@ impl<'a> Matrix<'a> {
         Ok(Self { rows, columns, codes: Codes::Signed(codes), scaling })
     }
 
+    /// The same where every weight `scales * q` is rounded to f16: what a program means that declares its weights so.
+    /// Products are exact, whatever mode is asked for.
+    ///
+    /// # Errors
+    /// As [`Matrix::symmetric`].
+    pub fn symmetric_f16(
+        rows: usize,
+        columns: usize,
+        group: Option<usize>,
+        codes: &'a [u8],
+        scales: Floats<'a>,
+    ) -> Result<Self, MatrixError> {
+        let matrix = Self::symmetric(rows, columns, group, codes, scales)?;
+        Ok(Self { codes: Codes::Rounded(codes), ..matrix })
+    }
+
     /// Plain floats.
     ///
     /// # Errors
@@ -307,6 +325,7 @@ impl<'a> Matrix<'a> {
             Codes::Nibbles(bytes)
             | Codes::Bytes(bytes)
             | Codes::Signed(bytes)
+            | Codes::Rounded(bytes)
             | Codes::Stream { bytes, .. }
             | Codes::Float(Floats { bytes, .. }) => bytes.len(),
         };
@@ -336,7 +355,7 @@ impl<'a> Matrix<'a> {
                     *value = f32::from(code);
                 }
             }
-            Codes::Signed(bytes) => {
+            Codes::Signed(bytes) | Codes::Rounded(bytes) => {
                 for (value, &code) in out.iter_mut().zip(&bytes[from..]) {
                     *value = f32::from(code as i8);
                 }
@@ -370,6 +389,9 @@ impl<'a> Matrix<'a> {
                 out.iter_mut().for_each(|value| *value *= scale);
             }
             Scaling::None => {}
+        }
+        if let Codes::Rounded(_) = self.codes {
+            out.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
         }
     }
 }

@@ -74,6 +74,10 @@ impl Kernel for Rows<'_> {
                     let codes = &codes[first * columns..];
                     by_group::<S, Signed>(simd, Run { matrix, x, first, codes }, scales, completed, out);
                 }
+                Codes::Rounded(codes) => {
+                    let codes = &codes[first * columns..];
+                    exactly::<S, Rounded>(simd, Run { matrix, x, first, codes }, scales, completed, out);
+                }
                 Codes::Stream { bits, bytes } => {
                     unpacked.resize(BLOCK * columns, 0);
                     let unpacked = &mut unpacked[..out.len() * columns];
@@ -182,13 +186,19 @@ trait Format {
     const HALVES: usize = 2 * Self::PER_BYTE;
     const FLOATS: usize = 4 * Self::PER_BYTE;
 
+    /// `factor` is what the lanes' codes are scaled by, for formats that cannot scale sums instead.
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F;
+}
+
+/// Formats whose sums may be integers.
+trait WholeFormat: Format {
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I;
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F;
 }
 
 struct Nibbles;
 struct Bytes;
 struct Signed;
+struct Rounded;
 
 /// acc + the products of `$take::<$j>` of the words with the vectors of x, in turn.
 macro_rules! chain {
@@ -209,14 +219,16 @@ impl Format for Nibbles {
     const PER_BYTE: usize = 2;
 
     #[inline(always)]
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], _: S::F) -> S::F {
+        chain!(simd, acc, codes, x, nibble, 0 1 2 3 4 5 6 7)
+    }
+}
+
+impl WholeFormat for Nibbles {
+    #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         let x = x.first_chunk().expect("two vectors of each half");
         simd.add_nibble_products(acc, simd.load_bytes(codes), x)
-    }
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F {
-        chain!(simd, acc, codes, x, nibble, 0 1 2 3 4 5 6 7)
     }
 }
 
@@ -224,13 +236,15 @@ impl Format for Bytes {
     const PER_BYTE: usize = 1;
 
     #[inline(always)]
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], _: S::F) -> S::F {
+        chain!(simd, acc, codes, x, byte, 0 1 2 3)
+    }
+}
+
+impl WholeFormat for Bytes {
+    #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         halves_dot(simd, acc, simd.load_bytes(codes), x)
-    }
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F {
-        chain!(simd, acc, codes, x, byte, 0 1 2 3)
     }
 }
 
@@ -238,19 +252,40 @@ impl Format for Signed {
     const PER_BYTE: usize = 1;
 
     #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        // 128 too much for each code; the scaling takes it off by the sum of the activations.
-        halves_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
-    }
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]]) -> S::F {
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], _: S::F) -> S::F {
         chain!(simd, acc, codes, x, signed_byte, 0 1 2 3)
     }
 }
 
+impl WholeFormat for Signed {
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+        // 128 too much for each code; the scaling takes it off by the sum of the activations.
+        halves_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
+    }
+}
+
+impl Format for Rounded {
+    const PER_BYTE: usize = 1;
+
+    #[inline(always)]
+    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F {
+        let words = simd.words(simd.load_bytes(codes));
+        let acc = simd.fma(rounded(simd, simd.signed_byte::<0>(words), factor), simd.load(&x[0]), acc);
+        let acc = simd.fma(rounded(simd, simd.signed_byte::<1>(words), factor), simd.load(&x[1]), acc);
+        let acc = simd.fma(rounded(simd, simd.signed_byte::<2>(words), factor), simd.load(&x[2]), acc);
+        simd.fma(rounded(simd, simd.signed_byte::<3>(words), factor), simd.load(&x[3]), acc)
+    }
+}
+
+/// The weights that codes stand for.
 #[inline(always)]
-fn by_group<S: Simd, F: Format>(
+fn rounded<S: Simd>(simd: S, codes: S::F, factor: S::F) -> S::F {
+    simd.round_to_f16(simd.mul(codes, factor))
+}
+
+#[inline(always)]
+fn by_group<S: Simd, F: WholeFormat>(
     simd: S,
     run: Run<'_>,
     scales: Scales<'_>,
@@ -264,19 +299,34 @@ fn by_group<S: Simd, F: Format>(
         (Mode::Fast, 2) => rows::<S, F, Integers, 2, 1>(simd, run, scales, completed, out),
         (Mode::Fast, 4) => rows::<S, F, Integers, 4, 1>(simd, run, scales, completed, out),
         (Mode::Fast, _) => rows::<S, F, Integers, 4, 2>(simd, run, scales, completed, out),
-        (Mode::Exact, 1) => rows::<S, F, Reals, 1, 1>(simd, run, scales, completed, out),
-        (Mode::Exact, 2) => rows::<S, F, Reals, 2, 1>(simd, run, scales, completed, out),
-        (Mode::Exact, 4) => rows::<S, F, Reals, 4, 1>(simd, run, scales, completed, out),
-        (Mode::Exact, _) => rows::<S, F, Reals, 4, 2>(simd, run, scales, completed, out),
+        (Mode::Exact, _) => exactly::<S, F>(simd, run, scales, completed, out),
+    }
+}
+
+#[inline(always)]
+fn exactly<S: Simd, F: Format>(
+    simd: S,
+    run: Run<'_>,
+    scales: Scales<'_>,
+    completed: &mut [[u8; 64]],
+    out: &mut [f32],
+) {
+    match run.x.form.group / (16 * F::PER_BYTE) {
+        1 => rows::<S, F, Reals, 1, 1>(simd, run, scales, completed, out),
+        2 => rows::<S, F, Reals, 2, 1>(simd, run, scales, completed, out),
+        4 => rows::<S, F, Reals, 4, 1>(simd, run, scales, completed, out),
+        _ => rows::<S, F, Reals, 4, 2>(simd, run, scales, completed, out),
     }
 }
 
 /// Sums over lanes, in integers or floats.
-trait Sums {
-    /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each.
-    fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
+trait Sums<F: Format> {
+    /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each. `scales`
+    /// are those of these groups.
+    fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
         simd: S,
         codes: &[[u8; 64]],
+        scales: &[f32],
         x: &Prepared,
         vector: usize,
     ) -> S::F;
@@ -287,7 +337,8 @@ struct Reals;
 
 /// The sums over four vectors at a time.
 macro_rules! sixteen_groups {
-    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $dot:ident, $quad_sums:ident) => {{
+    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $quad_sums:ident,
+        $dot:ident $(, $scales:ident)?) => {{
         let codes = &$codes[..4 * QUADS * PARTS];
         let x = &$x[..4 * QUADS * PARTS * $per];
         let mut quads = [$zero; QUADS];
@@ -296,7 +347,8 @@ macro_rules! sixteen_groups {
             for i in 0..4 {
                 for part in 0..PARTS {
                     let at = (4 * quad + i) * PARTS + part;
-                    four[i] = $F::$dot($simd, four[i], &codes[at], &x[at * $per..][..$per]);
+                    let x = &x[at * $per..][..$per];
+                    four[i] = $F::$dot($simd, four[i], &codes[at], x $(, factor::<S, QUADS, PARTS>($simd, $scales, at))?);
                 }
             }
             quads[quad] = $simd.$quad_sums(four);
@@ -305,17 +357,18 @@ macro_rules! sixteen_groups {
     }};
 }
 
-impl Sums for Integers {
+impl<F: WholeFormat> Sums<F> for Integers {
     #[inline(always)]
-    fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
+    fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
         simd: S,
         codes: &[[u8; 64]],
+        _scales: &[f32],
         x: &Prepared,
         vector: usize,
     ) -> S::F {
         let x = &x.codes[vector * F::HALVES..];
         let zero = simd.int_splat(0);
-        let quads = sixteen_groups!(simd, F, codes, x, F::HALVES, zero, dot, int_quad_sums);
+        let quads = sixteen_groups!(simd, F, codes, x, F::HALVES, zero, int_quad_sums, dot);
         simd.float(match QUADS {
             1 => simd.int_transpose_quads(quads[0]),
             2 => simd.int_zip_quads(simd.int_pair_quads(quads[0], quads[1])),
@@ -327,17 +380,18 @@ impl Sums for Integers {
     }
 }
 
-impl Sums for Reals {
+impl<F: Format> Sums<F> for Reals {
     #[inline(always)]
-    fn groups<S: Simd, F: Format, const QUADS: usize, const PARTS: usize>(
+    fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
         simd: S,
         codes: &[[u8; 64]],
+        scales: &[f32],
         x: &Prepared,
         vector: usize,
     ) -> S::F {
         let x = &x.values.as_chunks::<16>().0[vector * F::FLOATS..];
         let zero = simd.splat(0.0);
-        let quads = sixteen_groups!(simd, F, codes, x, F::FLOATS, zero, float_dot, quad_sums);
+        let quads = sixteen_groups!(simd, F, codes, x, F::FLOATS, zero, quad_sums, float_dot, scales);
         match QUADS {
             1 => simd.transpose_quads(quads[0]),
             2 => simd.zip_quads(simd.pair_quads(quads[0], quads[1])),
@@ -350,7 +404,7 @@ impl Sums for Reals {
 const PREFETCH: usize = 4096;
 
 #[inline(always)]
-fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
+fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
     simd: S,
     run: Run<'_>,
     scales: Scales<'_>,
@@ -386,7 +440,8 @@ fn rows<S: Simd, F: Format, K: Sums, const QUADS: usize, const PARTS: usize>(
                 rest.fill(0);
                 &completed[..vectors]
             };
-            let dots = K::groups::<S, F, QUADS, PARTS>(simd, codes, run.x, chunk * vectors);
+            let own = &scales.scales[row * groups + 16 * chunk..];
+            let dots = K::groups::<S, QUADS, PARTS>(simd, codes, own, run.x, chunk * vectors);
             sums = scaled(simd, run, scales, row * groups + 16 * chunk, 16 * chunk, dots, sums);
         }
         slots[row] = sums;
@@ -425,9 +480,25 @@ fn scaled<S: Simd>(
         // 128 was added to each code; the sums are whole numbers.
         let sums = simd.sub(sums, simd.mul(simd.splat(128.0), x_sums));
         simd.fma(x_scales, simd.mul(scale, sums), slots)
+    } else if let Codes::Rounded(_) = run.matrix.codes {
+        simd.add(sums, slots)
     } else {
         simd.fma(scale, sums, slots)
     }
+}
+
+/// The scales of the groups that lanes of vector `at` belong to.
+#[inline(always)]
+fn factor<S: Simd, const QUADS: usize, const PARTS: usize>(simd: S, scales: &[f32], at: usize) -> S::F {
+    if QUADS == 4 {
+        return simd.splat(scales[at / PARTS]);
+    }
+    let groups = &scales[at * (4 / QUADS)..];
+    let mut lanes = [0.0; 16];
+    for (lanes, &scale) in lanes.chunks_exact_mut(4 * QUADS).zip(groups) {
+        lanes.fill(scale);
+    }
+    simd.load(&lanes)
 }
 
 /// The vector that starts at `from` in a table padded to vectors.

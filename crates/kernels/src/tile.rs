@@ -115,7 +115,7 @@ impl<'a> Tile<'a> {
             Codes::Bytes(bytes) => {
                 take_apart(simd, Rows { bytes, stride: columns, first, count }, Packing::Bytes, codes);
             }
-            Codes::Signed(bytes) => {
+            Codes::Signed(bytes) | Codes::Rounded(bytes) => {
                 let packing = if form.mode == Mode::Fast { Packing::Flipped } else { Packing::Bytes };
                 take_apart(simd, Rows { bytes, stride: columns, first, count }, packing, codes);
             }
@@ -131,32 +131,6 @@ impl<'a> Tile<'a> {
             }
             Codes::Float(_) => {}
         }
-        let values = values.as_chunks_mut::<16>().0;
-        if form.mode == Mode::Exact {
-            let signed = matches!(matrix.codes, Codes::Signed(_));
-            // The place of an element in the tile's fast packing, in the order of exact sums.
-            let mut order = [0; 128];
-            for (place, element) in order.iter_mut().zip(form.exact_order()) {
-                *place = form.fast_place(element);
-            }
-            for (values, codes) in values.chunks_exact_mut(form.group).zip(codes.chunks_exact(form.group / 4))
-            {
-                for (value, &place) in values.iter_mut().zip(&order) {
-                    let words = simd.words(simd.load_bytes(&codes[place / 4]));
-                    let taken = match (signed, place % 4) {
-                        (false, 0) => simd.byte::<0>(words),
-                        (false, 1) => simd.byte::<1>(words),
-                        (false, 2) => simd.byte::<2>(words),
-                        (false, _) => simd.byte::<3>(words),
-                        (true, 0) => simd.signed_byte::<0>(words),
-                        (true, 1) => simd.signed_byte::<1>(words),
-                        (true, 2) => simd.signed_byte::<2>(words),
-                        (true, _) => simd.signed_byte::<3>(words),
-                    };
-                    simd.store(taken, value);
-                }
-            }
-        }
         let (scales, biases) = (scales.as_chunks_mut::<16>().0, biases.as_chunks_mut::<16>().0);
         match matrix.scaling {
             Scaling::Affine { scales: s, biases: b, .. } => {
@@ -170,6 +144,38 @@ impl<'a> Tile<'a> {
                 scales.fill(lanes);
             }
             Scaling::None => {}
+        }
+        let values = values.as_chunks_mut::<16>().0;
+        if form.mode == Mode::Exact {
+            let signed = matches!(matrix.codes, Codes::Signed(_) | Codes::Rounded(_));
+            let rounded = matches!(matrix.codes, Codes::Rounded(_));
+            // The place of an element in the tile's fast packing, in the order of exact sums.
+            let mut order = [0; 128];
+            for (place, element) in order.iter_mut().zip(form.exact_order()) {
+                *place = form.fast_place(element);
+            }
+            let of_groups = values.chunks_exact_mut(form.group).zip(codes.chunks_exact(form.group / 4));
+            for ((values, codes), scale) in of_groups.zip(&mut *scales) {
+                let factor = simd.load(scale);
+                for (value, &place) in values.iter_mut().zip(&order) {
+                    let words = simd.words(simd.load_bytes(&codes[place / 4]));
+                    let taken = match (signed, place % 4) {
+                        (false, 0) => simd.byte::<0>(words),
+                        (false, 1) => simd.byte::<1>(words),
+                        (false, 2) => simd.byte::<2>(words),
+                        (false, _) => simd.byte::<3>(words),
+                        (true, 0) => simd.signed_byte::<0>(words),
+                        (true, 1) => simd.signed_byte::<1>(words),
+                        (true, 2) => simd.signed_byte::<2>(words),
+                        (true, _) => simd.signed_byte::<3>(words),
+                    };
+                    let taken = if rounded { simd.round_to_f16(simd.mul(taken, factor)) } else { taken };
+                    simd.store(taken, value);
+                }
+                if rounded {
+                    *scale = [1.0; 16];
+                }
+            }
         }
         Self { form, groups, codes, values, scales, biases: if affine { biases } else { &[] } }
     }

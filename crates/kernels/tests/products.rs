@@ -19,7 +19,7 @@ struct Parts {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Affine { bits: usize, group: usize },
-    Symmetric { group: Option<usize> },
+    Symmetric { group: Option<usize>, rounded: bool },
     Float,
 }
 
@@ -43,7 +43,7 @@ impl Parts {
                 let count = rows * columns / group;
                 (floats(count, 0.01, 0.02), floats(count, 0.1, 0.0), rows * columns * bits / 8)
             }
-            Kind::Symmetric { group } => {
+            Kind::Symmetric { group, .. } => {
                 let count = rows * group.map_or(1, |group| columns / group);
                 (floats(count, 0.001, 0.002), vec![0], rows * columns)
             }
@@ -61,7 +61,12 @@ impl Parts {
             Kind::Affine { bits, group } => {
                 Matrix::affine(self.rows, self.columns, bits, group, codes, scales, biases)
             }
-            Kind::Symmetric { group } => Matrix::symmetric(self.rows, self.columns, group, codes, scales),
+            Kind::Symmetric { group, rounded: false } => {
+                Matrix::symmetric(self.rows, self.columns, group, codes, scales)
+            }
+            Kind::Symmetric { group, rounded: true } => {
+                Matrix::symmetric_f16(self.rows, self.columns, group, codes, scales)
+            }
             Kind::Float => Matrix::float(self.rows, self.columns, scales),
         }
         .unwrap()
@@ -89,9 +94,10 @@ fn kinds() -> impl Strategy<Value = (Kind, usize)> {
     prop_oneof![
         4 => (prop_oneof![Just(4usize), Just(4), Just(8), 2usize..7], group.clone(), 1usize..20)
             .prop_map(|(bits, group, groups)| (Kind::Affine { bits, group }, group * groups)),
-        1 => (group, 1usize..20)
-            .prop_map(|(group, groups)| (Kind::Symmetric { group: Some(group) }, group * groups)),
-        1 => (1usize..1200).prop_map(|columns| (Kind::Symmetric { group: None }, columns)),
+        2 => (group, 1usize..20, any::<bool>())
+            .prop_map(|(group, groups, rounded)| (Kind::Symmetric { group: Some(group), rounded }, group * groups)),
+        2 => (1usize..1200, any::<bool>())
+            .prop_map(|(columns, rounded)| (Kind::Symmetric { group: None, rounded }, columns)),
         1 => (1usize..300).prop_map(|columns| (Kind::Float, columns)),
     ]
 }

@@ -132,6 +132,12 @@ impl Simd for Avx2 {
                 _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(16).cast())),
             ]
         }
+        fn round_to_f16(self, a: F) -> F {
+            [
+                _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[0])),
+                _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[1])),
+            ]
+        }
         fn sum(self, a: F) -> f32 {
             let pairs = [
                 _mm256_add_ps(a[0], _mm256_permute_ps::<0b01_00_11_10>(a[0])),

@@ -59,6 +59,9 @@ impl Simd for Avx512 {
         fn load_f16(self, from: &[u8; 32]) -> __m512 {
             _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()))
         }
+        fn round_to_f16(self, a: __m512) -> __m512 {
+            _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a))
+        }
         fn sum(self, a: __m512) -> f32 {
             let a = _mm512_add_ps(a, _mm512_permute_ps::<0b01_00_11_10>(a));
             let a = _mm512_add_ps(a, _mm512_permute_ps::<0b10_11_00_01>(a));

@@ -141,6 +141,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load_bf16(self, from: &[u8; 32]) -> Self::F;
     /// Little-endian IEEE half.
     fn load_f16(self, from: &[u8; 32]) -> Self::F;
+    /// To the nearest IEEE half, ties to even; infinite beyond its range.
+    fn round_to_f16(self, a: Self::F) -> Self::F;
     /// All lanes: (l0 + l2) + (l1 + l3) within each quad, then (Q0 + Q1) + (Q2 + Q3).
     fn sum(self, a: Self::F) -> f32;
     /// The largest lane.

@@ -111,6 +111,11 @@ impl Simd for Neon {
         fn load_f16(self, from: &[u8; 32]) -> F {
             self.load(&from_fn(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32()))
         }
+        fn round_to_f16(self, a: F) -> F {
+            let mut lanes = [0.0; 16];
+            self.store(a, &mut lanes);
+            self.load(&lanes.map(|lane| f16::from_f32(lane).to_f32()))
+        }
         fn sum(self, a: F) -> f32 {
             let quad = |v: float32x4_t| {
                 let halves = vadd_f32(vget_low_f32(v), vget_high_f32(v));

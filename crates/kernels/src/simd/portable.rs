@@ -97,6 +97,9 @@ impl Simd for Portable {
     fn load_f16(self, from: &[u8; 32]) -> F {
         lanes(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
     }
+    fn round_to_f16(self, a: F) -> F {
+        a.map(|value| f16::from_f32(value).to_f32())
+    }
     fn sum(self, a: F) -> f32 {
         (quad_sum(&a, 0) + quad_sum(&a, 1)) + (quad_sum(&a, 2) + quad_sum(&a, 3))
     }
