@@ -6,8 +6,8 @@
 //! ([`Precision::Half`]).
 //!
 //! The aim is a judge that can be trusted rather than a fast engine: each operator is a small function that follows
-//! the operator's definition, sums are in f64 where that is cheap, and results do not depend on the number of threads.
-//! What it does not know it refuses by name ([`EvalError::Unsupported`]). It knows nothing of any model.
+//! the operator's definition, and results do not depend on the number of threads. Only matrix products are left to the
+//! fast kernels. What it does not know it refuses by name ([`EvalError::Unsupported`]). It knows nothing of any model.
 //!
 //! ```no_run
 //! use std::collections::BTreeMap;
@@ -29,7 +29,6 @@ mod plan;
 mod precision;
 mod product;
 mod program;
-mod rounded;
 mod run;
 mod state;
 mod tensor;

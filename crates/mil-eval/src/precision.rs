@@ -1,9 +1,8 @@
 //! How fp16 values are kept.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use q35_kernels::{Isa, round_to_f16};
 
-/// How values that the program declares as fp16 are kept. Sums are in f32 or better either way.
+/// How values that the program declares as fp16 are kept. Sums are in f32 either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// As f32, unrounded: what the program means.
@@ -16,14 +15,8 @@ pub enum Precision {
 impl Precision {
     /// Rounds values to fp16 and back, if this precision does.
     pub(crate) fn round(self, values: &mut [f32]) {
-        if self == Self::Exact {
-            return;
-        }
-        let mut halves = [f16::ZERO; 256];
-        for chunk in values.chunks_mut(halves.len()) {
-            let halves = &mut halves[..chunk.len()];
-            halves.convert_from_f32_slice(chunk);
-            halves.convert_to_f32_slice(chunk);
+        if self == Self::Half {
+            round_to_f16(Isa::detect(), values);
         }
     }
 }

@@ -1,73 +1,134 @@
-//! Matrix products on all cores. Every element of a result is computed in one fixed order, whatever the number of
-//! threads or of rows beside it.
-//!
-//! Sums are in f64: the products of f32 numbers are exact in it, so that what cancels in a sum does not show.
+//! Matrix products on all cores, by the fast kernels. Their sums are in f32, and every element of a result is computed
+//! in one fixed order, whatever the number of threads or of rows beside it.
 
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use half::f16;
+use q35_kernels::{
+    FloatKind, Floats, Inputs, Isa, Matrix, MatrixError, Mode, Pool, Product, Strided, multiply,
+    multiply_dense,
+};
 use rayon::prelude::*;
 
 use crate::Fault;
-use crate::rounded::rounded_rows;
 use crate::weight::Weight;
 
 /// Products below this many multiplications are not worth a second thread.
 const SERIAL: usize = 1 << 16;
-const LANES: usize = 8;
-/// Rows of a weight that are unpacked and used together.
-const TILE: usize = 4;
-/// Rows of a result that one task computes.
-const BLOCK: usize = 32;
+/// Rows of a weight that one task multiplies; unpacked they stay in a core's cache.
+const BLOCK: usize = 64;
+/// Rows of a product of two dense matrices that one task computes.
+const DENSE_BLOCK: usize = 32;
 
-fn widened(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&v| v.into()).collect()
-}
-
-/// Dot products of a row with `C` rows: for each, eight running sums in order, then their sum.
-#[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "the fixed bounds are what the compiler unrolls by")]
-fn dots<const C: usize>(x: &[f64], w: [&[f64]; C]) -> [f32; C] {
-    let (x, x_tail) = x.as_chunks::<LANES>();
-    let w = w.map(|row| row.as_chunks::<LANES>());
-    let mut sums = [[0.0; LANES]; C];
-    let steps = w.iter().map(|row| row.0.len()).fold(x.len(), usize::min);
-    for step in 0..steps {
-        for c in 0..C {
-            for lane in 0..LANES {
-                sums[c][lane] += x[step][lane] * w[c].0[step][lane];
-            }
-        }
-    }
-    std::array::from_fn(|c| {
-        let tail: f64 = x_tail.iter().zip(w[c].1).map(|(x, w)| x * w).sum();
-        (total(&sums[c]) + tail) as f32
-    })
-}
-
-#[inline(always)]
-fn total(lanes: &[f64; LANES]) -> f64 {
-    ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
-}
-
-/// A row of signed codes times a row of numbers, unscaled: the bits of [`dots`] with the codes unpacked.
-fn signed_dot(x: &[f64], codes: &[i8]) -> f32 {
-    let ((x, x_tail), (codes, codes_tail)) = (x.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
-    let mut sums = [0.0; LANES];
-    for (x, codes) in x.iter().zip(codes) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] * f64::from(codes[lane]);
-        }
-    }
-    let tail: f64 = x_tail.iter().zip(codes_tail).map(|(x, &code)| x * f64::from(code)).sum();
-    (total(&sums) + tail) as f32
-}
+/// Blocks are what is shared among threads; within one, the kernels work alone.
+static ALONE: LazyLock<(Isa, Pool)> = LazyLock::new(|| (Isa::detect(), Pool::new(1)));
 
 /// Runs `task(index, chunk)` over chunks of `out`, on all cores if `work` is worth it.
-fn over_chunks(out: &mut [f32], chunk: usize, work: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
+fn over_chunks(
+    out: &mut [f32],
+    chunk: usize,
+    work: usize,
+    task: impl Fn(usize, &mut [f32]) -> Result<(), Fault> + Sync,
+) -> Result<(), Fault> {
     let chunk = chunk.max(1);
     if work < SERIAL {
-        out.chunks_mut(chunk).enumerate().for_each(|(i, chunk)| task(i, chunk));
+        out.chunks_mut(chunk).enumerate().try_for_each(|(i, chunk)| task(i, chunk))
     } else {
-        out.par_chunks_mut(chunk).enumerate().for_each(|(i, chunk)| task(i, chunk));
+        out.par_chunks_mut(chunk).enumerate().try_for_each(|(i, chunk)| task(i, chunk))
     }
+}
+
+/// A matrix [outputs, inner] whose rows meet rows of activations.
+#[derive(Clone, Copy)]
+enum Right<'a> {
+    Packed(&'a Weight),
+    Dense(&'a [f32]),
+}
+
+/// Rows that were unpacked.
+#[derive(Default)]
+struct Unpacked {
+    halves: Vec<f16>,
+    floats: Vec<f32>,
+}
+
+impl Right<'_> {
+    /// Some rows as the kernels take them.
+    fn matrix<'b>(
+        &'b self,
+        rows: Range<usize>,
+        inner: usize,
+        unpacked: &'b mut Unpacked,
+    ) -> Result<Matrix<'b>, Fault> {
+        let (first, count) = (rows.start, rows.len());
+        let weight = match self {
+            Self::Dense(values) => return floats(count, inner, &values[first * inner..rows.end * inner]),
+            Self::Packed(weight) => weight,
+        };
+        if let Some(matrix) = weight.matrix_rows(rows) {
+            return Ok(matrix);
+        }
+        let Unpacked { halves, floats: wide } = unpacked;
+        if !weight.is_rounded() {
+            wide.resize(count * inner, 0.0);
+            wide.chunks_exact_mut(inner).enumerate().for_each(|(i, row)| weight.row(first + i, row));
+            return floats(count, inner, wide);
+        }
+        halves.resize(count * inner, f16::ZERO);
+        wide.resize(inner, 0.0);
+        for (i, row) in halves.chunks_exact_mut(inner).enumerate() {
+            weight.row_halves(first + i, wide, row);
+        }
+        Matrix::float(count, inner, Floats::new(FloatKind::F16, bytemuck::cast_slice(halves))).map_err(misfit)
+    }
+
+    /// x [rows, inner] times its rows: out [rows, outputs].
+    fn times(self, x: &[f32], inner: usize, outputs: usize, out: &mut [f32]) -> Result<(), Fault> {
+        let rows = out.len() / outputs.max(1);
+        if rows == 0 || inner == 0 {
+            return Ok(());
+        }
+        let (isa, pool) = &*ALONE;
+        let mut inputs = Inputs::default();
+        // What the kernels want of activations depends on the kind of rows alone.
+        inputs.prepare(
+            *isa,
+            pool,
+            Mode::Exact,
+            x,
+            inner,
+            [&self.matrix(0..1, inner, &mut Unpacked::default())?],
+        );
+        let task = |block: usize, out: &mut [f32]| {
+            let (first, mut unpacked) = (block * BLOCK, Unpacked::default());
+            let matrix = self.matrix(first..first + out.len() / rows, inner, &mut unpacked)?;
+            multiply(*isa, pool, Mode::Exact, &inputs, &mut [Product { matrix: &matrix, out }]);
+            Ok(())
+        };
+        let work = out.len() * inner;
+        if rows == 1 {
+            return over_chunks(out, BLOCK, work, task);
+        }
+        // [blocks][rows, outputs of the block].
+        let mut blocks = vec![0.0; out.len()];
+        over_chunks(&mut blocks, BLOCK * rows, work, task)?;
+        for (block, values) in blocks.chunks(BLOCK * rows).enumerate() {
+            let count = values.len() / rows;
+            for (row, values) in values.chunks_exact(count).enumerate() {
+                out[row * outputs + block * BLOCK..][..count].copy_from_slice(values);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn floats(rows: usize, columns: usize, values: &[f32]) -> Result<Matrix<'_>, Fault> {
+    Matrix::float(rows, columns, Floats::new(FloatKind::F32, bytemuck::cast_slice(values))).map_err(misfit)
+}
+
+fn misfit(error: MatrixError) -> Fault {
+    Fault::invalid(error.to_string())
 }
 
 /// x [rows, inner] times the rows of a packed weight [outputs, inner]: out [rows, outputs].
@@ -78,92 +139,18 @@ pub(crate) fn weight_rows(
     outputs: usize,
     out: &mut [f32],
 ) -> Result<(), Fault> {
-    if weight.is_rounded() {
-        return rounded_rows(x, weight, inner, outputs, out);
-    }
-    let x = &widened(x)[..];
-    let rows = out.len() / outputs.max(1);
-    let scales = weight.signed_rows();
-    if rows == 1
-        && let Some(signed) = &scales
-    {
-        over_chunks(out, BLOCK, inner * outputs, |block, out| {
-            for (i, out) in out.iter_mut().enumerate() {
-                let row = block * BLOCK + i;
-                let codes = &signed.codes[row * inner..(row + 1) * inner];
-                *out = signed_dot(x, codes) * signed.scale[row / signed.rows_per_scale];
-            }
-        });
-        return Ok(());
-    }
-    rows_by_rows(x, inner, outputs, out, |row, unpacked, narrow| match &scales {
-        // Unscaled, so that a row's product is the same bits as when it is computed alone.
-        Some(signed) => {
-            let codes = &signed.codes[row * inner..(row + 1) * inner];
-            unpacked.iter_mut().zip(codes).for_each(|(out, &code)| *out = code.into());
-        }
-        None => {
-            weight.row(row, narrow);
-            unpacked.iter_mut().zip(narrow).for_each(|(out, &mut value)| *out = value.into());
-        }
-    });
-    if let Some(signed) = scales {
-        for row in out.chunks_exact_mut(outputs) {
-            row.iter_mut().enumerate().for_each(|(i, v)| *v *= signed.scale[i / signed.rows_per_scale]);
-        }
-    }
-    Ok(())
+    Right::Packed(weight).times(x, inner, outputs, out)
 }
 
 /// x [rows, inner] times the rows of a dense weight [outputs, inner]: out [rows, outputs].
-pub(crate) fn dense_rows(x: &[f32], weight: &[f32], inner: usize, outputs: usize, out: &mut [f32]) {
-    rows_by_rows(&widened(x), inner, outputs, out, |row, unpacked, _| {
-        let row = &weight[row * inner..(row + 1) * inner];
-        unpacked.iter_mut().zip(row).for_each(|(out, &value)| *out = value.into());
-    });
-}
-
-/// Tiles of weight rows, each row unpacked by `fetch(row, buffer, work space)`, times all rows of `x`.
-fn rows_by_rows(
-    x: &[f64],
+pub(crate) fn dense_rows(
+    x: &[f32],
+    weight: &[f32],
     inner: usize,
     outputs: usize,
     out: &mut [f32],
-    fetch: impl Fn(usize, &mut [f64], &mut [f32]) + Sync,
-) {
-    let rows = out.len() / outputs.max(1);
-    if rows == 0 || inner == 0 {
-        return;
-    }
-    let x_row = |row: usize| &x[row * inner..(row + 1) * inner];
-    // Computed as [outputs, rows], which tasks can share by outputs, then turned.
-    let mut turned = vec![0.0; out.len()];
-    over_chunks(&mut turned, BLOCK * rows, out.len() * inner, |block, turned| {
-        let (mut unpacked, mut narrow) = (vec![0.0; TILE * inner], vec![0.0; inner]);
-        for (tile, turned) in turned.chunks_mut(TILE * rows).enumerate() {
-            let count = turned.len() / rows;
-            for (i, unpacked) in unpacked.chunks_exact_mut(inner).take(count).enumerate() {
-                fetch(block * BLOCK + tile * TILE + i, unpacked, &mut narrow);
-            }
-            if count == TILE {
-                let w: [&[f64]; TILE] = std::array::from_fn(|i| &unpacked[i * inner..(i + 1) * inner]);
-                for row in 0..rows {
-                    let sums = dots(x_row(row), w);
-                    (0..TILE).for_each(|c| turned[c * rows + row] = sums[c]);
-                }
-            } else {
-                for c in 0..count {
-                    let w = &unpacked[c * inner..(c + 1) * inner];
-                    for row in 0..rows {
-                        turned[c * rows + row] = dots(x_row(row), [w])[0];
-                    }
-                }
-            }
-        }
-    });
-    for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
-        out.iter_mut().enumerate().for_each(|(i, v)| *v = turned[i * rows + row]);
-    }
+) -> Result<(), Fault> {
+    Right::Dense(weight).times(x, inner, outputs, out)
 }
 
 /// Products of batches of matrices: x [rows, inner] times y [inner, columns], either stored the other way round if its
@@ -174,11 +161,11 @@ pub(crate) fn matrix_product(
     (rows, inner, columns): (usize, usize, usize),
     offsets: &[[usize; 2]],
     out: &mut [f32],
-) {
+) -> Result<(), Fault> {
     if out.is_empty() || inner == 0 {
-        return;
+        return Ok(());
     }
-    let rows_per_task = BLOCK.min(rows);
+    let rows_per_task = DENSE_BLOCK.min(rows);
     let mut tasks = Vec::new();
     for (batch, mut out) in out.chunks_exact_mut(rows * columns).enumerate() {
         let mut first = 0;
@@ -190,44 +177,79 @@ pub(crate) fn matrix_product(
         }
     }
     let work = tasks.len() * rows_per_task * inner * columns;
+    let (isa, pool) = &*ALONE;
     let task = |([i, j], first, out): ([usize; 2], usize, &mut [f32])| {
         let (x, y) = (&x[i * rows * inner..][..rows * inner], &y[j * inner * columns..][..inner * columns]);
-        let element = |row: usize, k: usize| if flip_x { x[k * rows + row] } else { x[row * inner + k] };
-        if flip_y {
-            let y = widened(y);
-            let mut row = vec![0.0f64; inner];
-            for (r, out) in out.chunks_exact_mut(columns).enumerate() {
-                row.iter_mut().enumerate().for_each(|(k, v)| *v = element(first + r, k).into());
-                let mut tiles = out.chunks_exact_mut(TILE);
-                for (tile, out) in tiles.by_ref().enumerate() {
-                    let w: [&[f64]; TILE] = std::array::from_fn(|c| &y[(tile * TILE + c) * inner..][..inner]);
-                    out.copy_from_slice(&dots(&row, w));
-                }
-                let done = columns / TILE * TILE;
-                for (c, out) in tiles.into_remainder().iter_mut().enumerate() {
-                    *out = dots(&row, [&y[(done + c) * inner..][..inner]])[0];
-                }
-            }
-        } else {
-            let mut sums = vec![0.0f64; columns];
-            for (r, out) in out.chunks_exact_mut(columns).enumerate() {
-                sums.fill(0.0);
-                for k in 0..inner {
-                    let factor = f64::from(element(first + r, k));
-                    sums.iter_mut()
-                        .zip(&y[k * columns..])
-                        .for_each(|(sum, &y)| *sum += factor * f64::from(y));
-                }
-                out.iter_mut().zip(&sums).for_each(|(out, &sum)| *out = sum as f32);
-            }
+        let (x, steps) = if flip_x { (&x[first..], [1, rows]) } else { (&x[first * inner..], [inner, 1]) };
+        if !flip_y {
+            multiply_dense(*isa, Strided { values: x, steps }, y, columns, out);
+            return Ok(());
         }
+        let count = out.len() / columns;
+        let gathered: Vec<f32>;
+        let x = if flip_x {
+            gathered = (0..count * inner).map(|at| x[at / inner + at % inner * rows]).collect();
+            &gathered
+        } else {
+            &x[..count * inner]
+        };
+        let matrix = floats(columns, inner, y)?;
+        let mut inputs = Inputs::default();
+        inputs.prepare(*isa, pool, Mode::Exact, x, inner, [&matrix]);
+        multiply(*isa, pool, Mode::Exact, &inputs, &mut [Product { matrix: &matrix, out }]);
+        Ok(())
     };
-    if work < SERIAL { tasks.into_iter().for_each(task) } else { tasks.into_par_iter().for_each(task) }
+    if work < SERIAL {
+        tasks.into_iter().try_for_each(task)
+    } else {
+        tasks.into_par_iter().try_for_each(task)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Precision;
+    use crate::weight::{Codes, Source};
+    use half::f16;
+    use q35_mil::{Bytes, DType};
+
+    #[test]
+    fn products_with_packed_weights_are_those_with_what_they_stand_for() {
+        // Signed bytes with a scale per row, for 32 numbers and for 5; then bytes with an offset.
+        for (dtype, blocks) in [(DType::I8, 1), (DType::I8, 5), (DType::I8, 32), (DType::U8, 1)] {
+            for precision in [Precision::Exact, Precision::Half] {
+                packed_products(dtype, blocks, precision);
+            }
+        }
+    }
+
+    fn packed_products(dtype: DType, blocks: usize, precision: Precision) {
+        let (rows, inner, outputs) = (3, 160, 150);
+        let codes: Vec<u8> = (0..outputs * inner).map(|i| (i * 37 % 255) as u8).collect();
+        let codes = Codes { bytes: Bytes::from_vec(codes), dtype, shape: vec![outputs, inner] };
+        let count = outputs * blocks;
+        let scale = (0..count).map(|i| f16::from_f32(0.01 + (i % 150) as f32 / 1e4).to_f32()).collect();
+        let offset = (dtype == DType::U8).then(|| vec![128.0; count]);
+        let weight =
+            Weight::scaled(Source::Codes(codes), &[outputs, blocks], scale, offset, precision).unwrap();
+        assert_eq!(weight.matrix_rows(0..1).is_some(), dtype == DType::I8 && blocks != 32);
+        let x: Vec<f32> = (0..rows * inner).map(|i| ((i * 53 % 97) as f32 - 48.0) / 31.0).collect();
+        let mut together = vec![0.0; rows * outputs];
+        weight_rows(&x, &weight, inner, outputs, &mut together).unwrap();
+        let mut w = vec![0.0; inner];
+        for row in 0..rows {
+            let x = &x[row * inner..(row + 1) * inner];
+            let mut alone = vec![0.0; outputs];
+            weight_rows(x, &weight, inner, outputs, &mut alone).unwrap();
+            assert_eq!(alone, together[row * outputs..(row + 1) * outputs]);
+            for (output, found) in alone.iter().enumerate() {
+                weight.row(output, &mut w);
+                let exact: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                assert!((exact - f64::from(*found)).abs() < 1e-4, "{row} {output}: {found} for {exact}");
+            }
+        }
+    }
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -245,7 +267,7 @@ mod tests {
         let offsets = [[0, 0], [1, 0]];
         for (flip_x, flip_y) in [(false, false), (true, false), (false, true), (true, true)] {
             let mut out = vec![0.0; 2 * rows * columns];
-            matrix_product((&x, flip_x), (&y, flip_y), (rows, inner, columns), &offsets, &mut out);
+            matrix_product((&x, flip_x), (&y, flip_y), (rows, inner, columns), &offsets, &mut out).unwrap();
             for batch in 0..2 {
                 for r in 0..rows {
                     for c in 0..columns {
@@ -272,10 +294,10 @@ mod tests {
         let (rows, inner, outputs) = (5, 70, 38);
         let (x, weight) = (numbers(rows * inner, 3), numbers(outputs * inner, 4));
         let mut together = vec![0.0; rows * outputs];
-        dense_rows(&x, &weight, inner, outputs, &mut together);
+        dense_rows(&x, &weight, inner, outputs, &mut together).unwrap();
         for row in 0..rows {
             let mut alone = vec![0.0; outputs];
-            dense_rows(&x[row * inner..(row + 1) * inner], &weight, inner, outputs, &mut alone);
+            dense_rows(&x[row * inner..(row + 1) * inner], &weight, inner, outputs, &mut alone).unwrap();
             assert_eq!(alone, together[row * outputs..(row + 1) * outputs]);
         }
     }

@@ -1,9 +1,11 @@
 //! Weights that stay as they are in the file until a row of them is needed.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use q35_kernels::{FloatKind, Floats, Matrix};
 use q35_mil::{Bytes, DType, unpack_bits};
 
 use crate::tensor::{Tensor, elements, strides};
@@ -134,6 +136,18 @@ impl Source {
         }
     }
 
+    /// Bytes looked up in a table in which each finds itself, taken as a signed number, are signed bytes.
+    fn without_identity(self) -> Self {
+        if let Self::Weight(weight) = &self
+            && let Form::Table { codes, table, .. } = &weight.form
+            && codes.dtype == DType::U8
+            && table.iter().enumerate().all(|(i, &value)| value == f32::from(i as u8 as i8))
+        {
+            return Self::Codes(Codes { dtype: DType::I8, ..codes.clone() });
+        }
+        self
+    }
+
     fn read_row(&self, row: usize, out: &mut [f32]) {
         match self {
             Self::Codes(codes) => codes.read(row * out.len(), out),
@@ -206,6 +220,7 @@ impl Weight {
         if scale.len() != count || offset.as_ref().is_some_and(|offset| offset.len() != count) {
             return Err(Fault::invalid(format!("{} scales for {counts:?} blocks", scale.len())));
         }
+        let data = data.without_identity();
         if let Source::Codes(codes) = &data
             && !codes.is_readable()
         {
@@ -320,21 +335,27 @@ impl Weight {
         self.precision == Precision::Half
     }
 
-    /// Codes and one scale per row, if that is all there is to it: then a product may scale its sum instead of every
-    /// element.
-    pub(crate) fn signed_rows(&self) -> Option<SignedRows<'_>> {
-        match &self.form {
-            Form::Scaled { data: Source::Codes(codes), blocks, scale, offset: None }
-                if codes.dtype == DType::I8 && blocks.per_row == 1 && self.precision == Precision::Exact =>
-            {
-                Some(SignedRows {
-                    codes: bytemuck::cast_slice(&codes.bytes),
-                    scale,
-                    rows_per_scale: blocks.rows,
-                })
-            }
-            _ => None,
+    /// Some rows as the kernels take them, if they have a form for it: signed bytes with one scale per row, or per group
+    /// of a length that they know.
+    pub(crate) fn matrix_rows(&self, rows: Range<usize>) -> Option<Matrix<'_>> {
+        let Form::Scaled { data: Source::Codes(codes), blocks, scale, offset: None } = &self.form else {
+            return None;
+        };
+        if codes.dtype != DType::I8 || blocks.rows != 1 {
+            return None;
         }
+        let columns: usize = self.shape[1..].iter().product();
+        let group = match &blocks.runs[..] {
+            [_] => None,
+            // As many blocks as runs: each is one stretch of the row.
+            runs if runs.len() == blocks.per_row => Some(columns / runs.len()),
+            _ => return None,
+        };
+        let bytes = &codes.bytes[rows.start * columns..rows.end * columns];
+        let scale = &scale[rows.start * blocks.per_row..rows.end * blocks.per_row];
+        let scale = Floats::new(FloatKind::F32, bytemuck::cast_slice(scale));
+        let make = if self.is_rounded() { Matrix::symmetric_f16 } else { Matrix::symmetric };
+        make(rows.len(), columns, group, bytes, scale).ok()
     }
 
     /// The dense tensor, kept from the first time on.
@@ -349,13 +370,6 @@ impl Weight {
         }
         Ok(self.dense.get_or_init(|| Tensor::float(&self.shape, values)).clone())
     }
-}
-
-/// Signed bytes, row after row, with one scale for every `rows_per_scale` rows.
-pub(crate) struct SignedRows<'a> {
-    pub(crate) codes: &'a [i8],
-    pub(crate) scale: &'a [f32],
-    pub(crate) rows_per_scale: usize,
 }
 
 #[cfg(test)]
@@ -408,7 +422,6 @@ mod tests {
         let scale = f16::from_f32(0.0123).to_f32();
         let weight = Weight::scaled(data, &[1, 1], vec![scale], None, Precision::Half).unwrap();
         assert_eq!(dense(&weight), [127.0, 3.0].map(|q| f16::from_f32(q * scale).to_f32()));
-        assert!(weight.signed_rows().is_none());
     }
 
     #[test]

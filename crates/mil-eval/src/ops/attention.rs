@@ -36,7 +36,7 @@ fn attention(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         (*rows, *width, *length),
         &offsets(q_batch, k_batch),
         &mut scores,
-    );
+    )?;
     let scale = 1.0 / (*width as f32).sqrt();
     scores.iter_mut().for_each(|score| *score *= scale);
     if let Some(mask) = mask {
@@ -66,6 +66,6 @@ fn attention(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         (*rows, *length, *v_width),
         &offsets(&batch, v_batch),
         &mut out,
-    );
+    )?;
     super::float(&shape, out)
 }

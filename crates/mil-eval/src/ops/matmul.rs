@@ -48,7 +48,7 @@ pub(super) fn rows_times_weight(x: &Floats, weight: &Value) -> Result<Floats, Fa
         Value::Weight(weight) => weight_rows(&x.values, weight, inner, outputs, &mut out)?,
         Value::Tensor(tensor) => {
             let weight = tensor.floats().ok_or_else(|| super::kind("weight", "float", tensor))?;
-            dense_rows(&x.values, weight, inner, outputs, &mut out);
+            dense_rows(&x.values, weight, inner, outputs, &mut out)?;
         }
     }
     Ok(Floats { shape, values: Arc::new(out) })
@@ -102,7 +102,7 @@ fn matmul(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         (rows, inner, columns),
         &offsets,
         &mut out,
-    );
+    )?;
     if row {
         shape.remove(shape.len() - 2);
     }
