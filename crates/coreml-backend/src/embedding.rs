@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use q35_checkpoint::SafetensorsFile;
+use q35_checkpoint::{SafetensorsFile, StoredTensor, StoredType};
 use q35_model::TextConfig;
 
 use crate::predictor::{Call, Predictor};
@@ -25,6 +25,8 @@ pub(crate) enum Embedding {
 pub(crate) struct HostTable {
     file: SafetensorsFile,
     name: String,
+    /// For codes: the tensor of their scales.
+    scales: Option<String>,
     hidden_size: usize,
 }
 
@@ -47,13 +49,10 @@ impl HostTable {
         let mut found = Vec::new();
         for path in paths {
             let file = SafetensorsFile::open(&path)?;
-            let table = file
-                .tensors()
-                .find(|tensor| tensor.shape == [config.vocab_size, config.hidden_size])
-                .filter(|tensor| tensor.dtype.float().is_some())
-                .map(|tensor| tensor.name.to_owned());
-            if let Some(name) = table {
-                return Ok(Self { file, name, hidden_size: config.hidden_size });
+            let mut tables = file.tensors().filter(|t| t.shape == [config.vocab_size, config.hidden_size]);
+            let table = tables.find_map(|table| scales_of(&file, &table));
+            if let Some((name, scales)) = table {
+                return Ok(Self { file, name, scales, hidden_size: config.hidden_size });
             }
             found.extend(file.tensors().map(|tensor| format!("{} {:?}", tensor.name, tensor.shape)));
         }
@@ -63,16 +62,43 @@ impl HostTable {
     /// Appends a token's row.
     fn row(&self, id: u32, out: &mut Vec<f32>) {
         let Some(table) = self.file.tensor(&self.name) else { return };
-        let Some(dtype) = table.dtype.float() else { return };
-        let (start, bytes) = (out.len(), self.hidden_size * dtype.size());
+        let (row, start) = (id as usize, out.len());
+        let floats = |table: &StoredTensor<'_>, width: usize, out: &mut [f32]| {
+            let Some(dtype) = table.dtype.float() else { return };
+            dtype.widen(&table.data[row * width * dtype.size()..][..width * dtype.size()], out);
+        };
         out.resize(start + self.hidden_size, 0.0);
-        dtype.widen(&table.data[id as usize * bytes..][..bytes], &mut out[start..]);
+        let out = &mut out[start..];
+        let Some(scales) = self.scales.as_ref().and_then(|name| self.file.tensor(name)) else {
+            return floats(&table, self.hidden_size, out);
+        };
+        let mut factors = vec![0.0; scales.shape[1]];
+        floats(&scales, factors.len(), &mut factors);
+        let codes = &table.data[row * self.hidden_size..][..self.hidden_size];
+        let block = self.hidden_size / factors.len();
+        for (index, (value, &code)) in out.iter_mut().zip(codes).enumerate() {
+            *value = factors[index / block] * f32::from(code as i8);
+        }
     }
 
     /// Bytes of the mapped file.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.file.bytes().len() as u64
     }
+}
+
+/// A table's name and, if it holds int8, that of its scales; none if it can be no embedding.
+fn scales_of(file: &SafetensorsFile, table: &StoredTensor<'_>) -> Option<(String, Option<String>)> {
+    let name = table.name.to_owned();
+    if table.dtype.float().is_some() {
+        return Some((name, None));
+    }
+    let scales = file.tensor(&format!("{}.scales", name.strip_suffix(".weight")?))?;
+    let fits = table.dtype == StoredType::Other("I8")
+        && scales.dtype.float().is_some()
+        && matches!(*scales.shape, [rows, blocks]
+            if rows == table.shape[0] && blocks > 0 && table.shape[1].is_multiple_of(blocks));
+    fits.then(|| (name, Some(scales.name.to_owned())))
 }
 
 impl Embedding {

@@ -58,7 +58,7 @@ pub enum OpenError {
     Table(#[from] SafetensorsError),
     /// The host's embedding table is missing or of another size.
     #[error(
-        "{path}: no embedding table\n  expected: one tensor [{vocab_size}, {hidden_size}] of floats\n  found:    {found}"
+        "{path}: no embedding table\n  expected: one tensor [{vocab_size}, {hidden_size}] of floats, or of int8 with scales\n  found:    {found}"
     )]
     TableShape {
         /// The file, or the directory without one.

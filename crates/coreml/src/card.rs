@@ -40,8 +40,8 @@ pub(crate) fn card(options: &Options, provenance: &Provenance, summary: &Summary
     let embedding = match options.embedding {
         Embedding::Inside => "",
         Embedding::Host => {
-            " The caller looks the embedding up in `embedding.safetensors` and passes \
-             `inputs_embeds`."
+            " The caller looks the embedding up in `embedding.safetensors` (rows of int8, each times its \
+             scale, or each run of a row times its own) and passes `inputs_embeds`."
         }
     };
     let encoding = match options.encoding {

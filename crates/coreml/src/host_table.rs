@@ -4,7 +4,6 @@ use std::path::Path;
 
 use q35_bundle::{FileRecord, HashedFile};
 use q35_checkpoint::TensorView;
-use q35_quant::symmetric;
 use serde_json::json;
 
 use crate::ConvertError;
@@ -12,10 +11,13 @@ use crate::store::Quantizer;
 
 /// Name of the file.
 pub const HOST_TABLE: &str = "embedding.safetensors";
-/// Its matrix [vocabulary, hidden], F16 or F32 as activations are.
+/// Its matrix I8 [vocabulary, hidden].
 pub const HOST_TABLE_WEIGHT: &str = "embed_tokens.weight";
+/// What its rows are multiplied with: [vocabulary, 1], or a scale for each block of a row, F16 or F32 as activations are.
+pub const HOST_TABLE_SCALES: &str = "embed_tokens.scales";
 
-/// Writes the table with the numbers that the package would have had, ready to be passed in.
+/// Writes the table with the numbers that the package would have had, packed as there: in floats it would be as large as
+/// all the rest, or, in fp16, not quite those numbers.
 pub(crate) fn write(
     out: &Path,
     tensor: &TensorView<'_>,
@@ -24,11 +26,14 @@ pub(crate) fn write(
     progress: &dyn Fn(u64),
 ) -> Result<FileRecord, ConvertError> {
     let (rows, columns, float) = (tensor.shape()[0], tensor.row_len(), quantizer.float_type());
-    let bytes = rows * columns * float.size();
+    let (bytes, blocks) = (rows * columns, columns / quantizer.block(columns));
     let header = json!({
         "__metadata__": {"format": "q35-coreml-embedding"},
-        HOST_TABLE_WEIGHT: {
-            "dtype": float.safetensors_name(), "shape": [rows, columns], "data_offsets": [0, bytes],
+        HOST_TABLE_WEIGHT: {"dtype": "I8", "shape": [rows, columns], "data_offsets": [0, bytes]},
+        HOST_TABLE_SCALES: {
+            "dtype": float.safetensors_name(),
+            "shape": [rows, blocks],
+            "data_offsets": [bytes, bytes + rows * blocks * float.size()],
         },
     });
     let mut header = header.to_string().into_bytes();
@@ -36,13 +41,11 @@ pub(crate) fn write(
     let mut file = HashedFile::create(out, HOST_TABLE)?;
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
-    let (mut numbers, mut narrow) = (Vec::new(), Vec::new());
+    let mut all_scales = Vec::new();
     quantizer.each_batch(tensor, 0..rows, release, progress, |q, scales| {
-        numbers.resize(q.len(), 0.0);
-        symmetric::dequantize(q, scales, quantizer.block(columns), &mut numbers);
-        narrow.clear();
-        float.narrow(&numbers, &mut narrow);
-        Ok(file.write(&narrow)?)
+        float.narrow(scales, &mut all_scales);
+        Ok(file.write(bytemuck::cast_slice(q))?)
     })?;
+    file.write(&all_scales)?;
     Ok(file.finish()?)
 }

@@ -32,6 +32,6 @@ mod swift;
 
 pub use convert::{Progress, Provenance, Summary, Written, write};
 pub use error::ConvertError;
-pub use host_table::{HOST_TABLE, HOST_TABLE_WEIGHT};
+pub use host_table::{HOST_TABLE, HOST_TABLE_SCALES, HOST_TABLE_WEIGHT};
 pub use options::{Cache, Compute, Embedding, Encoding, Layout, Options, OptionsError};
 pub use read::{PackageWeights, PackageWeightsError};

@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use q35_checkpoint::{CheckpointError, FloatType, SafetensorsError, SafetensorsFile, read_json};
+use q35_checkpoint::{CheckpointError, SafetensorsError, SafetensorsFile, StoredType, read_json};
 use q35_mil::proto::{self, BindingKind, Elements};
 use q35_mil::{Bytes, Content, DType, Package, ReadError, Value};
 use q35_model::{ConfigError, Role, TensorSpec, TextConfig, WeightError, Weights, tensor_table};
 
-use crate::host_table::{HOST_TABLE, HOST_TABLE_WEIGHT};
+use crate::host_table::{HOST_TABLE, HOST_TABLE_SCALES, HOST_TABLE_WEIGHT};
 use crate::store::{LUT_OFFSET, identifier, part_identifier};
 
 /// The weights in a directory that [`crate::write`] wrote: dequantized, the conversion's transforms undone.
@@ -87,29 +87,42 @@ struct Codes {
 #[derive(Debug)]
 struct HostTable {
     file: SafetensorsFile,
-    float: FloatType,
     elements: usize,
+    scales: Vec<f32>,
+    /// Elements that share a scale.
+    block: usize,
 }
 
 impl HostTable {
     fn open(path: &Path) -> Result<Self, PackageWeightsError> {
         let file = SafetensorsFile::open(path)?;
-        let table = file.tensor(HOST_TABLE_WEIGHT).map(|table| (table.dtype.float(), table.data.len()));
-        match table {
-            Some((Some(float), bytes)) => Ok(Self { file, float, elements: bytes / float.size() }),
-            _ => Err(PackageWeightsError::Tensor {
-                name: HOST_TABLE_WEIGHT.to_owned(),
-                dir: path.to_owned(),
-                message: "there is no such tensor of floats".to_owned(),
-            }),
-        }
+        let wrong = |name: &str, message: &str| PackageWeightsError::Tensor {
+            name: name.to_owned(),
+            dir: path.to_owned(),
+            message: message.to_owned(),
+        };
+        let codes = file.tensor(HOST_TABLE_WEIGHT).filter(|table| table.dtype == StoredType::Other("I8"));
+        let elements = codes
+            .map(|table| table.data.len())
+            .ok_or_else(|| wrong(HOST_TABLE_WEIGHT, "there is no such tensor of int8"))?;
+        let scales = file
+            .tensor(HOST_TABLE_SCALES)
+            .and_then(|scales| Some((scales.dtype.float()?, scales.data)))
+            .map(|(float, data)| {
+                let mut scales = vec![0.0; data.len() / float.size()];
+                float.widen(data, &mut scales);
+                scales
+            })
+            .filter(|scales| !scales.is_empty() && elements.is_multiple_of(scales.len()))
+            .ok_or_else(|| wrong(HOST_TABLE_SCALES, "there is no such tensor of floats that fits the codes"))?;
+        let block = elements / scales.len();
+        Ok(Self { file, elements, scales, block })
     }
 
     fn read(&self, range: Range<usize>, out: &mut Vec<f32>) {
-        let (start, size) = (out.len(), self.float.size());
-        out.resize(start + range.len(), 0.0);
         let data = self.file.tensor(HOST_TABLE_WEIGHT).map_or(&[][..], |table| table.data);
-        self.float.widen(&data[range.start * size..range.end * size], &mut out[start..]);
+        let number = |index: usize| self.scales[index / self.block] * f32::from(data[index] as i8);
+        out.extend(range.map(number));
     }
 }
 
@@ -174,7 +187,8 @@ impl PackageWeights {
     /// Weights that share a scale, of the tensor called `name` if it is in INT8; none if it is kept in float.
     pub fn block_size(&self, name: &str) -> Option<usize> {
         match self.tensors.get(name)?.parts.first()? {
-            Part::Floats(_) | Part::Table(_) => None,
+            Part::Floats(_) => None,
+            Part::Table(table) => Some(table.block),
             Part::Codes(codes) => Some(codes.block),
         }
     }

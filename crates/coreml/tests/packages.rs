@@ -168,7 +168,10 @@ fn the_host_may_keep_the_table() {
     }
     let table = std::fs::read(out.join(HOST_TABLE)).unwrap();
     let table = safetensors::SafeTensors::deserialize(&table).unwrap();
-    assert_eq!(table.tensor("embed_tokens.weight").unwrap().shape(), [320, 128]);
+    let (codes, scales) =
+        (table.tensor("embed_tokens.weight").unwrap(), table.tensor("embed_tokens.scales").unwrap());
+    assert_eq!((codes.dtype(), codes.shape()), (safetensors::Dtype::I8, &[320, 128][..]));
+    assert_eq!((scales.dtype(), scales.shape()), (safetensors::Dtype::F16, &[320, 1][..]));
 }
 
 #[test]
