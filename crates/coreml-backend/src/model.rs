@@ -204,6 +204,10 @@ impl Model for CoreMlModel {
         self.parts.prefill.as_ref().map_or(1, |stage| stage.tokens)
     }
 
+    fn prefill_gives_every_row(&self) -> bool {
+        self.parts.prefill.is_none()
+    }
+
     fn memory(&self) -> ModelMemory {
         let parts = &self.parts;
         let mut total = ModelMemory::default();

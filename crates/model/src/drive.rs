@@ -26,6 +26,12 @@ pub trait Model: Send + Sync {
     /// falls on a multiple of it. 1 means that they never do.
     fn prefill_grid(&self) -> usize;
 
+    /// Whether prefill gives the logits of every token that it takes, so that [`Rows::All`] costs no more than that. Where
+    /// it gives the last one's only, every token is decoded for them.
+    fn prefill_gives_every_row(&self) -> bool {
+        true
+    }
+
     /// What the loaded weights occupy.
     fn memory(&self) -> ModelMemory;
 }

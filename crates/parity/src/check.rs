@@ -556,7 +556,7 @@ impl Job<'_> {
                 class: "cache".into(),
                 tensor: None,
                 message: format!(
-                    "the same tokens by {} differ from one prefill: mean KL {:.2e}, largest difference {:.2e}",
+                    "the same tokens by {} give other logits: mean KL {:.2e}, largest difference {:.2e}",
                     way.way, way.mean_kl, way.max_abs_difference
                 ),
             });

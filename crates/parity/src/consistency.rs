@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::rows::{Catch, Running, Who, compare_or_infinite, row_error};
 use crate::{ParityError, Progress, Prompt, Stage};
 
-/// The same tokens computed in another way than in one prefill.
+/// The same tokens computed in another way: than in one prefill that gives all logits, or, by a model whose prefill gives
+/// the last ones only, than token by token.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct ConsistencyReport {
-    /// "decode", "cut at 7", "snapshot at 20".
+    /// "decode" or "one prefill", "cut at 7", "snapshot at 20".
     pub way: String,
     /// Positions compared.
     pub positions: usize,
-    /// Mean KL(one prefill || this way).
+    /// Mean KL(the first way || this way).
     pub mean_kl: f64,
     /// Largest absolute difference of two logits.
     pub max_abs_difference: f64,
@@ -24,7 +25,7 @@ pub struct ConsistencyReport {
     pub first_different: Option<usize>,
 }
 
-/// Runs `prompt` in one prefill and token by token; if `thorough`, also cut at several places and through a snapshot.
+/// Runs `prompt` token by token and in one prefill; if `thorough`, also cut at several places and through a snapshot.
 pub(crate) fn examine(
     model: &dyn Model,
     prompt: &Prompt,
@@ -45,34 +46,41 @@ pub(crate) fn examine(
     advance(0);
     let row_error = |position: usize| row_error(Who::Candidate, prompt, position);
 
+    let by_prefill = model.prefill_gives_every_row();
+    let last = ids.len() - 1;
     let mut whole = start()?;
-    whole.feed(ids, Rows::All)?;
-    let expected = std::mem::take(&mut whole.catch.rows);
+    whole.feed(ids, if by_prefill { Rows::All } else { Rows::Last })?;
+    let prefilled = std::mem::take(&mut whole.catch.rows);
     drop(whole);
     advance(ids.len());
-    let expected_row = |position: usize| &expected[position * vocab..(position + 1) * vocab];
 
     let mut reports = Vec::new();
-    let mut decode = Comparison::default();
+    let mut comparison = Comparison::default();
     let mut one_by_one = start()?;
     for (position, id) in ids.iter().enumerate() {
         one_by_one.feed(std::slice::from_ref(id), Rows::Last)?;
-        decode.push(position, expected_row(position), &one_by_one.catch.rows).map_err(row_error(position))?;
+        let decoded = &one_by_one.catch.rows;
+        if by_prefill {
+            let row = &prefilled[position * vocab..(position + 1) * vocab];
+            comparison.push(position, row, decoded).map_err(row_error(position))?;
+        } else if position == last {
+            comparison.push(position, decoded, &prefilled).map_err(row_error(position))?;
+        }
         advance(1);
     }
-    drop(one_by_one);
-    reports.push(decode.report("decode".into()));
+    reports.push(comparison.report(if by_prefill { "decode" } else { "one prefill" }.into()));
     if !thorough {
         return Ok(reports);
     }
-
-    let last = ids.len() - 1;
+    let decoded = std::mem::take(&mut one_by_one.catch.rows);
+    drop(one_by_one);
+    let expected = if by_prefill { &prefilled[last * vocab..] } else { &decoded[..] };
     for cut in cuts {
         let mut running = start()?;
         running.feed(&ids[..cut], Rows::None)?;
         running.feed(&ids[cut..], Rows::Last)?;
         let mut comparison = Comparison::default();
-        comparison.push(last, expected_row(last), &running.catch.rows).map_err(row_error(last))?;
+        comparison.push(last, expected, &running.catch.rows).map_err(row_error(last))?;
         reports.push(comparison.report(format!("cut at {cut}")));
         advance(ids.len());
     }
@@ -89,7 +97,7 @@ pub(crate) fn examine(
         second.sequence().restore(&snapshot).map_err(|error| second.fail(error))?;
         second.feed(&ids[half..], Rows::Last)?;
         let mut comparison = Comparison::default();
-        comparison.push(last, expected_row(last), &second.catch.rows).map_err(row_error(last))?;
+        comparison.push(last, expected, &second.catch.rows).map_err(row_error(last))?;
         reports.push(comparison.report(format!("snapshot at {half}")));
     }
     advance(ids.len());

@@ -171,7 +171,7 @@ impl Report {
         if self.consistency.is_empty() && self.greedy.is_empty() {
             return Ok(());
         }
-        out.push_str("<h2>The same tokens in other ways</h2><div class='scroll'><table><tr><th>one prefill against</th><th class='n'>positions</th><th class='n'>mean KL</th><th class='n'>largest difference</th><th>bits</th></tr>");
+        out.push_str("<h2>The same tokens in other ways</h2><div class='scroll'><table><tr><th>way</th><th class='n'>positions</th><th class='n'>mean KL</th><th class='n'>largest difference</th><th>bits</th></tr>");
         for way in &self.consistency {
             write!(
                 out,

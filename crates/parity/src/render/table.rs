@@ -78,7 +78,7 @@ impl Report {
             let equal = self.consistency.iter().filter(|way| way.bit_equal).count();
             writeln!(
                 out,
-                "prefill against {} other ways: {equal} equal bit for bit; worst mean KL {} ({})",
+                "the same tokens in {} other ways: {equal} equal bit for bit; worst mean KL {} ({})",
                 self.consistency.len(),
                 number(worst.mean_kl),
                 worst.way
