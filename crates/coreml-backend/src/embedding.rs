@@ -49,8 +49,10 @@ impl HostTable {
         let mut found = Vec::new();
         for path in paths {
             let file = SafetensorsFile::open(&path)?;
-            let mut tables = file.tensors().filter(|t| t.shape == [config.vocab_size, config.hidden_size]);
-            let table = tables.find_map(|table| scales_of(&file, &table));
+            let table = file
+                .tensors()
+                .filter(|tensor| tensor.shape == [config.vocab_size, config.hidden_size])
+                .find_map(|table| scales_of(&file, &table));
             if let Some((name, scales)) = table {
                 return Ok(Self { file, name, scales, hidden_size: config.hidden_size });
             }
