@@ -114,7 +114,9 @@ impl HostTable {
                 scales
             })
             .filter(|scales| !scales.is_empty() && elements.is_multiple_of(scales.len()))
-            .ok_or_else(|| wrong(HOST_TABLE_SCALES, "there is no such tensor of floats that fits the codes"))?;
+            .ok_or_else(|| {
+                wrong(HOST_TABLE_SCALES, "there is no such tensor of floats that fits the codes")
+            })?;
         let block = elements / scales.len();
         Ok(Self { file, elements, scales, block })
     }

@@ -1,0 +1,131 @@
+//! `q35-convert mlx --recipe best` through the real binary: sizes, refusals, and that a kill costs nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use q35_testkit::TinyCheckpoint;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A tiny checkpoint and a short text to calibrate it on, whose tokens are bytes.
+struct Workshop {
+    home: TempDir,
+}
+
+impl Workshop {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        TinyCheckpoint::new().write_to(&home.path().join("source"));
+        let text = "The ferry leaves at nine; whoever comes later walks around the lake.\n".repeat(30);
+        fs::write(home.path().join("text"), text).unwrap();
+        Self { home }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn command(&self, out: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_q35-convert"));
+        command
+            .args(["mlx", "--recipe", "best", "--no-verify", "--json"])
+            .args([Path::new("--model"), &self.path("source"), Path::new("--out"), &self.path(out)])
+            .args([Path::new("--calibration"), &self.path("text")])
+            .args(more)
+            .env("HF_HUB_OFFLINE", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Exit code, stdout and stderr.
+    fn best(&self, out: &str, more: &[&str]) -> (i32, String, String) {
+        let Output { status, stdout, stderr } = self.command(out, more).output().unwrap();
+        (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    }
+
+    /// What the conversion says of itself.
+    fn report(&self, out: &str, more: &[&str]) -> Value {
+        let (code, stdout, stderr) = self.best(out, more);
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    fn tensors(&self, out: &str) -> Vec<u8> {
+        fs::read(self.path(out).join("model.safetensors")).unwrap()
+    }
+}
+
+#[test]
+fn the_result_is_as_large_as_allowed_and_no_larger() {
+    let shop = Workshop::new();
+    for bits in ["3.5", "4.25", "4.66", "5.0", "5.5"] {
+        let report = shop.report(bits, &["--bits-per-weight", bits]);
+        let (allowed, found) = (bits.parse::<f64>().unwrap(), report["bits_per_weight"].as_f64().unwrap());
+        assert!(found <= allowed && found > 0.93 * allowed, "{found} bits of {allowed}");
+    }
+    let small = shop.report("4.25-again", &["--bits-per-weight", "4.25"]);
+    assert_eq!(shop.tensors("4.25-again"), shop.tensors("4.25"));
+    let bytes = small["tensor_bytes"].as_u64().unwrap();
+    let fitted = shop.report("fitted", &["--max-bytes", &bytes.to_string()]);
+    let found = fitted["tensor_bytes"].as_u64().unwrap();
+    assert!(found <= bytes && found * 100 > bytes * 93, "{found} bytes of {bytes}");
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused_and_leaves_nothing() {
+    let shop = Workshop::new();
+    fs::write(shop.path("short"), "Too short.").unwrap();
+    for (arguments, message) in [
+        (vec!["--bits-per-weight", "2.5"], "expected: at least"),
+        (vec!["--max-bytes", "1000"], "the tensors that stay in float alone take"),
+        (vec!["--for", "speech-swift"], "hint: use --recipe rtn"),
+    ] {
+        let (code, stdout, stderr) = shop.best("out", &arguments);
+        assert_eq!((code, stdout.as_str()), (2, ""));
+        assert!(stderr.contains(message), "{stderr}");
+        assert!(!shop.path("out").exists());
+    }
+    fs::copy(shop.path("short"), shop.path("text")).unwrap();
+    let (code, _, stderr) = shop.best("out", &[]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains("the calibration text is too short\n  expected: at least 512 tokens"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_killed_calibration_goes_on_where_it_was() {
+    let shop = Workshop::new();
+    shop.report("whole", &[]);
+    let saved = shop.path(".killed.calibration");
+    let mut running =
+        shop.command("killed", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !saved.join("layer-0.safetensors").exists() && running.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(!shop.path("killed").exists(), "it was done before it could be killed");
+    shop.report("killed", &[]);
+    assert_eq!(shop.tensors("killed"), shop.tensors("whole"));
+    assert!(!saved.exists(), "what was saved is removed when the result is there");
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let shop = Workshop::new();
+    for threads in ["1", "3"] {
+        assert!(
+            shop.command(threads, &["-q"])
+                .env("RAYON_NUM_THREADS", threads)
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
+    }
+    assert_eq!(shop.tensors("1"), shop.tensors("3"));
+}
