@@ -145,7 +145,7 @@ fn a_script_that_cannot_be_played_is_told_before_it_begins() {
     let fine = "{\"user\": \"Hi\"}";
     let cases: &[(&[u8], &str)] = &[
         (b"{\"usr\": \"Hi\"}", "column 6: unknown field `usr`"),
-        (b"{\"user\": ", "column 9: EOF while parsing a value"),
+        (b"{\"user\": ", "column 8: EOF while parsing a value"),
         (b"\"Hi\"", "expected an object such as {\"user\": \"Hi\"}"),
         (b"{\"temperature\": 1}", "the line does nothing"),
         (b"{\"user\": \"Hi\", \"temperature\": -1}", "option `temperature`"),

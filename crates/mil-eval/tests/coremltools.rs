@@ -10,6 +10,9 @@ use safetensors::tensor::{Dtype, TensorView};
 
 /// Largest difference relative to the largest value.
 const CLOSE: f32 = 1e-5;
+/// The same where values go through an fp16 state: one that lies between two fp16 numbers, which are 2^-11 apart, is
+/// rounded to either for a difference in the last bit of its f32.
+const CLOSE_THROUGH_STATE: f32 = 1e-4;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -39,13 +42,13 @@ fn of_call(view: &TensorView<'_>, call: usize) -> Tensor {
     }
 }
 
-fn assert_close(place: &str, found: &Tensor, expected: &Tensor) {
+fn assert_close(place: &str, close: f32, found: &Tensor, expected: &Tensor) {
     match (found.data(), expected.data()) {
         (Data::Float(found), Data::Float(expected)) => {
             assert_eq!(found.len(), expected.len(), "{place}");
             let scale = expected.iter().fold(0f32, |most, v| most.max(v.abs()));
             for (at, (a, b)) in found.iter().zip(expected.iter()).enumerate() {
-                assert!((a - b).abs() <= CLOSE * scale, "{place}: {a} for {b} at {at}, largest {scale}");
+                assert!((a - b).abs() <= close * scale, "{place}: {a} for {b} at {at}, largest {scale}");
             }
         }
         (Data::Int(found), Data::Int(expected)) => assert_eq!(found, expected, "{place}"),
@@ -70,10 +73,11 @@ fn packages_of_coremltools_compute_what_torch_does() {
             named.map(|(key, view)| (key.to_owned(), of_call(&view, call))).collect()
         };
         let calls = file.iter().next().unwrap().1.shape()[0];
+        let close = if name.starts_with("stateful") { CLOSE_THROUGH_STATE } else { CLOSE };
         for call in 0..calls {
             let outputs = program.run(&function, part("in.", call), &mut state).unwrap();
             for (output, expected) in part("out.", call) {
-                assert_close(&format!("{name}, call {call}, {output}"), &outputs[&output], &expected);
+                assert_close(&format!("{name}, call {call}, {output}"), close, &outputs[&output], &expected);
             }
         }
     }
