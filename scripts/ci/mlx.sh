@@ -16,14 +16,14 @@ scripts/mlx/setup_linux.sh
 mlx=(--config .mlx/cargo.toml --features mlx --locked)
 
 echo "-- lints"
-cargo clippy "${mlx[@]}" --workspace --all-targets -- -D warnings
+cargo clippy --release "${mlx[@]}" --workspace --all-targets -- -D warnings
 
 echo "-- tests: against the float reference, the CPU backend, and the suite over all backends"
-cargo test "${mlx[@]}" --workspace --test 'mlx_*'
+cargo test --release "${mlx[@]}" --workspace --test 'mlx_*'
 
 echo "-- the commands"
-cargo build "${mlx[@]}" --workspace --bins
-bin=target/debug
+cargo build --release "${mlx[@]}" --workspace --bins
+bin=target/release
 "$bin/q35-convert" mlx --model q35-nano --out "$work/int4" --no-verify --quiet
 "$bin/q35-convert" parity --reference q35-nano --candidate "$work/int4" --backend mlx --short
 "$bin/q35-chat" --model "$work/int4" --backend mlx --prompt "My name is Ada. What is my name?" --seed 1 --quiet

@@ -2,7 +2,7 @@
 # MLX on the CPU for x86-64 Linux, so that the `mlx` feature builds and its tests run without a Mac.
 #
 #   scripts/mlx/setup_linux.sh                                  (about a minute; needs cargo, g++ >= 12, ar, python3 with pip)
-#   cargo test --config .mlx/cargo.toml --workspace --features mlx --test 'mlx_*'
+#   cargo test --release --config .mlx/cargo.toml --workspace --features mlx --test 'mlx_*'
 #   cargo build --config .mlx/cargo.toml --workspace --features mlx --release
 #
 # mlx-sys declares `links = "mlx"`, so a cargo configuration can stand in for its build script, which would clone MLX
