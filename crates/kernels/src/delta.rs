@@ -63,7 +63,7 @@ impl DeltaShape {
         ]
     }
 
-    /// Rearranges taps [channels, taps], as files hold them, to [key heads][taps][head_channels].
+    /// Rearranges taps [channels, taps], as files hold them, to `[key heads][taps][head_channels]`.
     ///
     /// # Panics
     /// If there are not as many.

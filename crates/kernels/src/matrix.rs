@@ -255,7 +255,7 @@ impl<'a> Matrix<'a> {
         Ok(Self { rows, columns, codes, scaling: Scaling::Affine { group, scales, biases } })
     }
 
-    /// Symmetric INT8: `scales * q` with signed bytes; `scales` are [rows] (per channel) or, with a `group`,
+    /// Symmetric INT8: `scales * q` with signed bytes; `scales` are `[rows]` (per channel) or, with a `group`,
     /// [rows, columns / group].
     ///
     /// # Errors

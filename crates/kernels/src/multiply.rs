@@ -28,7 +28,7 @@ thread_local! {
 /// The arithmetic of an output number depends on its row and its token alone: not on the number of tokens, on the
 /// instruction set or on threads. With n groups, in either mode: the products of a group are summed up (in the fast
 /// mode exactly, as integers; in the exact mode in f32, in a fixed tree), scaled, added to one of sixteen slots (group
-/// g to slot g mod 16, in turn), and the slots are summed as [`crate::simd::Simd::sum`] does.
+/// g to slot g mod 16, in turn), and the slots are summed as `Simd::sum` does.
 ///
 /// # Panics
 /// If `inputs` were not prepared for one of the matrices in this mode, or an output has another size.

@@ -83,7 +83,7 @@ pub struct RowComparison {
     pub candidate_log_sum_exp: f64,
 }
 
-/// Compares the candidate's logits with the reference's, both [vocab].
+/// Compares the candidate's logits with the reference's, both `[vocab]`.
 ///
 /// # Errors
 /// Different lengths, empty rows, NaN or infinities.

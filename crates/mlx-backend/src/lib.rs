@@ -4,7 +4,7 @@
 //! It reads directories through `q35_mlx`, computes with MLX operations only, and answers to the same two traits as
 //! every other backend. It knows nothing of chat.
 //!
-//! MLX wants its arrays built and evaluated on one thread: [`MlxModel`] owns that thread and sends it jobs, so that
+//! MLX wants its arrays built and evaluated on one thread: `MlxModel` owns that thread and sends it jobs, so that
 //! the handles outside may be moved and shared freely. A token is one lazy graph, evaluated asynchronously; while the
 //! device works on it, the thread builds the graph of the next (see `engine`).
 //!

@@ -14,7 +14,7 @@
 //! # Ok::<(), q35_mlx::MlxError>(())
 //! ```
 //!
-//! Writing ([`write`]) streams the tensors of a checkpoint, quantized as a [`Recipe`] says, into a directory that the
+//! Writing ([`write()`]) streams the tensors of a checkpoint, quantized as a [`Recipe`] says, into a directory that the
 //! caller publishes ([`q35_bundle::Staging`]); with [`RoundToNearest`] every tensor equals what mlx-lm itself writes.
 //!
 //! Numbers are taken at their word: whatever a zero-centred norm's tensor holds is `1 + w`, also where another maker

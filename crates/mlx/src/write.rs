@@ -29,7 +29,7 @@ pub enum Form {
     SpeechSwift,
 }
 
-/// Settings of [`write`].
+/// Settings of [`write()`].
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
     /// Whose form to write.
@@ -60,7 +60,7 @@ impl Default for WriteOptions {
     }
 }
 
-/// What has been done so far. Reported from the thread that called [`write`], in order.
+/// What has been done so far. Reported from the thread that called [`write()`], in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress<'a> {
@@ -97,7 +97,7 @@ pub struct Summary {
     pub companions: Vec<String>,
 }
 
-/// What [`write`] leaves for the manifest.
+/// What [`write()`] leaves for the manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     /// The manifest, still without its list of files.

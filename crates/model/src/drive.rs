@@ -128,7 +128,7 @@ pub enum Site {
 
 /// Receives what a running sequence produces.
 pub trait Observer {
-    /// Logits of the token at `position` (0 is the sequence's first): [vocab] f32, predicting `position + 1`.
+    /// Logits of the token at `position` (0 is the sequence's first): `[vocab]` f32, predicting `position + 1`.
     fn logits(&mut self, position: usize, row: &[f32]);
 
     /// Whether [`Observer::hidden`] is wanted; asked once per call of [`Sequence::extend`].

@@ -256,7 +256,7 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
         self.op("slice_by_index", vec![("x", x.into()), ("begin", begin), ("end", end)])
     }
 
-    /// `x` with `update` in place of its part from `begin` to `end`, int32 [rank] each.
+    /// `x` with `update` in place of its part from `begin` to `end`, int32 `[rank]` each.
     ///
     /// # Errors
     /// Shapes do not fit.
