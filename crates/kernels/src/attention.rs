@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 
 use crate::elementwise::{exp, largest, padded};
+use crate::halves::{STEPS, split};
 use crate::input::Mode;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -343,7 +344,7 @@ impl Kernel for Span<'_> {
                 exact_scores(simd, &all[blocks.clone()], width, count, queries, &mut scratch.scores)
             }
             Blocks::Fast(all) => {
-                prepare_queries(queries, width, scratch);
+                prepare_queries(simd, queries, width, scratch);
                 fast_scores(simd, &all[blocks.clone()], width, scratch);
             }
         }
@@ -434,11 +435,9 @@ fn exact_values<S: Simd>(
     }
 }
 
-/// The largest code of a query or weight: 128 * upper + lower, the upper within 127 and the lower within 64.
-const STEPS: f32 = 16_256.0;
-
+/// Codes of the queries, their scales and their sums.
 #[inline(always)]
-fn prepare_queries(queries: &[f32], width: usize, scratch: &mut Scratch) {
+fn prepare_queries<S: Simd>(simd: S, queries: &[f32], width: usize, scratch: &mut Scratch) {
     let stride = width.next_multiple_of(64);
     scratch.queries.clear();
     scratch.queries.resize(queries.len() / width * 2 * stride, 0);
@@ -447,15 +446,13 @@ fn prepare_queries(queries: &[f32], width: usize, scratch: &mut Scratch) {
         let largest = query.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         let inverse = if largest > 1e-30 { STEPS / largest } else { 0.0 };
         let (upper, lower) = codes.split_at_mut(stride);
-        let mut sum = 0;
-        for ((x, upper), lower) in query.iter().zip(upper).zip(lower) {
-            let code = (x * inverse).round_ties_even() as i32;
-            let high = (code + 64) >> 7;
-            (*upper, *lower) = (high as i8, (code - 128 * high) as i8);
-            sum += code;
-        }
+        let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
+        let (vectors, rest) = query.as_chunks();
+        let whole = split(simd, vectors, inverse, upper, lower);
+        let (upper, lower) = (&mut upper[vectors.len()..], &mut lower[vectors.len()..]);
+        let last = split(simd, &[padded(rest)], inverse, upper, lower);
         let scale = if inverse > 0.0 { largest / STEPS } else { 0.0 };
-        scratch.query_scales.push((scale / (width as f32).sqrt(), sum));
+        scratch.query_scales.push((scale / (width as f32).sqrt(), total(simd, simd.int_add(whole, last))));
     }
 }
 
@@ -514,20 +511,10 @@ fn fast_values<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
         let scores = &scores[..BLOCK * blocks.len()];
         let top = largest(simd, scores);
         let (scale, inverse) = if top > 1e-30 { (top / STEPS, STEPS / top) } else { (0.0, 0.0) };
-        let inverse = simd.splat(inverse);
         let (upper, lower) = weights.split_at_mut(SPAN);
-        let halves = upper.as_chunks_mut().0.iter_mut().zip(lower.as_chunks_mut().0);
-        let mut sum = simd.int_splat(0);
-        for (scores, (upper, lower)) in scores.as_chunks().0.iter().zip(halves) {
-            let codes = simd.round(simd.mul(simd.load(scores), inverse));
-            let high = simd.int_shr::<7>(simd.int_add(codes, simd.int_splat(64)));
-            simd.store_low_bytes(high, upper);
-            simd.store_low_bytes(simd.int_sub(codes, simd.int_shl::<7>(high)), lower);
-            sum = simd.int_add(sum, codes);
-        }
-        let mut lanes = [0; 16];
-        simd.int_store(sum, &mut lanes);
-        weight_scales.push((scale, lanes.iter().sum()));
+        let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
+        let sums = split(simd, scores.as_chunks().0, inverse, upper, lower);
+        weight_scales.push((scale, total(simd, sums)));
     }
     let mut weights = &weights[..];
     let mut scales = &weight_scales[..];
@@ -546,6 +533,14 @@ fn fast_values<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
         }
         (weights, scales, out) = (&weights[heads * 2 * SPAN..], &scales[heads..], rest);
     }
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+fn total<S: Simd>(simd: S, sums: S::I) -> i32 {
+    let mut lanes = [0; 16];
+    simd.int_store(sums, &mut lanes);
+    lanes.iter().sum()
 }
 
 /// Weighted sums of values for `HEADS` query heads, so that each value is loaded once for all of them and no sum waits

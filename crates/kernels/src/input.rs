@@ -4,6 +4,7 @@
 //! token meets rows one after another ([`crate::row`]) and wants its numbers beside each other; several tokens meet
 //! a decoded tile of sixteen rows ([`crate::tile`]), where lanes are rows, and want the tokens beside each other.
 
+use crate::halves::{STEPS, split};
 use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd};
@@ -299,25 +300,14 @@ impl Group {
         let largest = simd.largest(largest);
         // Below this the inverse overflows; such a group is zero beside any other.
         let inverse = if largest > 1e-33 { STEPS / largest } else { 0.0 };
-        let factor = simd.splat(inverse);
-        let mut sum = simd.int_splat(0);
         let [upper, lower] = halves;
-        let halves = upper.as_chunks_mut::<16>().0.iter_mut().zip(lower.as_chunks_mut::<16>().0);
-        for (vector, (upper, lower)) in self.vectors(group).iter().zip(halves) {
-            let code = simd.round(simd.mul(simd.load(vector), factor));
-            sum = simd.int_add(sum, code);
-            let high = simd.int_shr::<7>(simd.int_add(code, simd.int_splat(64)));
-            simd.store_low_bytes(high, upper);
-            simd.store_low_bytes(simd.int_sub(code, simd.int_shl::<7>(high)), lower);
-        }
+        let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
+        let sum = split(simd, self.vectors(group), inverse, upper, lower);
         let scale = if inverse > 0.0 { largest / STEPS } else { 0.0 };
         // At most 128 * STEPS: exact in any order.
         (scale, simd.sum(simd.float(sum)))
     }
 }
-
-/// Largest code: its upper half is then 127, and the lower one between -64 and 63.
-const STEPS: f32 = 127.0 * 128.0;
 
 struct OneToken<'a> {
     prepared: &'a mut Prepared,

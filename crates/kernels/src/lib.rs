@@ -32,6 +32,7 @@ mod columns;
 mod delta;
 mod dense;
 mod elementwise;
+mod halves;
 mod input;
 mod matrix;
 mod multiply;

@@ -46,6 +46,9 @@ impl Avx2 {
         fn zip(self, a: __m256i) -> __m256i {
             _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
         }
+        fn load_signed(self, from: &[i8; 64]) -> I {
+            [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())]
+        }
         /// 128 * upper + lower in sixteen bits: bytes 0..8 of both lanes, then bytes 8..16.
         fn join_halves(self, upper: __m256i, lower: __m256i) -> [__m256i; 2] {
             let weights = _mm256_set1_epi16(0x0180);
@@ -247,9 +250,6 @@ impl Simd for Avx2 {
         fn load_bytes(self, from: &[u8; 64]) -> I {
             [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())]
         }
-        fn load_signed(self, from: &[i8; 64]) -> I {
-            [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())]
-        }
         fn store_bytes(self, value: I, to: &mut [u8; 64]) {
             _mm256_storeu_si256(to.as_mut_ptr().cast(), value[0]);
             _mm256_storeu_si256(to.as_mut_ptr().add(32).cast(), value[1]);
@@ -284,7 +284,8 @@ impl Simd for Avx2 {
             ]
         }
         fn add_nibble_products(self, acc: I, nibbles: I, x: &[[i8; 64]; 4]) -> I {
-            let x = [self.load_signed(&x[0]), self.load_signed(&x[1]), self.load_signed(&x[2]), self.load_signed(&x[3])];
+            let [a, b, c, d] = x;
+            let x = [self.load_signed(a), self.load_signed(b), self.load_signed(c), self.load_signed(d)];
             [
                 self.nibble_sums(acc[0], nibbles[0], [x[0][0], x[1][0], x[2][0], x[3][0]]),
                 self.nibble_sums(acc[1], nibbles[1], [x[0][1], x[1][1], x[2][1], x[3][1]]),

@@ -152,7 +152,6 @@ impl Simd for Avx512 {
         }
 
         fn load_bytes(self, from: &[u8; 64]) -> __m512i { _mm512_loadu_si512(from.as_ptr().cast()) }
-        fn load_signed(self, from: &[i8; 64]) -> __m512i { _mm512_loadu_si512(from.as_ptr().cast()) }
         fn store_bytes(self, value: __m512i, to: &mut [u8; 64]) {
             _mm512_storeu_si512(to.as_mut_ptr().cast(), value)
         }
@@ -162,7 +161,7 @@ impl Simd for Avx512 {
         }
         fn flip_sign(self, a: __m512i) -> __m512i { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
         fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [__m512i; 2] {
-            [self.load_signed(upper), self.load_signed(lower)]
+            [_mm512_loadu_si512(upper.as_ptr().cast()), _mm512_loadu_si512(lower.as_ptr().cast())]
         }
         fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [__m512i; 2] {
             [_mm512_set1_epi32(word(upper)), _mm512_set1_epi32(word(lower))]

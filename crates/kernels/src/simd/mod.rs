@@ -174,11 +174,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn store_low_bytes(self, a: Self::I, to: &mut [i8; 16]);
 
     fn load_bytes(self, from: &[u8; 64]) -> Self::B;
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        allow(dead_code, reason = "only products on x86-64 take whole activations")
-    )]
-    fn load_signed(self, from: &[i8; 64]) -> Self::B;
     fn store_bytes(self, value: Self::B, to: &mut [u8; 64]);
     /// Bits 0..4 of each byte.
     fn low_nibbles(self, a: Self::B) -> Self::B;

@@ -206,10 +206,6 @@ impl Simd for Neon {
             let at = from.as_ptr();
             [vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))]
         }
-        fn load_signed(self, from: &[i8; 64]) -> B {
-            let at: *const u8 = from.as_ptr().cast();
-            [vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))]
-        }
         fn store_bytes(self, value: B, to: &mut [u8; 64]) {
             let at = to.as_mut_ptr();
             vst1q_u8(at, value[0]);

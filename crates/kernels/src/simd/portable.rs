@@ -163,9 +163,6 @@ impl Simd for Portable {
     fn load_bytes(self, from: &[u8; 64]) -> B {
         *from
     }
-    fn load_signed(self, from: &[i8; 64]) -> B {
-        from.map(|value| value as u8)
-    }
     fn store_bytes(self, value: B, to: &mut [u8; 64]) {
         *to = value;
     }
