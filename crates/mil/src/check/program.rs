@@ -231,6 +231,8 @@ impl Walk<'_> {
             let own = Type::Tensor(value.ty.clone());
             if own != *declared {
                 self.report.error(place, Defect::ConstType { declared: declared.clone(), value: own });
+                // Whoever reads the content counts on the declared type.
+                return Fact::Expression;
             }
         }
         self.known.push(value);

@@ -244,6 +244,19 @@ fn constants() {
         edited_decode(|b| tensor(&mut op(b, "const").outputs[0].r#type).data_type = 11),
         Defect::ConstType { .. }
     );
+    // One stride for two dimensions, declared as two.
+    let short = edited_decode(|b| {
+        let mut stride = b.operations.iter().find(|op| op.outputs[0].name == "count").unwrap().clone();
+        let kind = DimensionKind::Constant(proto::ConstantDimension { size: 2 });
+        tensor(&mut stride.outputs[0].r#type).dimensions[0].kind = Some(kind);
+        stride.outputs[0].name = "stride".into();
+        let inputs = &mut op(b, "slice_update").inputs;
+        let mut argument = inputs["begin"].clone();
+        argument.arguments[0].kind = Some(BindingKind::Name("stride".into()));
+        inputs.insert("stride".into(), argument);
+        b.operations.insert(0, stride);
+    });
+    assert_finds!(short, Defect::ConstType { .. });
     assert_finds!(edited_decode(|b| drop(op(b, "const").attributes.remove("val"))), Defect::Const);
     let value = |change: fn(&mut proto::Value)| {
         edited_decode(move |b| change(op(b, "const").attributes.get_mut("val").unwrap()))
