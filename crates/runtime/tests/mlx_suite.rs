@@ -13,6 +13,7 @@ fn mlx(device: Device) -> Backend {
     backend("MLX", nano_mlx()).with_options(options.with_device(device)).with_grid(64).with_steps(8)
 }
 
-q35_suite::backend_suite!(mlx_cpu_suite, super::mlx(Device::Cpu));
+// On the CPU MLX computes in f32 whatever is asked for.
+q35_suite::backend_suite!(mlx_cpu_suite, super::mlx(Device::Cpu).with_one_way_to_compute());
 #[cfg(target_vendor = "apple")]
 q35_suite::backend_suite!(mlx_metal_suite, super::mlx(Device::Gpu));
