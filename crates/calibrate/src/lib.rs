@@ -17,8 +17,8 @@
 //!    a sixth.
 //!
 //! Tried and left out: letting an error in one row be undone by others, as the second moments of the gradients by the
-//! outputs say (one run, 24 + 24 windows of q35-nano: KL 0.116 with it, 0.114 without); and for Core ML's INT8, scales chosen by
-//! the error of the outputs instead of the largest weight of a channel (KL 1.930e-3 and 1.933e-3).
+//! outputs say (one run, 24 + 24 windows of q35-nano: KL 0.116 with it, 0.114 without); and for Core ML's INT8, scales
+//! chosen by the error of the outputs instead of the largest weight of a channel (KL 1.930e-3 and 1.933e-3).
 //!
 //! Everything is deterministic for a seed and a number of threads. How the result is stored or run is not known here.
 #![deny(missing_docs)]
