@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use q35_model::{RunError, Snapshot};
 
+use crate::allocator::give_back_freed;
+
 /// Snapshots by the tokens that led to them; the least recently used go first.
 pub(crate) struct PrefixCache {
     budget_bytes: u64,
@@ -18,7 +20,13 @@ pub(crate) struct PrefixCache {
 struct Entries {
     kept: Vec<Entry>,
     clock: u64,
+    /// Bytes of snapshots dropped since freed memory was last given back.
+    dropped_bytes: u64,
 }
+
+/// When this part of the budget was dropped, freed memory is given back: threads take and drop snapshots in turn, and
+/// an allocator that keeps a heap for each of them would otherwise hold several times the budget.
+const GIVE_BACK_PART: u64 = 4;
 
 struct Entry {
     ids: Vec<u32>,
@@ -87,9 +95,17 @@ impl PrefixCache {
             let oldest =
                 entries.kept.iter().enumerate().min_by_key(|(_, entry)| entry.used).map(|(at, _)| at);
             match oldest {
-                Some(at) => entries.kept.swap_remove(at),
+                Some(at) => entries.dropped_bytes += entries.kept.swap_remove(at).size_bytes(),
                 None => break,
-            };
+            }
+        }
+        let give_back = entries.dropped_bytes >= self.budget_bytes / GIVE_BACK_PART;
+        if give_back {
+            entries.dropped_bytes = 0;
+        }
+        drop(entries);
+        if give_back {
+            give_back_freed();
         }
         Ok(())
     }
