@@ -212,7 +212,9 @@ pub(super) fn tensors(report: &Report) -> Option<String> {
 pub(super) fn states(report: &Report) -> Option<String> {
     let last = report.states.last()?.layer;
     let distance = |cosine: f64| (1.0 - cosine).max(0.0);
-    let all = report.states.iter().map(|state| distance(state.cosine));
+    let check = report.checks.iter().find(|check| check.name == "implementation.state_cosine");
+    let limit = check.map(|check| distance(check.limit));
+    let all = report.states.iter().map(|state| distance(state.cosine)).chain(limit);
     let mut plot =
         Plot::new(Scale::Linear(0.0, last as f64 + 1.0), Scale::decades(all, -16), "layer", "1 - cosine");
     for state in &report.states {
@@ -223,9 +225,10 @@ pub(super) fn states(report: &Report) -> Option<String> {
         let x = state.layer as f64;
         plot.bar(x + 0.1, x + 0.9, distance(state.cosine), IMPLEMENTATION, &note);
     }
-    if let Some(check) = report.checks.iter().find(|check| check.name == "implementation.state_cosine") {
-        plot.limit(1.0 - check.limit, WRONG);
+    plot.legend("implementation", IMPLEMENTATION);
+    if let Some(limit) = limit {
+        plot.limit(limit, WRONG);
         plot.legend("limit", WRONG);
     }
-    Some(plot.finish("Recurrent states after each prompt, the worst prompt of each layer; executed against own weights in float."))
+    Some(plot.finish("Recurrent states after each prompt, the worst prompt of each layer."))
 }
