@@ -1,8 +1,8 @@
 //! Freed memory, given back to the system.
 
 /// Asks the allocator to give back what is free. glibc keeps freed pieces of a heap that lie between pieces in use:
-/// after a tokenizer was read or dropped, that is more than a hundred megabytes of a real model. Other allocators give
-/// back by themselves.
+/// after a tokenizer was read or dropped, that is more than a hundred megabytes of a real model, and snapshots that
+/// threads take and drop in turn leave such pieces in the heap of each. Other allocators give back by themselves.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "there is no safe way to ask the allocator")]
 pub(crate) fn give_back_freed() {

@@ -24,8 +24,7 @@ struct Entries {
     dropped_bytes: u64,
 }
 
-/// When this part of the budget was dropped, freed memory is given back: threads take and drop snapshots in turn, and
-/// an allocator that keeps a heap for each of them would otherwise hold several times the budget.
+/// When this part of the budget was dropped, freed memory is given back.
 const GIVE_BACK_PART: u64 = 4;
 
 struct Entry {

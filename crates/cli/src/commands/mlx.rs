@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
 
-    /// Size of the result in bits of a weight, scales and biases included, for --recipe best; 4.65 if not given
+    /// Bits of a matrix weight on average, scales and biases included, for --recipe best; 4.65 if not given
     #[arg(long, value_name = "BITS")]
     pub bits_per_weight: Option<f64>,
 
