@@ -17,7 +17,7 @@ use crate::passes::{final_states, logit_rows};
 use crate::random::Random;
 use crate::rounding::{Feedback, round_with_feedback};
 use crate::saved::Saved;
-use crate::sensitivity::{Guide, decide, measure};
+use crate::sensitivity::{Guide, decide, measure, smallest_bytes};
 use crate::softmax::divergence;
 use crate::tower::{Replacement, Tower, embed};
 use crate::{CalibrateError, Grid};
@@ -152,6 +152,12 @@ pub fn calibrate(
     let order = Random::new(settings.seed).permutation(windows.len());
     let given = order.iter().take(settings.windows.max(settings.batch)).map(|at| windows[*at]);
     let teacher = Tower::new(weights, float, device.clone());
+    if settings.uniform.is_none() {
+        let (budget_bytes, smallest_bytes) = (settings.budget_bytes, smallest_bytes(&teacher)?);
+        if budget_bytes < smallest_bytes {
+            return Err(CalibrateError::Budget { budget_bytes, smallest_bytes });
+        }
+    }
     let mut run = Run { settings, listener, batches: &[], saved };
     let own = run.own_text(&teacher, ids)?;
     let all: Vec<&[u32]> = given.chain(own.iter().map(Vec::as_slice)).collect();

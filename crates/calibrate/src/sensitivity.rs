@@ -235,6 +235,17 @@ fn specs(cols: usize) -> Vec<AffineSpec> {
     all.filter_map(Result::ok).filter(|spec| spec.fits(cols)).collect()
 }
 
+/// Bytes of all quantizable tensors where each gets as few as it may.
+pub(crate) fn smallest_bytes(tower: &Tower<'_>) -> Result<u64, CalibrateError> {
+    let tensors = tower.table.iter().filter(|(_, spec)| spec.role.is_quantized());
+    let smallest = tensors.map(|(name, tensor)| {
+        let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+        let sizes = specs(cols).into_iter().map(|spec| stored_bytes(spec, tower.float, rows * cols));
+        sizes.min().ok_or_else(|| CalibrateError::Shape { name: name.clone(), cols })
+    });
+    smallest.sum()
+}
+
 /// The KL divergence expected of rounding the tensor as each of `specs`.
 fn expected_losses(
     values: &[f32],
@@ -276,13 +287,11 @@ pub(crate) fn decide(
 ) -> Result<BTreeMap<String, Decision>, CalibrateError> {
     let tensors: Vec<(&String, &TensorSpec)> =
         tower.table.iter().filter(|(_, s)| s.role.is_quantized()).collect();
+    let smallest_bytes = smallest_bytes(tower)?;
     let mut options = Vec::with_capacity(tensors.len());
     for (name, spec) in &tensors {
         let (rows, cols) = (spec.shape[0], spec.shape[1]);
         let specs = specs(cols);
-        if specs.is_empty() {
-            return Err(CalibrateError::Shape { name: (*name).clone(), cols });
-        }
         let losses = expected_losses(&tower.float_values(name)?, tower.float, &marginals[*name], &specs);
         let choices: Vec<Choice> = specs
             .iter()
@@ -292,9 +301,8 @@ pub(crate) fn decide(
         options.push((specs, choices));
     }
     let choices: Vec<Vec<Choice>> = options.iter().map(|(_, choices)| choices.clone()).collect();
-    let smallest = || choices.iter().map(|c| c.iter().map(|c| c.bytes).min().unwrap_or(0)).sum();
-    let chosen = allocate(&choices, budget_bytes)
-        .ok_or_else(|| CalibrateError::Budget { budget_bytes, smallest_bytes: smallest() })?;
+    let chosen =
+        allocate(&choices, budget_bytes).ok_or(CalibrateError::Budget { budget_bytes, smallest_bytes })?;
     let decisions =
         tensors.iter().zip(options.iter().zip(chosen)).map(|((name, _), ((specs, choices), index))| {
             let decision = Decision {
