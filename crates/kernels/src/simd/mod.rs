@@ -188,6 +188,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Adds the products of unsigned bytes with activations.
     fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
     /// [`Simd::add_products`] for bytes below 128.
+    #[inline(always)]
     fn add_small_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum {
         self.add_products(sum, a, x)
     }
@@ -195,6 +196,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn end_sum(self, sum: Self::Sum) -> Self::I;
     /// Lane i of `acc` plus the nibbles of bytes 4 i..4 i + 4 times activations: `x` has the upper halves of those for
     /// the low nibbles and for the high ones, then the lower halves.
+    // Not inlined, it would be compiled without the instruction set.
+    #[inline(always)]
     fn add_nibble_products(self, acc: Self::I, nibbles: Self::B, x: &[[i8; 64]; 4]) -> Self::I {
         let sum = self.begin_sum(acc);
         let sum = self.add_small_products(sum, self.low_nibbles(nibbles), self.halves(&x[0], &x[2]));
@@ -212,6 +215,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Byte J of each word as a signed number.
     fn signed_byte<const J: u32>(self, a: Self::I) -> Self::F;
     /// 64 codes of `BITS` bits (2, 3, 5 or 6), one per byte, from a little-endian bit stream of `8 * BITS` bytes.
+    #[inline(always)]
     fn unpack<const BITS: u32>(self, from: &[u8]) -> Self::B {
         let mut codes = [0; 64];
         unpack_plain(BITS as usize, from, &mut codes);
