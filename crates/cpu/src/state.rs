@@ -1,6 +1,6 @@
 //! What a sequence remembers of its tokens.
 
-use q35_kernels::{BLOCK, DeltaShape, HeadCache, Mode};
+use q35_kernels::{Aligned, BLOCK, DeltaShape, HeadCache, Mode};
 use q35_model::{LayerKind, RecurrentState, RunError, Snapshot, SnapshotTensor, StateType, TextConfig};
 
 use crate::weights::delta_shape;
@@ -20,7 +20,7 @@ pub(crate) enum LayerState {
         /// [key heads][taps - 1][channels of a key head]
         convolution: Vec<f32>,
         /// [value heads], each as [`DeltaShape`] says
-        recurrent: Vec<f32>,
+        recurrent: Aligned<f32>,
     },
     /// One cache for each key/value head.
     Full(Vec<HeadCache>),
@@ -32,7 +32,7 @@ impl State {
         let layers = config.layer_types.iter().map(|kind| match kind {
             LayerKind::LinearAttention => LayerState::Linear {
                 convolution: vec![0.0; shape.key_heads * shape.convolution_state()],
-                recurrent: vec![0.0; shape.value_heads * shape.recurrent_state()],
+                recurrent: Aligned::zeros(shape.value_heads * shape.recurrent_state()),
             },
             LayerKind::FullAttention => {
                 LayerState::Full(vec![HeadCache::new(mode, config.head_dim); config.num_key_value_heads])

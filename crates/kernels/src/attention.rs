@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 
+use crate::aligned::Aligned;
 use crate::elementwise::{exp, largest, padded};
 use crate::halves::{STEPS, split};
 use crate::input::Mode;
@@ -37,19 +38,26 @@ enum Blocks {
 #[derive(Clone, Debug)]
 struct ExactBlock {
     /// [BLOCK, width]
-    keys: Box<[f32]>,
+    keys: Aligned<f32>,
     /// [BLOCK, width]
-    values: Box<[f32]>,
+    values: Aligned<f32>,
 }
 
 #[derive(Clone, Debug)]
 struct FastBlock {
     /// [BLOCK, width rounded up to 64], 128 added.
-    keys: Box<[u8]>,
+    keys: Aligned<u8>,
     /// [width rounded up to 16, in vectors][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
-    values: Box<[u8]>,
+    values: Aligned<u8>,
     key_scales: [f32; BLOCK],
     value_scales: [f32; BLOCK],
+}
+
+/// Codes of zeros, 128 added.
+fn zero_codes(count: usize) -> Aligned<u8> {
+    let mut codes = Aligned::zeros(count);
+    codes.fill(128);
+    codes
 }
 
 impl HeadCache {
@@ -87,15 +95,15 @@ impl HeadCache {
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
                 while blocks.len() < count {
-                    let zeros = || vec![0.0; BLOCK * width].into_boxed_slice();
+                    let zeros = || Aligned::zeros(BLOCK * width);
                     blocks.push(ExactBlock { keys: zeros(), values: zeros() });
                 }
             }
             Blocks::Fast(blocks) => {
                 while blocks.len() < count {
                     blocks.push(FastBlock {
-                        keys: vec![128; BLOCK * width.next_multiple_of(64)].into_boxed_slice(),
-                        values: vec![128; BLOCK * width.next_multiple_of(16)].into_boxed_slice(),
+                        keys: zero_codes(BLOCK * width.next_multiple_of(64)),
+                        values: zero_codes(BLOCK * width.next_multiple_of(16)),
                         key_scales: [0.0; BLOCK],
                         value_scales: [0.0; BLOCK],
                     });

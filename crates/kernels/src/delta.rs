@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use crate::columns::ColumnBlock;
-use crate::elementwise::{padded, silu, sum_of_squares};
+use crate::elementwise::{load_part, silu, store_part, sum_of_squares};
 use crate::rotary::l2_norm;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -143,6 +143,8 @@ struct Scratch {
     mixed: Vec<f32>,
     /// [tokens, value width rounded up]
     outputs: Vec<f32>,
+    /// Step and decay of each token.
+    gates: Vec<(f32, f32)>,
 }
 
 /// Epsilon under the root of the L2 norms.
@@ -186,18 +188,22 @@ impl Kernel for HeadKernel<'_, '_> {
         scratch.outputs.resize(tokens * padded_values, 0.0);
         for (which, state) in head.recurrent.chunks_exact_mut(shape.recurrent_state()).enumerate() {
             let value_head = head.head * served + which;
+            scratch.gates.clear();
+            scratch.gates.extend((0..tokens).map(|t| {
+                let at = t * shape.value_heads + value_head;
+                let beta = 1.0 / (1.0 + (-layer.b[at]).exp());
+                let step = softplus(layer.a[at] + layer.step_bias[value_head]);
+                (beta, (layer.decay[value_head] * step).exp())
+            }));
             for (block, state) in state.chunks_exact_mut(16 * keys).enumerate() {
                 let state = state.as_chunks_mut::<16>().0;
                 let columns = 16.min(values - 16 * block);
-                for (t, mixed) in scratch.mixed.chunks_exact(width).enumerate() {
+                let mixed = scratch.mixed.chunks_exact(width).zip(&scratch.gates);
+                for (t, (mixed, &(beta, decay))) in mixed.enumerate() {
                     let (q, rest) = mixed.split_at(keys);
                     let (k, v) = rest.split_at(keys);
-                    let v = padded(&v[which * values + 16 * block..][..columns]);
-                    let at = t * shape.value_heads + value_head;
-                    let beta = 1.0 / (1.0 + (-layer.b[at]).exp());
-                    let decay =
-                        (layer.decay[value_head] * softplus(layer.a[at] + layer.step_bias[value_head])).exp();
-                    let out = delta_step(simd, state, q, k, simd.load(&v), beta, decay);
+                    let v = load_part(simd, &v[which * values + 16 * block..][..columns]);
+                    let out = delta_step(simd, state, q, k, v, beta, decay);
                     let place = &mut scratch.outputs[t * padded_values + 16 * block..];
                     simd.store(out, place.first_chunk_mut().expect("padded to vectors"));
                 }
@@ -242,15 +248,10 @@ fn convolve<S: Simd>(
         for (at, mixed) in mixed.chunks_mut(16).enumerate() {
             let mut sum = simd.splat(0.0);
             for (tap, row) in taps.chunks_exact(width).zip(rows.chunks_exact(width)) {
-                let (tap, row) = (&tap[16 * at..], &row[16 * at..]);
-                sum = match (tap.first_chunk(), row.first_chunk()) {
-                    (Some(tap), Some(row)) => simd.fma(simd.load(tap), simd.load(row), sum),
-                    _ => simd.fma(simd.load(&padded(tap)), simd.load(&padded(row)), sum),
-                };
+                let (tap, row) = (load_part(simd, &tap[16 * at..]), load_part(simd, &row[16 * at..]));
+                sum = simd.fma(tap, row, sum);
             }
-            let mut out = [0.0; 16];
-            simd.store(silu(simd, sum), &mut out);
-            mixed.copy_from_slice(&out[..mixed.len()]);
+            store_part(simd, silu(simd, sum), mixed);
         }
     }
 }
@@ -306,12 +307,10 @@ fn gated_norm<S: Simd>(simd: S, o: &[f32], z: &[f32], weight: &[f32], eps: f32, 
     for (at, out) in out.chunks_mut(16).enumerate() {
         let from = 16 * at;
         let until = from + out.len();
-        let normed = simd.mul(simd.load(&padded(&o[from..until])), factor);
-        let weighted = simd.mul(normed, simd.load(&padded(&weight[from..until])));
-        let gated = simd.mul(weighted, silu(simd, simd.load(&padded(&z[from..until]))));
-        let mut values = [0.0; 16];
-        simd.store(gated, &mut values);
-        out.copy_from_slice(&values[..out.len()]);
+        let normed = simd.mul(load_part(simd, &o[from..until]), factor);
+        let weighted = simd.mul(normed, load_part(simd, &weight[from..until]));
+        let gated = simd.mul(weighted, silu(simd, load_part(simd, &z[from..until])));
+        store_part(simd, gated, out);
     }
 }
 

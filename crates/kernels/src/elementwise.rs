@@ -56,6 +56,28 @@ pub(crate) fn padded(rest: &[f32]) -> [f32; 16] {
     last
 }
 
+/// Up to sixteen numbers, then zeros.
+#[inline(always)]
+pub(crate) fn load_part<S: Simd>(simd: S, part: &[f32]) -> S::F {
+    match part.first_chunk() {
+        Some(whole) => simd.load(whole),
+        None => simd.load(&padded(part)),
+    }
+}
+
+/// The first lanes, as many as `part` takes, at most sixteen.
+#[inline(always)]
+pub(crate) fn store_part<S: Simd>(simd: S, value: S::F, part: &mut [f32]) {
+    match part.first_chunk_mut() {
+        Some(whole) => simd.store(value, whole),
+        None => {
+            let mut last = [0.0; 16];
+            simd.store(value, &mut last);
+            part.copy_from_slice(&last[..part.len()]);
+        }
+    }
+}
+
 /// Applies an expression over vectors to slices of one length, the last vector padded with zeros.
 macro_rules! over_vectors {
     ($simd:ident, $out:expr, [$($input:ident),*], |$($x:ident),*| $body:expr) => {{
@@ -134,10 +156,8 @@ kernel_fn! {
     /// If the lengths differ.
     silu_multiply<'a>(gate: &'a mut [f32], up: &'a [f32]), SiluMultiply, simd => {
         for (gate, up) in gate.chunks_mut(16).zip(up.chunks(16)) {
-            let value = simd.load(&padded(gate));
-            let mut out = [0.0; 16];
-            simd.store(simd.mul(silu(simd, value), simd.load(&padded(up))), &mut out);
-            gate.copy_from_slice(&out[..gate.len()]);
+            let value = simd.mul(silu(simd, load_part(simd, gate)), load_part(simd, up));
+            store_part(simd, value, gate);
         }
     }
 }
@@ -181,9 +201,7 @@ kernel_fn! {
         }
         let factor = simd.splat(1.0 / simd.sum(simd.add(sum, simd.load(&padded(rest)))));
         for chunk in out.chunks_mut(16) {
-            let mut scaled = [0.0; 16];
-            simd.store(simd.mul(simd.load(&padded(chunk)), factor), &mut scaled);
-            chunk.copy_from_slice(&scaled[..chunk.len()]);
+            store_part(simd, simd.mul(load_part(simd, chunk), factor), chunk);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! token meets rows one after another ([`crate::row`]) and wants its numbers beside each other; several tokens meet
 //! a decoded tile of sixteen rows ([`crate::tile`]), where lanes are rows, and want the tokens beside each other.
 
+use crate::aligned::Aligned;
 use crate::halves::{STEPS, split};
 use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
 use crate::pool::Pool;
@@ -109,15 +110,15 @@ pub struct Inputs {
 pub(crate) struct Prepared {
     pub form: Form,
     /// Exact: the values. One token: vectors as the codes' words are taken apart; several: [block][k][tokens].
-    pub values: Vec<f32>,
+    pub values: Aligned<f32>,
     /// Fast, one token: vectors as the codes' bytes lie, the upper halves that meet 64 bytes, then the lower ones.
-    pub codes: Vec<[i8; 64]>,
-    /// Fast, several: [block][k / 4][tokens] of the upper and the lower halves of four codes.
-    pub quads: Vec<[[i8; 4]; 2]>,
+    pub codes: Aligned<[i8; 64]>,
+    /// Fast, several: [block][k / 4][tokens] of four codes as `Simd::quad` has them.
+    pub quads: Aligned<[i32; 2]>,
     /// Fast: scale of each group. One token: [groups], zero-padded to 16; several: [block][groups][tokens].
-    pub scales: Vec<f32>,
+    pub scales: Aligned<f32>,
     /// Sum of each group's values (exact) or codes (fast), laid out as the scales.
-    pub sums: Vec<f32>,
+    pub sums: Aligned<f32>,
 }
 
 impl Inputs {
@@ -169,8 +170,8 @@ impl Inputs {
     /// Bytes held.
     pub fn size_bytes(&self) -> usize {
         let sizes = self.prepared.iter().map(|p| {
-            4 * (p.values.capacity() + 2 * p.quads.capacity() + p.scales.capacity() + p.sums.capacity())
-                + 64 * p.codes.capacity()
+            let floats = p.values.size_bytes() + p.scales.size_bytes() + p.sums.size_bytes();
+            floats + p.quads.size_bytes() + p.codes.size_bytes()
         });
         sizes.sum()
     }
@@ -180,19 +181,19 @@ impl Prepared {
     fn new(form: Form) -> Self {
         Self {
             form,
-            values: Vec::new(),
-            codes: Vec::new(),
-            quads: Vec::new(),
-            scales: Vec::new(),
-            sums: Vec::new(),
+            values: Aligned::default(),
+            codes: Aligned::default(),
+            quads: Aligned::default(),
+            scales: Aligned::default(),
+            sums: Aligned::default(),
         }
     }
 
     fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32], tokens: usize, columns: usize) {
         let form = self.form;
         if form.group == 0 {
-            self.values.clear();
-            self.values.extend_from_slice(x);
+            self.values.resize(x.len());
+            self.values.copy_from_slice(x);
             return;
         }
         let groups = columns.div_ceil(form.group);
@@ -200,28 +201,28 @@ impl Prepared {
         if tokens == 1 {
             // As rows are read: sixteen groups at a time.
             let padded = groups.next_multiple_of(16) * form.group;
-            resize(&mut self.scales, groups.next_multiple_of(16));
-            resize(&mut self.sums, groups.next_multiple_of(16));
+            self.scales.resize(groups.next_multiple_of(16));
+            self.sums.resize(groups.next_multiple_of(16));
             // Vectors of groups that do not exist meet the scales of the next row: nothing of them may remain.
             self.scales[groups..].fill(0.0);
             self.sums[groups..].fill(0.0);
             match form.mode {
-                Mode::Exact => resize(&mut self.values, padded),
-                Mode::Fast => self.codes.resize(2 * padded / 64, [0; 64]),
+                Mode::Exact => self.values.resize(padded),
+                Mode::Fast => self.codes.resize(2 * padded / 64),
             }
             isa.run(OneToken { prepared: self, x });
             return;
         }
-        resize(&mut self.scales, groups * tokens);
-        resize(&mut self.sums, groups * tokens);
-        let (mut values, mut quads): (&mut [f32], &mut [[[i8; 4]; 2]]) = (&mut [], &mut []);
+        self.scales.resize(groups * tokens);
+        self.sums.resize(groups * tokens);
+        let (mut values, mut quads): (&mut [f32], &mut [[i32; 2]]) = (&mut [], &mut []);
         match form.mode {
             Mode::Exact => {
-                resize(&mut self.values, padded * tokens);
+                self.values.resize(padded * tokens);
                 values = &mut self.values;
             }
             Mode::Fast => {
-                self.quads.resize(padded / 4 * tokens, [[0; 4]; 2]);
+                self.quads.resize(padded / 4 * tokens);
                 quads = &mut self.quads;
             }
         }
@@ -250,10 +251,6 @@ impl Prepared {
     }
 }
 
-fn resize(buffer: &mut Vec<f32>, length: usize) {
-    buffer.resize(length, 0.0);
-}
-
 /// Cuts `count` elements off the front.
 fn take<'a, T>(from: &mut &'a mut [T], count: usize) -> &'a mut [T] {
     let (head, tail) = std::mem::take(from).split_at_mut(count);
@@ -261,30 +258,34 @@ fn take<'a, T>(from: &mut &'a mut [T], count: usize) -> &'a mut [T] {
     head
 }
 
-/// One group of a token as vectors, zero beyond the last column: at most 128 values.
-struct Group {
-    values: [f32; 128],
+/// One group of a token as vectors, zero beyond the last column.
+struct Group<'a> {
+    values: &'a [f32],
 }
 
-impl Group {
+impl<'a> Group<'a> {
+    /// `room` is for a group that ends beyond the last column.
     #[inline(always)]
-    fn read(x: &[f32], start: usize, group: usize) -> Self {
-        let mut values = [0.0; 128];
-        let end = (start + group).min(x.len());
-        values[..end - start].copy_from_slice(&x[start..end]);
+    fn read(x: &'a [f32], start: usize, group: usize, room: &'a mut [f32; 128]) -> Self {
+        let values = x.get(start..start + group).unwrap_or_else(|| {
+            let rest = &x[start..];
+            room[..rest.len()].copy_from_slice(rest);
+            room[rest.len()..].fill(0.0);
+            &room[..group]
+        });
         Self { values }
     }
 
     #[inline(always)]
-    fn vectors(&self, group: usize) -> &[[f32; 16]] {
-        &self.values.as_chunks::<16>().0[..group / 16]
+    fn vectors(&self) -> &[[f32; 16]] {
+        self.values.as_chunks().0
     }
 
     /// Lane sums of all vectors in turn, then [`Simd::sum`].
     #[inline(always)]
-    fn sum<S: Simd>(&self, simd: S, group: usize) -> f32 {
+    fn sum<S: Simd>(&self, simd: S) -> f32 {
         let mut sum = simd.splat(0.0);
-        for vector in self.vectors(group) {
+        for vector in self.vectors() {
             sum = simd.add(sum, simd.load(vector));
         }
         simd.sum(sum)
@@ -292,9 +293,9 @@ impl Group {
 
     /// The upper and lower halves of codes, 128 * upper + lower, and their scale and sum.
     #[inline(always)]
-    fn quantize<S: Simd>(&self, simd: S, group: usize, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
+    fn quantize<S: Simd>(&self, simd: S, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
         let mut largest = simd.splat(0.0);
-        for vector in self.vectors(group) {
+        for vector in self.vectors() {
             largest = simd.max(largest, simd.abs(simd.load(vector)));
         }
         let largest = simd.largest(largest);
@@ -302,7 +303,7 @@ impl Group {
         let inverse = if largest > 1e-33 { STEPS / largest } else { 0.0 };
         let [upper, lower] = halves;
         let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
-        let sum = split(simd, self.vectors(group), inverse, upper, lower);
+        let sum = split(simd, self.vectors(), inverse, upper, lower);
         let scale = if inverse > 0.0 { largest / STEPS } else { 0.0 };
         // At most 128 * STEPS: exact in any order.
         (scale, simd.sum(simd.float(sum)))
@@ -337,14 +338,14 @@ impl Kernel for OneToken<'_> {
             }
             Mode::Fast => prepared.codes.fill([0; 64]),
         }
+        let (mut room, mut halves) = ([0.0; 128], [[0; 128]; 2]);
         let bytes = prepared.codes.as_flattened_mut();
         for (g, start) in (0..x.len()).step_by(group).enumerate() {
-            let values = Group::read(x, start, group);
+            let values = Group::read(x, start, group, &mut room);
             match form.mode {
-                Mode::Exact => prepared.sums[g] = values.sum(simd, group),
+                Mode::Exact => prepared.sums[g] = values.sum(simd),
                 Mode::Fast => {
-                    let mut halves = [[0; 128]; 2];
-                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, group, &mut halves);
+                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, &mut halves);
                     for (half, codes) in halves.iter().enumerate() {
                         let codes = &codes[..group];
                         if form.nibbles {
@@ -374,7 +375,7 @@ struct Block<'a> {
     columns: usize,
     x: &'a [f32],
     values: &'a mut [f32],
-    quads: &'a mut [[[i8; 4]; 2]],
+    quads: &'a mut [[i32; 2]],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
 }
@@ -394,27 +395,27 @@ impl Kernel for ManyTokens<'_, '_> {
         for (place, element) in order.iter_mut().zip(form.exact_order()) {
             *place = element;
         }
+        let (mut room, mut halves) = ([0.0; 128], [[0; 128]; 2]);
         for (t, x) in x.chunks_exact(*columns).enumerate() {
             for (g, start) in (0..x.len()).step_by(group).enumerate() {
-                let numbers = Group::read(x, start, group);
+                let numbers = Group::read(x, start, group, &mut room);
                 let at = g * tokens + t;
                 match form.mode {
                     Mode::Exact => {
-                        sums[at] = numbers.sum(simd, group);
+                        sums[at] = numbers.sum(simd);
                         for (k, &element) in order[..group].iter().enumerate() {
                             values[(start + k) * tokens + t] = numbers.values[element];
                         }
                     }
                     Mode::Fast => {
-                        let mut halves = [[0; 128]; 2];
-                        (scales[at], sums[at]) = numbers.quantize(simd, group, &mut halves);
+                        (scales[at], sums[at]) = numbers.quantize(simd, &mut halves);
                         let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks::<8>().0);
                         let at = start / 4;
                         for (k, (upper, lower)) in upper.iter().zip(lower).enumerate().take(group / 8) {
                             let quads = &mut quads[(at + 2 * k) * tokens..];
                             let (upper, lower) = (form.fast_quads(*upper), form.fast_quads(*lower));
-                            quads[t] = [upper[0], lower[0]];
-                            quads[tokens + t] = [upper[1], lower[1]];
+                            quads[t] = S::quad(upper[0], lower[0]);
+                            quads[tokens + t] = S::quad(upper[1], lower[1]);
                         }
                     }
                 }

@@ -27,6 +27,7 @@
 //! - Attention's values once for four query heads instead of once for each: 3 % on AVX2.
 #![deny(missing_docs)]
 
+mod aligned;
 mod attention;
 mod columns;
 mod delta;
@@ -43,6 +44,7 @@ mod simd;
 mod stream;
 mod tile;
 
+pub use aligned::Aligned;
 pub use attention::{BLOCK, HeadCache, SPAN, SpanResult, attend, attend_span, join_spans};
 pub use columns::ColumnBlock;
 pub use delta::{DeltaHead, DeltaLayer, DeltaShape, delta_head};

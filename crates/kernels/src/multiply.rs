@@ -34,8 +34,9 @@ thread_local! {
 /// If `inputs` were not prepared for one of the matrices in this mode, or an output has another size.
 pub fn multiply(isa: Isa, pool: &Pool, mode: Mode, inputs: &Inputs, products: &mut [Product<'_>]) {
     let total: usize = products.iter().map(|product| product.matrix.rows).sum();
-    // A few blocks for each thread even out unequal cores; sixteen rows make a tile.
-    let block = total.div_ceil(pool.threads() * BLOCKS_PER_THREAD).next_multiple_of(16);
+    // A few blocks for each thread even out unequal cores; sixteen rows make a tile, and two tiles may
+    // go together.
+    let block = total.div_ceil(pool.threads() * BLOCKS_PER_THREAD).next_multiple_of(32);
     let mut work = Vec::with_capacity(total / block + products.len());
     for product in products {
         let matrix = product.matrix;

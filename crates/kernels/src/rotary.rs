@@ -1,6 +1,6 @@
 //! Rotary position embedding, half-split.
 
-use crate::elementwise::{padded, sum_of_squares};
+use crate::elementwise::{load_part, sigmoid, store_part, sum_of_squares};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// The angles' cosines and sines of one position.
@@ -48,9 +48,7 @@ pub fn norm_and_rotate(isa: Isa, x: &[f32], weight: &[f32], eps: f32, rotation: 
 pub(crate) fn l2_norm<S: Simd>(simd: S, x: &mut [f32], eps: f32, scale: f32) {
     let factor = simd.splat(scale / (sum_of_squares(simd, x) + eps).sqrt());
     for chunk in x.chunks_mut(16) {
-        let mut out = [0.0; 16];
-        simd.store(simd.mul(simd.load(&padded(chunk)), factor), &mut out);
-        chunk.copy_from_slice(&out[..chunk.len()]);
+        store_part(simd, simd.mul(load_part(simd, chunk), factor), chunk);
     }
 }
 
@@ -74,10 +72,8 @@ impl Kernel for SigmoidMultiply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         for (values, gates) in self.values.chunks_mut(16).zip(self.gates.chunks(16)) {
-            let gate = crate::elementwise::sigmoid(simd, simd.load(&padded(gates)));
-            let mut out = [0.0; 16];
-            simd.store(simd.mul(simd.load(&padded(values)), gate), &mut out);
-            values.copy_from_slice(&out[..values.len()]);
+            let gate = sigmoid(simd, load_part(simd, gates));
+            store_part(simd, simd.mul(load_part(simd, values), gate), values);
         }
     }
 }

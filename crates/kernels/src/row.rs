@@ -5,10 +5,12 @@
 //! (3 operations for each vector, no reduction per group), and only then become floats and are scaled. The lane sums
 //! of sixteen rows, in turn, are added up together.
 
+use crate::aligned::Aligned;
 use crate::input::{Mode, Prepared};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::simd::{Kernel, Simd};
 use crate::stream::unpack;
+use crate::tile::TileSpace;
 
 /// Rows `first..first + out.len()` of `matrix` times one token.
 pub(crate) struct Rows<'a> {
@@ -23,11 +25,13 @@ pub(crate) struct Rows<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Codes, one per byte.
-    pub codes: Vec<u8>,
+    pub codes: Aligned<u8>,
     /// Values or scales.
-    pub values: Vec<f32>,
+    pub values: Aligned<f32>,
+    /// Sixteen rows each, taken apart.
+    pub tiles: [TileSpace; 2],
     /// Sixteen groups of which a row has only some.
-    completed: Vec<[u8; 64]>,
+    completed: Aligned<[u8; 64]>,
 }
 
 /// Rows whose sums over lanes are added up together.
@@ -56,8 +60,8 @@ impl Kernel for Rows<'_> {
             }
             return;
         }
-        let Scratch { codes: unpacked, values, completed } = scratch;
-        completed.resize(32, [0; 64]);
+        let Scratch { codes: unpacked, values, completed, .. } = scratch;
+        completed.resize(32);
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             let first = first + BLOCK * block;
             let scales = Scales::read(simd, matrix, x.form.group, first, out.len(), values);
@@ -79,7 +83,7 @@ impl Kernel for Rows<'_> {
                     exactly::<S, Rounded>(simd, Run { matrix, x, first, codes }, scales, completed, out);
                 }
                 Codes::Stream { bits, bytes } => {
-                    unpacked.resize(BLOCK * columns, 0);
+                    unpacked.resize(BLOCK * columns);
                     let unpacked = &mut unpacked[..out.len() * columns];
                     let row_bytes = columns * bits / 8;
                     unpack(simd, bits, &bytes[first * row_bytes..][..out.len() * row_bytes], unpacked);
@@ -112,12 +116,12 @@ impl<'a> Scales<'a> {
         group: usize,
         first: usize,
         rows: usize,
-        values: &'a mut Vec<f32>,
+        values: &'a mut Aligned<f32>,
     ) -> Self {
         let groups = matrix.columns.div_ceil(group);
         // A vector that starts in the last row may end beyond it.
         let length = (rows * groups).next_multiple_of(16) + 16;
-        values.resize(2 * BLOCK * (groups + 2), 0.0);
+        values.resize(2 * BLOCK * (groups + 2));
         let (scales, biases) = values.split_at_mut(length);
         let biases = &mut biases[..length];
         match matrix.scaling {
@@ -153,9 +157,9 @@ pub(crate) fn float_row<S: Simd>(
     floats: Floats<'_>,
     from: usize,
     columns: usize,
-    values: &mut Vec<f32>,
+    values: &mut Aligned<f32>,
 ) {
-    values.resize(columns.next_multiple_of(16), 0.0);
+    values.resize(columns.next_multiple_of(16));
     read_floats(simd, floats, from, columns, values);
 }
 

@@ -5,6 +5,7 @@
 //! costs three more operations than its products. The sums are added in the order in which one token's product
 //! adds them across lanes ([`crate::row`]): a binary counter walks the same tree leaf by leaf.
 
+use crate::aligned::Aligned;
 use crate::columns::ColumnBlock;
 use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
@@ -26,7 +27,7 @@ impl Kernel for Tiles<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { matrix, x, out, scratch } = self;
-        let (first, rows, tokens) = (out.start(), out.columns(), out.rows());
+        let (first, rows) = (out.start(), out.columns());
         let columns = matrix.columns;
         if let Codes::Float(floats) = matrix.codes {
             for row in 0..rows {
@@ -37,26 +38,59 @@ impl Kernel for Tiles<'_, '_> {
             }
             return;
         }
-        for from in (0..rows).step_by(16) {
-            let count = (rows - from).min(16);
-            let tile = Tile::decode(simd, matrix, x.form, first + from, count, scratch);
-            let mut done = 0;
-            while done < tokens {
-                let now = block_tokens(tokens - done);
-                let block = XBlock { x, tokens: now, before: done, padded: tile.groups * x.form.group };
-                let mut write = |token: usize, values: &[f32; 16]| {
-                    out.row(done + token)[from..from + count].copy_from_slice(&values[..count]);
-                };
-                match now {
-                    1 => tile.times::<S, 1>(simd, block, &mut write),
-                    2 => tile.times::<S, 2>(simd, block, &mut write),
-                    4 => tile.times::<S, 4>(simd, block, &mut write),
-                    _ => tile.times::<S, TOKENS>(simd, block, &mut write),
-                }
-                done += now;
+        let Scratch { codes: plain, tiles: [space, second_space], .. } = scratch;
+        let mut from = 0;
+        while from < rows {
+            let left = rows - from;
+            let tile = Tile::decode(simd, matrix, x.form, first + from, left.min(16), plain, space);
+            if S::TILES == 2 && left > 16 {
+                let second = first + from + 16;
+                let second =
+                    Tile::decode(simd, matrix, x.form, second, (left - 16).min(16), plain, second_space);
+                products(simd, &[tile, second], x, from, out);
+            } else {
+                products(simd, &[tile], x, from, out);
             }
+            from += 16 * S::TILES;
         }
     }
+}
+
+/// Writes the products of tiles, rows `from..` of the block, with all tokens.
+#[inline(always)]
+fn products<S: Simd, const R: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    x: &Prepared,
+    from: usize,
+    out: &mut ColumnBlock<'_, f32>,
+) {
+    let (rows, tokens) = (out.columns(), out.rows());
+    let mut done = 0;
+    while done < tokens {
+        let now = block_tokens(tokens - done);
+        let block = XBlock { x, tokens: now, before: done, padded: tiles[0].groups * x.form.group };
+        let mut write = |tile: usize, token: usize, values: &[f32; 16]| {
+            let from = from + 16 * tile;
+            let count = (rows - from).min(16);
+            out.row(done + token)[from..from + count].copy_from_slice(&values[..count]);
+        };
+        match now {
+            1 => times::<S, 1, R>(simd, tiles, block, &mut write),
+            2 => times::<S, 2, R>(simd, tiles, block, &mut write),
+            4 => times::<S, 4, R>(simd, tiles, block, &mut write),
+            _ => times::<S, TOKENS, R>(simd, tiles, block, &mut write),
+        }
+        done += now;
+    }
+}
+
+/// Where a tile is taken apart.
+#[derive(Debug, Default)]
+pub(crate) struct TileSpace {
+    codes: Aligned<u8>,
+    /// Values if they are wanted, scales, biases.
+    values: Aligned<f32>,
 }
 
 /// Sixteen rows, taken apart.
@@ -90,22 +124,21 @@ impl<'a> Tile<'a> {
         form: Form,
         first: usize,
         count: usize,
-        scratch: &'a mut Scratch,
+        plain: &mut Aligned<u8>,
+        space: &'a mut TileSpace,
     ) -> Self {
         let groups = matrix.columns.div_ceil(form.group);
         let padded = groups * form.group;
         let affine = matches!(matrix.scaling, Scaling::Affine { .. });
-        // Rows of codes taken out of a bit stream, then the tile's.
         let tile_bytes = 16 * padded;
-        scratch.codes.resize(2 * tile_bytes, 0);
+        space.codes.resize(tile_bytes);
         let value_count = if form.mode == Mode::Exact { tile_bytes } else { 0 };
         let scale_count = 16 * groups;
-        scratch.values.resize(value_count + 2 * scale_count, 0.0);
-        let (plain, codes) = scratch.codes.split_at_mut(tile_bytes);
-        let (values, floats) = scratch.values.split_at_mut(value_count);
+        space.values.resize(value_count + 2 * scale_count);
+        let (values, floats) = space.values.split_at_mut(value_count);
         let (scales, biases) = floats.split_at_mut(scale_count);
 
-        let codes = codes.as_chunks_mut::<64>().0;
+        let codes = space.codes.as_chunks_mut::<64>().0;
         let columns = matrix.columns;
         match matrix.codes {
             Codes::Nibbles(bytes) => {
@@ -121,7 +154,8 @@ impl<'a> Tile<'a> {
             }
             Codes::Stream { bits, bytes } => {
                 let bytes = &bytes[first * columns * bits / 8..][..count * columns * bits / 8];
-                unpack(simd, bits, bytes, &mut plain[..count * columns]);
+                plain.resize(count * columns);
+                unpack(simd, bits, bytes, plain);
                 take_apart(
                     simd,
                     Rows { bytes: plain, stride: columns, first: 0, count },
@@ -179,107 +213,150 @@ impl<'a> Tile<'a> {
         }
         Self { form, groups, codes, values, scales, biases: if affine { biases } else { &[] } }
     }
+}
 
-    /// Times T tokens, which are those of `block`.
-    #[inline(always)]
-    fn times<S: Simd, const T: usize>(
-        &self,
-        simd: S,
-        block: XBlock<'_>,
-        write: &mut impl FnMut(usize, &[f32; 16]),
-    ) {
-        let (form, groups) = (self.form, self.groups);
-        let x = block.x;
-        let x_sums = &x.sums[block.before * groups..].as_chunks::<T>().0[..groups];
-        let x_scales = match form.mode {
-            Mode::Fast => &x.scales[block.before * groups..].as_chunks::<T>().0[..groups],
-            Mode::Exact => x_sums,
-        };
-        debug_assert_eq!(block.tokens, T);
-        let mut tree = [[simd.splat(0.0); T]; 5];
-        for (rank, &slot) in TREE.iter().enumerate() {
-            let mut sums = [simd.splat(0.0); T];
-            for g in (slot..groups).step_by(16) {
-                let dots = match form.mode {
-                    Mode::Fast => self.integers::<S, T>(simd, block, g),
-                    Mode::Exact => self.reals::<S, T>(simd, block, g),
-                };
-                let scale = simd.load(&self.scales[g]);
-                match (self.biases.get(g), form.mode) {
-                    (Some(bias), mode) => {
-                        let bias = simd.load(bias);
-                        for t in 0..T {
-                            let value = simd.fma(scale, dots[t], simd.mul(bias, simd.splat(x_sums[g][t])));
-                            sums[t] = match mode {
-                                Mode::Fast => simd.fma(simd.splat(x_scales[g][t]), value, sums[t]),
-                                Mode::Exact => simd.add(sums[t], value),
-                            };
-                        }
-                    }
-                    (None, Mode::Fast) => {
-                        for t in 0..T {
-                            let offset = simd.mul(simd.splat(128.0), simd.splat(x_sums[g][t]));
-                            let value = simd.mul(scale, simd.sub(dots[t], offset));
-                            sums[t] = simd.fma(simd.splat(x_scales[g][t]), value, sums[t]);
-                        }
-                    }
-                    (None, Mode::Exact) => {
-                        for t in 0..T {
-                            sums[t] = simd.fma(scale, dots[t], sums[t]);
-                        }
-                    }
-                }
+/// Tiles times T tokens, which are those of `block`: `write` gets the tile, the token and a product with each row.
+#[inline(always)]
+fn times<S: Simd, const T: usize, const R: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    block: XBlock<'_>,
+    write: &mut impl FnMut(usize, usize, &[f32; 16]),
+) {
+    let (form, groups) = (tiles[0].form, tiles[0].groups);
+    debug_assert_eq!(block.tokens, T);
+    let mut trees = [[[simd.splat(0.0); T]; 5]; R];
+    for (rank, &slot) in TREE.iter().enumerate() {
+        let mut sums = [[simd.splat(0.0); T]; R];
+        for g in (slot..groups).step_by(16) {
+            match form.mode {
+                Mode::Fast => add_integers::<S, T, R>(simd, tiles, block, g, &mut sums),
+                Mode::Exact => add_reals::<S, T, R>(simd, tiles, block, g, &mut sums),
             }
-            count_up::<S, T>(simd, &mut tree, rank, sums);
         }
+        for r in 0..R {
+            count_up::<S, T>(simd, &mut trees[r], rank, sums[r]);
+        }
+    }
+    for (tile, tree) in trees.iter().enumerate() {
         for (token, &sum) in tree[4].iter().enumerate() {
             let mut values = [0.0; 16];
             simd.store(sum, &mut values);
-            write(token, &values);
+            write(tile, token, &values);
         }
     }
+}
 
-    #[inline(always)]
-    fn integers<S: Simd, const T: usize>(&self, simd: S, block: XBlock<'_>, g: usize) -> [S::F; T] {
-        let quads = self.form.group / 4;
-        let x = &block.x.quads[block.before * block.padded / 4..].as_chunks::<T>().0[g * quads..][..quads];
-        let mut sums = [simd.begin_sum(simd.int_splat(0)); T];
-        for (codes, x) in self.codes[g * quads..][..quads].iter().zip(x) {
-            let codes = simd.load_bytes(codes);
-            for t in 0..T {
-                let x = simd.repeat_halves(x[t][0], x[t][1]);
-                sums[t] = if self.form.nibbles {
-                    simd.add_small_products(sums[t], codes, x)
-                } else {
-                    simd.add_products(sums[t], codes, x)
-                };
+/// Adds the scaled products of group `g` to `sums` [tiles][tokens].
+#[inline(always)]
+fn add_integers<S: Simd, const T: usize, const R: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    block: XBlock<'_>,
+    g: usize,
+    sums: &mut [[S::F; T]; R],
+) {
+    match S::TILE_TOKENS.min(T) {
+        1 => add_some_integers::<S, T, R, 1>(simd, tiles, block, g, sums),
+        2 => add_some_integers::<S, T, R, 2>(simd, tiles, block, g, sums),
+        4 => add_some_integers::<S, T, R, 4>(simd, tiles, block, g, sums),
+        _ => add_some_integers::<S, T, R, TOKENS>(simd, tiles, block, g, sums),
+    }
+}
+
+/// [`add_integers`], N tokens at a time.
+#[inline(always)]
+fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    block: XBlock<'_>,
+    g: usize,
+    sums: &mut [[S::F; T]; R],
+) {
+    let Tile { form, groups, .. } = tiles[0];
+    let quads = form.group / 4;
+    let x = &block.x.quads[block.before * block.padded / 4..].as_chunks::<T>().0[g * quads..][..quads];
+    let x_sums = &block.x.sums[block.before * groups..].as_chunks::<T>().0[g];
+    let x_scales = &block.x.scales[block.before * groups..].as_chunks::<T>().0[g];
+    let codes = tiles.each_ref().map(|tile| &tile.codes[g * quads..][..quads]);
+    for from in (0..T).step_by(N) {
+        let mut dots = [[simd.no_sum(); N]; R];
+        for (quad, x) in x.iter().enumerate() {
+            let mut wide = [simd.widen(simd.load_bytes(&codes[0][quad])); R];
+            for r in 1..R {
+                wide[r] = simd.widen(simd.load_bytes(&codes[r][quad]));
             }
-        }
-        let mut out = [simd.splat(0.0); T];
-        for t in 0..T {
-            out[t] = simd.float(simd.end_sum(sums[t]));
-        }
-        out
-    }
-
-    #[inline(always)]
-    fn reals<S: Simd, const T: usize>(&self, simd: S, block: XBlock<'_>, g: usize) -> [S::F; T] {
-        let group = self.form.group;
-        let x = &block.x.values[block.before * block.padded..].as_chunks::<T>().0[g * group..][..group];
-        let values = &self.values[g * group..][..group];
-        let chain = self.form.chain();
-        let mut tree = [[simd.splat(0.0); T]; 5];
-        for (leaf, (values, x)) in values.chunks_exact(chain).zip(x.chunks_exact(chain)).enumerate() {
-            let mut sums = [simd.splat(0.0); T];
-            for (value, x) in values.iter().zip(x) {
-                let value = simd.load(value);
-                for t in 0..T {
-                    sums[t] = simd.fma(value, simd.splat(x[t]), sums[t]);
+            for n in 0..N {
+                let x = simd.repeat(&x[from + n]);
+                for r in 0..R {
+                    dots[r][n] = if form.nibbles {
+                        simd.add_small_wide_products(dots[r][n], wide[r], x)
+                    } else {
+                        simd.add_wide_products(dots[r][n], wide[r], x)
+                    };
                 }
             }
-            count_up::<S, T>(simd, &mut tree, leaf, sums);
         }
-        tree[(group / chain).ilog2() as usize]
+        for r in 0..R {
+            let scale = simd.load(&tiles[r].scales[g]);
+            let bias = tiles[r].biases.get(g);
+            for n in 0..N {
+                let dot = simd.float(simd.end_wide_sum(dots[r][n]));
+                let x_sum = simd.splat(x_sums[from + n]);
+                let value = match bias {
+                    Some(bias) => simd.fma(scale, dot, simd.mul(simd.load(bias), x_sum)),
+                    None => simd.mul(scale, simd.sub(dot, simd.mul(simd.splat(128.0), x_sum))),
+                };
+                let sum = &mut sums[r][from + n];
+                *sum = simd.fma(simd.splat(x_scales[from + n]), value, *sum);
+            }
+        }
+    }
+}
+
+/// [`add_integers`] of floats, in the order of a single token's product.
+#[inline(always)]
+fn add_reals<S: Simd, const T: usize, const R: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    block: XBlock<'_>,
+    g: usize,
+    sums: &mut [[S::F; T]; R],
+) {
+    let Tile { form, groups, .. } = tiles[0];
+    let group = form.group;
+    let x = &block.x.values[block.before * block.padded..].as_chunks::<T>().0[g * group..][..group];
+    let x_sums = &block.x.sums[block.before * groups..].as_chunks::<T>().0[g];
+    let values = tiles.each_ref().map(|tile| &tile.values[g * group..][..group]);
+    let chain = form.chain();
+    let mut trees = [[[simd.splat(0.0); T]; 5]; R];
+    for (leaf, x) in x.chunks_exact(chain).enumerate() {
+        let mut parts = [[simd.splat(0.0); T]; R];
+        for (k, x) in x.iter().enumerate() {
+            for t in 0..T {
+                let x = simd.splat(x[t]);
+                for r in 0..R {
+                    parts[r][t] = simd.fma(simd.load(&values[r][leaf * chain + k]), x, parts[r][t]);
+                }
+            }
+        }
+        for r in 0..R {
+            count_up::<S, T>(simd, &mut trees[r], leaf, parts[r]);
+        }
+    }
+    for r in 0..R {
+        let dots = &trees[r][(group / chain).ilog2() as usize];
+        let scale = simd.load(&tiles[r].scales[g]);
+        let bias = tiles[r].biases.get(g);
+        for t in 0..T {
+            sums[r][t] = match bias {
+                Some(bias) => {
+                    let offset = simd.mul(simd.load(bias), simd.splat(x_sums[t]));
+                    simd.add(sums[r][t], simd.fma(scale, dots[t], offset))
+                }
+                None => simd.fma(scale, dots[t], sums[r][t]),
+            };
+        }
     }
 }
 
@@ -345,11 +422,14 @@ enum Packing {
 #[inline(always)]
 fn take_apart<S: Simd>(simd: S, rows: Rows<'_>, packing: Packing, tile: &mut [[u8; 64]]) {
     let per_word = if matches!(packing, Packing::Nibbles) { 2 } else { 1 };
+    // The same row of the tiles that come next: meanwhile these meet their tokens.
+    let next = 16 * S::TILES * rows.stride;
     for (block, tile) in tile.chunks_mut(16 * per_word).enumerate() {
         let mut vectors = [simd.int_splat(0); 16];
         for (row, vector) in vectors.iter_mut().enumerate().take(rows.count) {
             let row = &rows.bytes[(rows.first + row) * rows.stride..][..rows.stride];
             let bytes = row.get(64 * block..).unwrap_or_default();
+            simd.prefetch(bytes, next);
             *vector = match bytes.first_chunk() {
                 Some(bytes) => simd.words(simd.load_bytes(bytes)),
                 None => {

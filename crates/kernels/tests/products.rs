@@ -122,7 +122,7 @@ proptest! {
     fn products_agree(
         (kind, columns) in kinds(),
         float in prop_oneof![Just(FloatKind::F32), Just(FloatKind::F16), Just(FloatKind::Bf16)],
-        rows in 1usize..40,
+        rows in 1usize..80,
         tokens in 2usize..12,
         fast in any::<bool>(),
         seed in any::<u64>(),

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, with_features, word};
+use super::{Kernel, Simd, even_then_odd, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
@@ -87,6 +87,19 @@ impl Simd for Avx2 {
     /// bytes 8..16.
     type X = [[__m256i; 2]; 2];
     type Sum = WideSum;
+    /// Sixteen bits each of the even bytes of words, then of the odd ones.
+    type Wide = [I; 2];
+    type Quad = [__m256i; 2];
+    type WideSum = I;
+
+    // 4 x 2 sums, 2 x 2 vectors of codes, 2 of activations: 14 of 16 registers.
+    const TILE_TOKENS: usize = 4;
+    const TILES: usize = 1;
+
+    #[inline(always)]
+    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
+        even_then_odd(upper, lower)
+    }
 
     with_features! {
         fn splat(self, value: f32) -> F { [_mm256_set1_ps(value); 2] }
@@ -283,6 +296,22 @@ impl Simd for Avx2 {
                 _mm256_add_epi32(start[1], _mm256_hadd_epi32(b[0], b[1])),
             ]
         }
+        fn repeat(self, quad: &[i32; 2]) -> [__m256i; 2] {
+            [_mm256_set1_epi32(quad[0]), _mm256_set1_epi32(quad[1])]
+        }
+        fn widen(self, codes: I) -> [I; 2] {
+            [
+                both!(_mm256_and_si256(codes, [_mm256_set1_epi16(255); 2])),
+                [_mm256_srli_epi16::<8>(codes[0]), _mm256_srli_epi16::<8>(codes[1])],
+            ]
+        }
+        fn no_sum(self) -> I { [_mm256_setzero_si256(); 2] }
+        fn add_wide_products(self, sum: I, codes: [I; 2], x: [__m256i; 2]) -> I {
+            let even = both!(_mm256_madd_epi16(codes[0], [x[0]; 2]));
+            let odd = both!(_mm256_madd_epi16(codes[1], [x[1]; 2]));
+            self.int_add(sum, self.int_add(even, odd))
+        }
+        fn end_wide_sum(self, sum: I) -> I { sum }
         fn add_nibble_products(self, acc: I, nibbles: I, x: &[[i8; 64]; 4]) -> I {
             let [a, b, c, d] = x;
             let x = [self.load_signed(a), self.load_signed(b), self.load_signed(c), self.load_signed(d)];

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, with_features, word};
+use super::{Kernel, Simd, even_then_odd, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
@@ -32,6 +32,19 @@ impl Simd for Avx512 {
     type X = [__m512i; 2];
     /// Of upper and of lower halves.
     type Sum = [__m512i; 2];
+    /// Sixteen bits each of the even bytes of words, then of the odd ones.
+    type Wide = [__m512i; 2];
+    type Quad = [__m512i; 2];
+    type WideSum = __m512i;
+
+    // 2 x 8 sums, 2 x 2 vectors of codes, 2 of activations: 22 of 32 registers.
+    const TILE_TOKENS: usize = 8;
+    const TILES: usize = 2;
+
+    #[inline(always)]
+    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
+        even_then_odd(upper, lower)
+    }
 
     with_features! {
         fn splat(self, value: f32) -> __m512 { _mm512_set1_ps(value) }
@@ -173,6 +186,17 @@ impl Simd for Avx512 {
         fn end_sum(self, sum: [__m512i; 2]) -> __m512i {
             _mm512_add_epi32(_mm512_slli_epi32::<7>(sum[0]), sum[1])
         }
+        fn repeat(self, quad: &[i32; 2]) -> [__m512i; 2] {
+            [_mm512_set1_epi32(quad[0]), _mm512_set1_epi32(quad[1])]
+        }
+        fn widen(self, codes: __m512i) -> [__m512i; 2] {
+            [_mm512_and_si512(codes, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(codes)]
+        }
+        fn no_sum(self) -> __m512i { _mm512_setzero_si512() }
+        fn add_wide_products(self, sum: __m512i, codes: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
+            _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, codes[0], x[0]), codes[1], x[1])
+        }
+        fn end_wide_sum(self, sum: __m512i) -> __m512i { sum }
         fn words(self, a: __m512i) -> __m512i { a }
         fn bytes(self, a: __m512i) -> __m512i { a }
         fn nibble<const J: u32>(self, a: __m512i) -> __m512 {

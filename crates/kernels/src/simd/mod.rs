@@ -113,6 +113,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type X: Copy;
     /// A sum of products with them.
     type Sum: Copy;
+    /// Codes as products with repeated activations take them.
+    type Wide: Copy;
+    /// Four activations, sixteen times.
+    type Quad: Copy;
+    /// A sum of products of the two.
+    type WideSum: Copy;
+
+    /// Tokens, at most eight, whose sums over the rows of [`Simd::TILES`] tiles stay in registers.
+    const TILE_TOKENS: usize;
+    /// Tiles of sixteen rows, one or two, that share the repeated activations.
+    const TILES: usize;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; 16]) -> Self::F;
@@ -192,6 +203,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn add_small_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum {
         self.add_products(sum, a, x)
     }
+    /// Four activations, 128 * upper + lower each, as they are kept for [`Simd::repeat`].
+    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2];
+    fn repeat(self, quad: &[i32; 2]) -> Self::Quad;
+    fn widen(self, codes: Self::B) -> Self::Wide;
+    fn no_sum(self) -> Self::WideSum;
+    /// Adds the products of unsigned bytes with activations.
+    fn add_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum;
+    /// [`Simd::add_wide_products`] for bytes below 128.
+    #[inline(always)]
+    fn add_small_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum {
+        self.add_wide_products(sum, codes, x)
+    }
+    /// Lane i: the products of bytes 4 i..4 i + 4.
+    fn end_wide_sum(self, sum: Self::WideSum) -> Self::I;
     /// Lane i: that of the start plus the products of bytes 4 i..4 i + 4.
     fn end_sum(self, sum: Self::Sum) -> Self::I;
     /// Lane i of `acc` plus the nibbles of bytes 4 i..4 i + 4 times activations: `x` has the upper halves of those for
@@ -230,6 +255,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 #[inline(always)]
 fn word(bytes: [i8; 4]) -> i32 {
     i32::from_le_bytes(bytes.map(|byte| byte as u8))
+}
+
+/// [`Simd::quad`] where bytes are widened to sixteen bits, the even ones of a word apart from the odd ones.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn even_then_odd(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
+    let code = |i: usize| 128 * i32::from(upper[i]) + i32::from(lower[i]);
+    let pair = |low: usize, high: usize| code(low) & 0xffff | code(high) << 16;
+    [pair(0, 2), pair(1, 3)]
 }
 
 /// Implements trait methods by expressions that need the instruction set's features.

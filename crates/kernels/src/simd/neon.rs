@@ -59,6 +59,19 @@ impl Simd for Neon {
     type X = [[int8x16_t; 4]; 2];
     /// Of upper and of lower halves.
     type Sum = [I; 2];
+    type Wide = B;
+    /// Upper halves, then lower ones.
+    type Quad = [int8x16_t; 2];
+    type WideSum = [I; 2];
+
+    // 2 x 2 x 4 sums, 4 vectors of codes, 2 of activations: 22 of 32 registers.
+    const TILE_TOKENS: usize = 2;
+    const TILES: usize = 1;
+
+    #[inline(always)]
+    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
+        [word(upper), word(lower)]
+    }
 
     with_features! {
         fn splat(self, value: f32) -> F { [vdupq_n_f32(value); 4] }
@@ -249,6 +262,18 @@ impl Simd for Neon {
         fn end_sum(self, sum: [I; 2]) -> I {
             from_fn(|i| vaddq_s32(vshlq_n_s32::<7>(sum[0][i]), sum[1][i]))
         }
+        fn repeat(self, quad: &[i32; 2]) -> [int8x16_t; 2] {
+            quad.map(|half| vreinterpretq_s8_s32(vdupq_n_s32(half)))
+        }
+        fn widen(self, codes: B) -> B { codes }
+        fn no_sum(self) -> [I; 2] { [[vdupq_n_s32(0); 4]; 2] }
+        fn add_wide_products(self, sum: [I; 2], codes: B, x: [int8x16_t; 2]) -> [I; 2] {
+            self.add_products(sum, codes, x.map(|half| [half; 4]))
+        }
+        fn add_small_wide_products(self, sum: [I; 2], codes: B, x: [int8x16_t; 2]) -> [I; 2] {
+            self.add_small_products(sum, codes, x.map(|half| [half; 4]))
+        }
+        fn end_wide_sum(self, sum: [I; 2]) -> I { self.end_sum(sum) }
         fn words(self, a: B) -> I { each!(vreinterpretq_s32_u8(a)) }
         fn bytes(self, a: I) -> B { each!(vreinterpretq_u8_s32(a)) }
         fn nibble<const J: u32>(self, a: I) -> F {

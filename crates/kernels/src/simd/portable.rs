@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable(());
@@ -42,6 +42,16 @@ impl Simd for Portable {
     type B = B;
     type X = [i16; 64];
     type Sum = I;
+    type Wide = B;
+    type Quad = [i16; 4];
+    type WideSum = I;
+
+    const TILE_TOKENS: usize = 8;
+    const TILES: usize = 2;
+
+    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
+        [word(upper), word(lower)]
+    }
 
     fn splat(self, value: f32) -> F {
         [value; 16]
@@ -190,6 +200,22 @@ impl Simd for Portable {
         })
     }
     fn end_sum(self, sum: I) -> I {
+        sum
+    }
+    fn repeat(self, quad: &[i32; 2]) -> [i16; 4] {
+        let [upper, lower] = quad.map(i32::to_le_bytes);
+        lanes(|i| 128 * i16::from(upper[i] as i8) + i16::from(lower[i] as i8))
+    }
+    fn widen(self, codes: B) -> B {
+        codes
+    }
+    fn no_sum(self) -> I {
+        [0; 16]
+    }
+    fn add_wide_products(self, sum: I, codes: B, x: [i16; 4]) -> I {
+        self.add_products(sum, codes, lanes(|i| x[i % 4]))
+    }
+    fn end_wide_sum(self, sum: I) -> I {
         sum
     }
     fn words(self, a: B) -> I {
