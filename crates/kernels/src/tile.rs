@@ -39,6 +39,7 @@ impl Kernel for Tiles<'_, '_> {
             return;
         }
         let Scratch { codes: plain, tiles: [space, second_space], .. } = scratch;
+        let mut trees = Trees::<S>::new(simd);
         let mut from = 0;
         while from < rows {
             let left = rows - from;
@@ -47,9 +48,9 @@ impl Kernel for Tiles<'_, '_> {
                 let second = first + from + 16;
                 let second =
                     Tile::decode(simd, matrix, x.form, second, (left - 16).min(16), plain, second_space);
-                products(simd, &[tile, second], x, from, out);
+                products(simd, &[tile, second], x, from, out, &mut trees);
             } else {
-                products(simd, &[tile], x, from, out);
+                products(simd, &[tile], x, from, out, &mut trees);
             }
             from += 16 * S::TILES;
         }
@@ -64,6 +65,7 @@ fn products<S: Simd, const R: usize>(
     x: &Prepared,
     from: usize,
     out: &mut ColumnBlock<'_, f32>,
+    trees: &mut Trees<S>,
 ) {
     let (rows, tokens) = (out.columns(), out.rows());
     let mut done = 0;
@@ -76,10 +78,10 @@ fn products<S: Simd, const R: usize>(
             out.row(done + token)[from..from + count].copy_from_slice(&values[..count]);
         };
         match now {
-            1 => times::<S, 1, R>(simd, tiles, block, &mut write),
-            2 => times::<S, 2, R>(simd, tiles, block, &mut write),
-            4 => times::<S, 4, R>(simd, tiles, block, &mut write),
-            _ => times::<S, TOKENS, R>(simd, tiles, block, &mut write),
+            1 => times::<S, 1, R>(simd, tiles, block, trees, &mut write),
+            2 => times::<S, 2, R>(simd, tiles, block, trees, &mut write),
+            4 => times::<S, 4, R>(simd, tiles, block, trees, &mut write),
+            _ => times::<S, TOKENS, R>(simd, tiles, block, trees, &mut write),
         }
         done += now;
     }
@@ -221,25 +223,25 @@ fn times<S: Simd, const T: usize, const R: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
     block: XBlock<'_>,
+    trees: &mut Trees<S>,
     write: &mut impl FnMut(usize, usize, &[f32; 16]),
 ) {
     let (form, groups) = (tiles[0].form, tiles[0].groups);
     debug_assert_eq!(block.tokens, T);
-    let mut trees = [[[simd.splat(0.0); T]; 5]; R];
     for (rank, &slot) in TREE.iter().enumerate() {
         let mut sums = [[simd.splat(0.0); T]; R];
         for g in (slot..groups).step_by(16) {
             match form.mode {
                 Mode::Fast => add_integers::<S, T, R>(simd, tiles, block, g, &mut sums),
-                Mode::Exact => add_reals::<S, T, R>(simd, tiles, block, g, &mut sums),
+                Mode::Exact => add_reals::<S, T, R>(simd, tiles, block, g, trees, &mut sums),
             }
         }
         for r in 0..R {
-            count_up::<S, T>(simd, &mut trees[r], rank, sums[r]);
+            count_up::<S, T>(simd, &mut trees.slots[r], rank, sums[r]);
         }
     }
-    for (tile, tree) in trees.iter().enumerate() {
-        for (token, &sum) in tree[4].iter().enumerate() {
+    for (tile, tree) in trees.slots.iter().enumerate().take(R) {
+        for (token, &sum) in tree[4].iter().enumerate().take(T) {
             let mut values = [0.0; 16];
             simd.store(sum, &mut values);
             write(tile, token, &values);
@@ -321,6 +323,7 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
     tiles: &[Tile<'_>; R],
     block: XBlock<'_>,
     g: usize,
+    trees: &mut Trees<S>,
     sums: &mut [[S::F; T]; R],
 ) {
     let Tile { form, groups, .. } = tiles[0];
@@ -329,7 +332,6 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
     let x_sums = &block.x.sums[block.before * groups..].as_chunks::<T>().0[g];
     let values = tiles.each_ref().map(|tile| &tile.values[g * group..][..group]);
     let chain = form.chain();
-    let mut trees = [[[simd.splat(0.0); T]; 5]; R];
     for (leaf, x) in x.chunks_exact(chain).enumerate() {
         let mut parts = [[simd.splat(0.0); T]; R];
         for (k, x) in x.iter().enumerate() {
@@ -341,11 +343,11 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
             }
         }
         for r in 0..R {
-            count_up::<S, T>(simd, &mut trees[r], leaf, parts[r]);
+            count_up::<S, T>(simd, &mut trees.lanes[r], leaf, parts[r]);
         }
     }
     for r in 0..R {
-        let dots = &trees[r][(group / chain).ilog2() as usize];
+        let dots = &trees.lanes[r][(group / chain).ilog2() as usize];
         let scale = simd.load(&tiles[r].scales[g]);
         let bias = tiles[r].biases.get(g);
         for t in 0..T {
@@ -360,9 +362,26 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
     }
 }
 
-/// Adds leaf number `rank` to a binary counter of partial sums: level l holds a sum of 2^l leaves.
+/// Partial sums of the two tiles' tokens: level l holds a sum of 2^l leaves. Nothing is read before it was written for
+/// the sum in hand, so they are made once for many sums.
+struct Trees<S: Simd> {
+    /// Of slots.
+    slots: [[[S::F; TOKENS]; 5]; 2],
+    /// Of lanes, within a group of floats.
+    lanes: [[[S::F; TOKENS]; 5]; 2],
+}
+
+impl<S: Simd> Trees<S> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        let zeros = [[[simd.splat(0.0); TOKENS]; 5]; 2];
+        Self { slots: zeros, lanes: zeros }
+    }
+}
+
+/// Adds leaf number `rank` to a binary counter of partial sums.
 #[inline(always)]
-fn count_up<S: Simd, const T: usize>(simd: S, tree: &mut [[S::F; T]; 5], rank: usize, leaf: [S::F; T]) {
+fn count_up<S: Simd, const T: usize>(simd: S, tree: &mut [[S::F; TOKENS]; 5], rank: usize, leaf: [S::F; T]) {
     let mut sums = leaf;
     let level = rank.trailing_ones() as usize;
     for held in &tree[..level] {
@@ -370,7 +389,7 @@ fn count_up<S: Simd, const T: usize>(simd: S, tree: &mut [[S::F; T]; 5], rank: u
             sums[t] = simd.add(held[t], sums[t]);
         }
     }
-    tree[level] = sums;
+    tree[level][..T].copy_from_slice(&sums);
 }
 
 /// Rows `first..first + count` of `floats` [rows, groups] to vectors of one number of each row, zeros for rows beyond.
