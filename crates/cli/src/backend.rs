@@ -41,10 +41,10 @@ pub enum BackendName {
 pub enum DeviceName {
     /// The processor
     Cpu,
-    /// Apple's GPU
+    /// Apple's GPU, for the float model a build with the feature `candle-metal`
     #[value(alias = "gpu")]
     Metal,
-    /// An NVIDIA GPU, for the float reference (a build with the feature `cuda`)
+    /// An NVIDIA GPU, for the float model (a build with the feature `cuda`)
     Cuda,
 }
 
@@ -84,6 +84,16 @@ impl From<UnitsName> for ComputeUnits {
     }
 }
 
+impl From<DeviceName> for ReferenceDevice {
+    fn from(name: DeviceName) -> Self {
+        match name {
+            DeviceName::Cpu => Self::Cpu,
+            DeviceName::Metal => Self::Metal,
+            DeviceName::Cuda => Self::Cuda,
+        }
+    }
+}
+
 impl BackendArgs {
     /// Everything that a backend is told, `unsaid` being who computes if nothing is given.
     ///
@@ -110,11 +120,7 @@ impl BackendArgs {
 
     /// Where the float reference computes.
     pub fn reference_device(&self) -> ReferenceDevice {
-        match self.device {
-            None | Some(DeviceName::Cpu) => ReferenceDevice::Cpu,
-            Some(DeviceName::Metal) => ReferenceDevice::Metal,
-            Some(DeviceName::Cuda) => ReferenceDevice::Cuda,
-        }
+        self.device.map_or(ReferenceDevice::Cpu, ReferenceDevice::from)
     }
 }
 

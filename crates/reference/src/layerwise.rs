@@ -62,7 +62,7 @@ pub fn run(
             return Err(RunError::Token { id: ids[position], position, vocab_size });
         }
     }
-    let device = device.open().map_err(backend)?;
+    let device = device.open().map_err(|error| loading(error.into()))?;
     let table = tensor_table(config);
     let mut read = |name: &str| -> Result<Tensor, crate::LoadError> {
         let spec = table.iter().find(|spec| spec.name == name).ok_or_else(|| q35_model::WeightError {
@@ -206,7 +206,7 @@ impl<'a> Head<'a> {
     /// The device cannot be used.
     pub fn new(weights: &'a dyn Weights, device: Device) -> Result<Self, RunError> {
         let block_rows = (HEAD_AT_A_TIME / weights.config().hidden_size).max(1);
-        Ok(Self { weights, device: device.open().map_err(backend)?, block_rows })
+        Ok(Self { weights, device: device.open().map_err(|error| loading(error.into()))?, block_rows })
     }
 
     /// The logits [n, vocab] of `rows` [n, hidden], of [`Finished`].

@@ -39,7 +39,7 @@ mod model;
 pub mod ops;
 mod sequence;
 
-pub use device::Device;
+pub use device::{Device, DeviceError};
 pub use full_attention::{FullAttention, KeyValueCache, Rotation};
 pub use layer::{Layer, LayerState, Mixer, Tap, Taps, no_taps};
 pub use linear_attention::{LinearAttention, LinearState};

@@ -11,7 +11,7 @@ use q35_model::{
 use rayon::prelude::*;
 
 use crate::sequence::ReferenceSequence;
-use crate::{Device, Layer, LayerState};
+use crate::{Device, DeviceError, Layer, LayerState};
 
 /// Why the reference could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -33,15 +33,8 @@ pub enum LoadError {
         found: usize,
     },
     /// The device could not be used.
-    #[error(
-        "cannot compute on {device}: {message}\nhint: `metal` and `cuda` are cargo features of this build"
-    )]
-    Device {
-        /// Which.
-        device: &'static str,
-        /// candle's words.
-        message: String,
-    },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// candle failed.
     #[error("candle failed while loading: {0}")]
     Candle(#[from] candle_core::Error),
@@ -75,9 +68,7 @@ impl Reference {
     pub fn load(weights: &dyn Weights, device: Device) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         let kind = device;
-        let device = kind
-            .open()
-            .map_err(|error| LoadError::Device { device: kind.name(), message: error.to_string() })?;
+        let device = kind.open()?;
         let table = tensor_table(&config);
         let mut read = |name: &str| {
             let spec = table.iter().find(|spec| spec.name == name);

@@ -31,11 +31,15 @@ pub(crate) struct ReferenceSequence {
 }
 
 pub(crate) fn backend(error: candle_core::Error) -> RunError {
-    let message = match error {
+    RunError::Backend { backend: "candle", message: in_words(error) }
+}
+
+/// Without the backtrace that candle may add.
+pub(crate) fn in_words(error: candle_core::Error) -> String {
+    match error {
         candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),
         plain => plain.to_string(),
-    };
-    RunError::Backend { backend: "candle", message }
+    }
 }
 
 impl ReferenceSequence {
