@@ -28,12 +28,16 @@ impl Workshop {
     }
 
     fn command(&self, out: &str, more: &[&str]) -> Command {
+        let mut command = self.convert("best", out);
+        command.args([Path::new("--calibration"), &self.path("text")]).args(more);
+        command
+    }
+
+    fn convert(&self, recipe: &str, out: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_q35-convert"));
         command
-            .args(["mlx", "--recipe", "best", "--no-verify", "--json"])
+            .args(["mlx", "--recipe", recipe, "--no-verify", "--json"])
             .args([Path::new("--model"), &self.path("source"), Path::new("--out"), &self.path(out)])
-            .args([Path::new("--calibration"), &self.path("text")])
-            .args(more)
             .env("HF_HUB_OFFLINE", "1")
             .stdin(Stdio::null());
         command
@@ -41,8 +45,7 @@ impl Workshop {
 
     /// Exit code, stdout and stderr.
     fn best(&self, out: &str, more: &[&str]) -> (i32, String, String) {
-        let Output { status, stdout, stderr } = self.command(out, more).output().unwrap();
-        (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+        ran(self.command(out, more))
     }
 
     /// What the conversion says of itself.
@@ -55,6 +58,18 @@ impl Workshop {
     fn tensors(&self, out: &str) -> Vec<u8> {
         fs::read(self.path(out).join("model.safetensors")).unwrap()
     }
+
+    /// How the manifest says that it was made.
+    fn settings(&self, out: &str) -> Value {
+        let manifest = fs::read(self.path(out).join("manifest.json")).unwrap();
+        serde_json::from_slice::<Value>(&manifest).unwrap()["settings"].take()
+    }
+}
+
+/// Exit code, stdout and stderr.
+fn ran(mut command: Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
 #[test]
@@ -94,6 +109,38 @@ fn what_cannot_be_calibrated_is_refused_and_leaves_nothing() {
         stderr.contains("the calibration text is too short\n  expected: at least 512 tokens"),
         "{stderr}"
     );
+}
+
+#[test]
+fn the_cpu_computes_unless_another_device_is_named() {
+    let shop = Workshop::new();
+    shop.report("unsaid", &[]);
+    shop.report("said", &["--device", "cpu"]);
+    assert_eq!(shop.tensors("said"), shop.tensors("unsaid"));
+    assert_eq!(shop.settings("said"), shop.settings("unsaid"));
+}
+
+#[test]
+fn a_device_that_cannot_compute_is_refused() {
+    let shop = Workshop::new();
+    let mut refused = vec![("tpu", "invalid value 'tpu' for '--device <DEVICE>'")];
+    if !cfg!(feature = "cuda") {
+        refused.push(("cuda", "hint: build with the cargo feature `cuda`"));
+    }
+    if !cfg!(feature = "candle-metal") {
+        refused.push(("metal", "hint: build with the cargo feature `candle-metal`"));
+    }
+    for (device, message) in refused {
+        let (code, stdout, stderr) = shop.best("out", &["--device", device]);
+        assert_eq!((code, stdout.as_str()), (2, ""));
+        assert!(stderr.contains(message), "{stderr}");
+        assert!(!shop.path("out").exists());
+    }
+    let mut nearest = shop.convert("rtn", "out");
+    nearest.args(["--device", "cpu"]);
+    let (code, stdout, stderr) = ran(nearest);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert!(stderr.contains("--device says nothing to --recipe rtn"), "{stderr}");
 }
 
 #[test]

@@ -238,10 +238,10 @@ impl Run<'_, '_, '_> {
     }
 
     /// Batches computed beside each other: as many as there are threads, but of a large model, whose batches take more
-    /// than a gigabyte each, one.
+    /// than a gigabyte each, one. A GPU spreads every operation over all of itself and takes them one after the other.
     fn side_by_side(&self, tower: &Tower<'_>) -> usize {
         let threads = rayon::current_num_threads();
-        if weights_of(&tower.config) < SMALL { threads } else { 1 }
+        if tower.device.is_cpu() && weights_of(&tower.config) < SMALL { threads } else { 1 }
     }
 
     /// Bits of every matrix, and at which tokens errors matter.

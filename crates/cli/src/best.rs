@@ -13,6 +13,7 @@ use q35_mlx::{Recipe, Treatment};
 use q35_model::TensorSpec;
 use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedMatrix};
+use q35_reference::Device;
 use q35_text::Tokenizer;
 use serde_json::{Map, Value, json};
 
@@ -41,18 +42,21 @@ pub struct Best {
 }
 
 impl Best {
-    /// Calibrates `checkpoint` on the text in `calibration`, or on the tool's own. Finished layers are kept beside
-    /// `target` until [`Self::forget`], and used again after a kill.
+    /// Calibrates `checkpoint` on the text in `calibration`, or on the tool's own, `device` computing the float model.
+    /// Finished layers are kept beside `target` until [`Self::forget`], and used again after a kill.
     ///
     /// # Errors
-    /// No tokenizer, an unreadable text, a budget that is too small, or a failure of the calibration.
+    /// A device that cannot be used, no tokenizer, an unreadable text, a budget that is too small, or a failure of the
+    /// calibration.
     pub fn calibrate(
         checkpoint: &Checkpoint,
         target: &Path,
         calibration: Option<&Path>,
         budget: Budget,
+        device: Device,
         watcher: Watcher,
     ) -> anyhow::Result<Self> {
+        let opened = device.open()?;
         let tokenizer = Tokenizer::from_dir(checkpoint.dir())
             .context("the recipe `best` calibrates on text and needs the checkpoint's tokenizer")?;
         let text = match calibration {
@@ -62,7 +66,7 @@ impl Best {
         let ids = tokenizer.encode(&text)?;
         let float = float_of(checkpoint)?;
         let settings = Settings::rounding(checkpoint.config(), ids.len(), budget_bytes(checkpoint, budget)?);
-        let record = json!({
+        let mut record = json!({
             "calibration": {
                 "text": calibration.map_or("the tool's own".into(), |path| path.display().to_string()),
                 "text_sha256": sha256_hex(text.as_bytes()),
@@ -71,6 +75,11 @@ impl Best {
                 "settings": settings,
             },
         });
+        // Devices round differently, so that one does not go on with another's work. The CPU's record stays what it was
+        // before there was a choice, and with it the key of what was saved then.
+        if device != Device::Cpu {
+            record["calibration"]["device"] = device.name().into();
+        }
         let saved_in = saved_in(target);
         let saved = Saved::in_dir(&saved_in, key(checkpoint, &record)?)?;
         let step: RefCell<Option<(Stage, Step)>> = RefCell::new(None);
@@ -86,13 +95,7 @@ impl Best {
             }
             ControlFlow::Continue(())
         };
-        let job = Job {
-            weights: checkpoint,
-            float,
-            ids: &ids,
-            device: &candle_core::Device::Cpu,
-            saved: Some(&saved),
-        };
+        let job = Job { weights: checkpoint, float, ids: &ids, device: &opened, saved: Some(&saved) };
         let calibrated = calibrate(job, &settings, &mut listener)?;
         let common = common_spec(&calibrated)?;
         let Value::Object(settings) = record else { bail!("the settings are no object") };

@@ -11,8 +11,10 @@ use q35_bundle::{Existing, Staging};
 use q35_checkpoint::{Checkpoint, Inventory};
 use q35_mlx::{Form, Progress, Recipe, RoundToNearest, Summary, WriteOptions};
 use q35_quant::affine::AffineSpec;
+use q35_reference::Device;
 use serde_json::{Value, json};
 
+use crate::backend::DeviceName;
 use crate::best::{BITS_PER_WEIGHT, Best, Budget};
 use crate::commands::Context;
 use crate::commands::parity::{after_conversion, in_words, outcome, record};
@@ -57,6 +59,10 @@ pub struct Args {
     /// Size of the result in bytes of all tensors, for --recipe best
     #[arg(long, value_name = "BYTES", conflicts_with = "bits_per_weight")]
     pub max_bytes: Option<u64>,
+
+    /// Where the float model computes for --recipe best; cpu if not given
+    #[arg(long, value_enum, value_name = "DEVICE")]
+    pub device: Option<DeviceName>,
 
     /// Who is to open the result
     #[arg(long = "for", value_enum, value_name = "READER", default_value_t = Reader::MlxLm)]
@@ -111,6 +117,7 @@ impl Args {
                 ("--calibration", self.calibration.is_some()),
                 ("--bits-per-weight", self.bits_per_weight.is_some()),
                 ("--max-bytes", self.max_bytes.is_some()),
+                ("--device", self.device.is_some()),
             ];
             if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
                 bail!("{option} says nothing to --recipe rtn\nhint: add --recipe best");
@@ -124,7 +131,8 @@ impl Args {
             Some(bytes) => Budget::Bytes(bytes),
             None => Budget::BitsPerWeight(self.bits_per_weight.unwrap_or(BITS_PER_WEIGHT)),
         };
-        Best::calibrate(checkpoint, target, self.calibration.as_deref(), budget, watcher).map(Some)
+        let device = self.device.map_or(Device::Cpu, Device::from);
+        Best::calibrate(checkpoint, target, self.calibration.as_deref(), budget, device, watcher).map(Some)
     }
 }
 
