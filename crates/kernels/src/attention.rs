@@ -475,6 +475,15 @@ fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
             let keys = &keys[16 * sixteen * vectors..][..16 * vectors];
             let scales: &[f32; 16] = block.key_scales[16 * sixteen..].first_chunk().expect("a vector");
             let scales = simd.load(scales);
+            // Blocks lie apart, so that the hardware does not know what comes next.
+            let following = &block.keys[64 * 16 * (sixteen + 1) * vectors..];
+            let following = match blocks.get(b + 1) {
+                Some(next) if following.is_empty() => &next.keys,
+                _ => following,
+            };
+            for line in 0..16 * vectors {
+                simd.prefetch(following, 64 * line);
+            }
             for (head, codes) in queries.chunks_exact(2 * stride).enumerate() {
                 let (upper, lower) = codes.as_chunks::<64>().0.split_at(vectors);
                 let mut quads = [simd.int_splat(0); 4];
@@ -571,6 +580,8 @@ fn values_of<S: Simd, const HEADS: usize>(
                 block.values.as_chunks().0[column * BLOCK / 4..].first_chunk().expect("a column of a block");
             let weights = halves.map(|(upper, lower)| (fours(upper, b), fours(lower, b)));
             for (four, values) in values.iter().enumerate() {
+                // The same positions of the next column.
+                simd.prefetch(values, 64 * BLOCK / 4);
                 let values = simd.load_bytes(values);
                 for (sum, (upper, lower)) in sums.iter_mut().zip(&weights) {
                     *sum = simd.add_products(*sum, values, simd.repeat_halves(upper[four], lower[four]));

@@ -242,7 +242,7 @@ impl Simd for Avx512 {
             _mm512_and_si512(codes, _mm512_set1_epi8((1 << BITS) - 1))
         }
         fn prefetch(self, of: &[u8], offset: usize) {
-            _mm_prefetch::<_MM_HINT_T1>(of.as_ptr().wrapping_add(offset).cast())
+            _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(offset).cast())
         }
     }
 }
