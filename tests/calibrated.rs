@@ -34,9 +34,15 @@ impl Workshop {
     }
 
     fn convert(&self, recipe: &str, out: &str) -> Command {
+        let mut command = self.convert_and_check(recipe, out);
+        command.arg("--no-verify");
+        command
+    }
+
+    fn convert_and_check(&self, recipe: &str, out: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_q35-convert"));
         command
-            .args(["mlx", "--recipe", recipe, "--no-verify", "--json"])
+            .args(["mlx", "--recipe", recipe, "--json"])
             .args([Path::new("--model"), &self.path("source"), Path::new("--out"), &self.path(out)])
             .env("HF_HUB_OFFLINE", "1")
             .stdin(Stdio::null());
@@ -86,6 +92,15 @@ fn the_result_is_as_large_as_allowed_and_no_larger() {
     let fitted = shop.report("fitted", &["--max-bytes", &bytes.to_string()]);
     let found = fitted["tensor_bytes"].as_u64().unwrap();
     assert!(found <= bytes && found * 100 > bytes * 93, "{found} bytes of {bytes}");
+}
+
+#[test]
+fn the_check_that_follows_knows_what_calibration_may_do() {
+    let shop = Workshop::new();
+    let mut command = shop.convert_and_check("best", "checked");
+    command.args([Path::new("--calibration"), &shop.path("text")]);
+    let (code, stdout, stderr) = ran(command);
+    assert_eq!(code, 0, "{stdout}{stderr}");
 }
 
 #[test]

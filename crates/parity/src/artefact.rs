@@ -10,6 +10,7 @@ use q35_coreml::{PackageWeights, PackageWeightsError};
 use q35_mlx::{MlxDirectory, MlxError, MlxTensor};
 use q35_model::{Model, Role, RunError, TensorSpec, Weights, tensor_table};
 use q35_reference::{Device, Reference};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::{Execution, Float, Storage};
@@ -49,15 +50,25 @@ impl Artefact {
     /// # Errors
     /// It holds no model, or a damaged one.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        let manifest = std::fs::read(dir.join(MANIFEST)).ok().and_then(|text| Manifest::parse(&text).ok());
+        // Without a manifest it cannot be known how it was made, and rounding to nearest is what other makers do.
+        Self::open_as_made(dir, &manifest.map(|manifest| manifest.settings).unwrap_or_default())
+    }
+
+    /// Opens `dir`, which was made with `settings` as a manifest has them, whether or not it has one by now.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as_made(dir: &Path, settings: &Map<String, Value>) -> Result<Self, OpenError> {
+        let setting = |name: &str| settings.get(name).and_then(Value::as_str);
         let form = if holds_packages(dir) {
             // What executes f16 on the device is judged in f16 here.
-            let f32 = setting(dir, "compute").is_some_and(|compute| compute == "f32");
+            let f32 = setting("compute") == Some("f32");
             let activations = if f32 { Float::F32 } else { Float::F16 };
             Form::CoreMl { weights: Box::new(PackageWeights::open(dir)?), activations }
         } else if MlxDirectory::recognises(dir) {
             let directory = Arc::new(MlxDirectory::open(dir)?);
-            // Without a manifest it cannot be known, and rounding to nearest is what other makers do.
-            let calibrated = setting(directory.dir(), "recipe").is_some_and(|recipe| recipe != "rtn");
+            let calibrated = setting("recipe").is_some_and(|recipe| recipe != "rtn");
             Form::Mlx { directory, calibrated }
         } else {
             Form::Checkpoint(Arc::new(Checkpoint::open(dir)?))
@@ -292,10 +303,4 @@ fn package_files(dir: &Path) -> Vec<(PathBuf, u64)> {
     }
     found.sort();
     found
-}
-
-/// A setting of the conversion, if the directory has a manifest that says it.
-fn setting(dir: &Path, name: &str) -> Option<String> {
-    let manifest = Manifest::parse(&std::fs::read(dir.join(MANIFEST)).ok()?).ok()?;
-    Some(manifest.settings.get(name)?.as_str()?.to_owned())
 }

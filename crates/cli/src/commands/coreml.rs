@@ -204,7 +204,10 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     drop(step);
     let parity = match args.no_verify {
         true => None,
-        false => Some(after_conversion(&checkpoint, &args.model.model, staging.path(), context.watcher)?),
+        false => {
+            let (source, manifest) = (&args.model.model, &written.manifest);
+            Some(after_conversion(&checkpoint, source, staging.path(), manifest, context.watcher)?)
+        }
     };
     let manifest = record(parity.as_ref(), written.manifest, staging.path())?;
     let manifest = staging.seal(manifest, written.files)?;

@@ -299,8 +299,8 @@ impl Bars {
     }
 }
 
-/// The short check that follows a conversion: `out` is the directory just written, not yet in its place. `reference` is
-/// the conversion's own, since mapping its files twice would count twice.
+/// The short check that follows a conversion: `out` is the directory just written, not yet in its place nor with its
+/// `manifest` in it. `reference` is the conversion's own, since mapping its files twice would count twice.
 ///
 /// # Errors
 /// The check could not be done.
@@ -308,9 +308,11 @@ pub(crate) fn after_conversion(
     reference: &Arc<Checkpoint>,
     reference_name: &str,
     out: &Path,
+    manifest: &Manifest,
     watcher: Watcher,
 ) -> anyhow::Result<Report> {
-    let (reference, candidate) = (Artefact::of_checkpoint(Arc::clone(reference)), Artefact::open(out)?);
+    let reference = Artefact::of_checkpoint(Arc::clone(reference));
+    let candidate = Artefact::open_as_made(out, &manifest.settings)?;
     let prompts = match CheckpointText::open(reference.dir()) {
         Ok(text) => Suite::from_json(DEFAULT_SUITE)?.prompts(&text, true, Some(SHORT_POSITIONS))?,
         Err(_) => {
