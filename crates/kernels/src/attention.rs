@@ -466,8 +466,25 @@ fn prepare_queries<S: Simd>(simd: S, queries: &[f32], width: usize, scratch: &mu
 
 #[inline(always)]
 fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &mut Scratch) {
-    let stride = width.next_multiple_of(64);
-    let vectors = stride / 64;
+    match width.div_ceil(64) {
+        1 => scores_of::<S, 1>(simd, blocks, width, scratch),
+        2 => scores_of::<S, 2>(simd, blocks, width, scratch),
+        4 => scores_of::<S, 4>(simd, blocks, width, scratch),
+        _ => scores_of::<S, 0>(simd, blocks, width, scratch),
+    }
+}
+
+/// Keys are `VECTORS` vectors of 64 long, or, if that is zero, what `width` says: a number known beforehand keeps the
+/// query in registers.
+#[inline(always)]
+fn scores_of<S: Simd, const VECTORS: usize>(
+    simd: S,
+    blocks: &[FastBlock],
+    width: usize,
+    scratch: &mut Scratch,
+) {
+    let vectors = if VECTORS == 0 { width.div_ceil(64) } else { VECTORS };
+    let stride = 64 * vectors;
     let Scratch { scores, queries, query_scales, .. } = scratch;
     for (b, block) in blocks.iter().enumerate() {
         let keys = block.keys.as_chunks::<64>().0;
@@ -578,7 +595,11 @@ fn values_of<S: Simd, const HEADS: usize>(
         for (b, block) in blocks.iter().enumerate() {
             let values: &[_; BLOCK / 4] =
                 block.values.as_chunks().0[column * BLOCK / 4..].first_chunk().expect("a column of a block");
-            let weights = halves.map(|(upper, lower)| (fours(upper, b), fours(lower, b)));
+            // No closure: one that is not inlined spills every sum.
+            let mut weights = [(fours(halves[0].0, b), fours(halves[0].1, b)); HEADS];
+            for head in 1..HEADS {
+                weights[head] = (fours(halves[head].0, b), fours(halves[head].1, b));
+            }
             for (four, values) in values.iter().enumerate() {
                 // The same positions of the next column.
                 simd.prefetch(values, 64 * BLOCK / 4);
