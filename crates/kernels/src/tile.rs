@@ -236,8 +236,8 @@ fn times<S: Simd, const T: usize, const R: usize>(
                 Mode::Exact => add_reals::<S, T, R>(simd, tiles, block, g, trees, &mut sums),
             }
         }
-        for r in 0..R {
-            count_up::<S, T>(simd, &mut trees.slots[r], rank, sums[r]);
+        for (tree, sums) in trees.slots.iter_mut().zip(sums) {
+            count_up::<S, T>(simd, tree, rank, sums);
         }
     }
     for (tile, tree) in trees.slots.iter().enumerate().take(R) {
@@ -342,8 +342,8 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
                 }
             }
         }
-        for r in 0..R {
-            count_up::<S, T>(simd, &mut trees.lanes[r], leaf, parts[r]);
+        for (tree, parts) in trees.lanes.iter_mut().zip(parts) {
+            count_up::<S, T>(simd, tree, leaf, parts);
         }
     }
     for r in 0..R {
