@@ -24,6 +24,8 @@ pub(crate) struct Splitter {
     pending: String,
     /// Nothing but white space has come in this channel.
     fresh: bool,
+    /// Reasoning has been given: more of it, after a tag, begins a line of its own.
+    reasoned: bool,
 }
 
 impl Splitter {
@@ -34,7 +36,7 @@ impl Splitter {
     }
 
     pub(crate) fn new(channel: Channel) -> Self {
-        Self { channel, pending: String::new(), fresh: true }
+        Self { channel, pending: String::new(), fresh: true, reasoned: false }
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -59,7 +61,7 @@ impl Splitter {
 
     /// The reasoning was closed from outside: the answer follows, and what waited is dropped.
     pub(crate) fn close_reasoning(&mut self) {
-        *self = Self::new(Channel::Answer);
+        *self = Self { reasoned: self.reasoned, ..Self::new(Channel::Answer) };
     }
 
     /// One decision; whether another may follow.
@@ -112,10 +114,18 @@ impl Splitter {
 
     fn emit(&mut self, text: &str, out: &mut Vec<(Channel, String)>) {
         let text = if self.fresh { text.trim_start() } else { text };
-        if !text.is_empty() {
-            self.fresh = false;
-            out.push((self.channel, text.to_owned()));
+        if text.is_empty() {
+            return;
         }
+        let mut text = text.to_owned();
+        if self.channel == Channel::Reasoning {
+            if self.fresh && self.reasoned {
+                text.insert(0, '\n');
+            }
+            self.reasoned = true;
+        }
+        self.fresh = false;
+        out.push((self.channel, text));
     }
 }
 
@@ -163,6 +173,8 @@ mod tests {
                 "The tag <think> opens, </think> closes.",
             ),
             (Answer, "<thin", "", "<thin"),
+            (Reasoning, "one</think><think>two</think>three", "one\ntwo", "three"),
+            (Reasoning, "</th</think><think>ink>", "</th\nink>", ""),
         ];
         for (start, text, reasoning, answer) in cases {
             assert_eq!(split(start, &[text]), (reasoning.into(), answer.into()), "{text:?}");
