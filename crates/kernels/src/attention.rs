@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use crate::aligned::Aligned;
-use crate::elementwise::{exp, largest, padded};
+use crate::elementwise::{exp, largest, load_part, padded, store_part};
 use crate::halves::{STEPS, split};
 use crate::input::Mode;
 use crate::simd::{Isa, Kernel, Simd};
@@ -428,16 +428,11 @@ fn exact_values<S: Simd>(
                 let row = &row[64 * column..][..out.len()];
                 let weight = simd.splat(weight);
                 for (sum, values) in sums.iter_mut().zip(row.chunks(16)) {
-                    *sum = match values.first_chunk() {
-                        Some(values) => simd.fma(weight, simd.load(values), *sum),
-                        None => simd.fma(weight, simd.load(&padded(values)), *sum),
-                    };
+                    *sum = simd.fma(weight, load_part(simd, values), *sum);
                 }
             }
             for (sum, out) in sums.into_iter().zip(out.chunks_mut(16)) {
-                let mut values = [0.0; 16];
-                simd.store(sum, &mut values);
-                out.copy_from_slice(&values[..out.len()]);
+                store_part(simd, sum, out);
             }
         }
     }
@@ -613,11 +608,7 @@ fn values_of<S: Simd, const HEADS: usize>(
         {
             // 128 was added to each code of a value.
             let sum = simd.float(simd.int_sub(simd.end_sum(sum), simd.int_splat(128 * code_sum)));
-            let mut values = [0.0; 16];
-            simd.store(simd.mul(sum, simd.splat(scale)), &mut values);
-            let out = &mut out[16 * column..];
-            let count = out.len().min(16);
-            out[..count].copy_from_slice(&values[..count]);
+            store_part(simd, simd.mul(sum, simd.splat(scale)), &mut out[16 * column..]);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Products of two matrices of floats, neither of which is a weight.
 
+use crate::elementwise::store_part;
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Rows of a result that are computed together.
@@ -66,9 +67,7 @@ impl Kernel for Dense<'_> {
                     tile::<S, ROWS>(simd, &packed, y, columns, from, count)
                 };
                 for (out, sums) in out.chunks_exact_mut(columns).zip(sums) {
-                    let mut values = [0.0; 16];
-                    simd.store(sums, &mut values);
-                    out[from..from + count].copy_from_slice(&values[..count]);
+                    store_part(simd, sums, &mut out[from..from + count]);
                 }
                 from += count;
             }

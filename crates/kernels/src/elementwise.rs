@@ -89,10 +89,8 @@ macro_rules! over_vectors {
             $simd.store($body, out);
         }
         if !rest.is_empty() {
-            $(let $x = $simd.load(&padded($input.as_chunks::<16>().1));)*
-            let mut last = [0.0; 16];
-            $simd.store($body, &mut last);
-            rest.copy_from_slice(&last[..rest.len()]);
+            $(let $x = load_part($simd, $input.as_chunks::<16>().1);)*
+            store_part($simd, $body, rest);
         }
     }};
 }
@@ -128,9 +126,7 @@ kernel_fn! {
         for vector in vectors {
             simd.store(simd.round_to_f16(simd.load(vector)), vector);
         }
-        let mut last = padded(rest);
-        simd.store(simd.round_to_f16(simd.load(&last)), &mut last);
-        rest.copy_from_slice(&last[..rest.len()]);
+        store_part(simd, simd.round_to_f16(load_part(simd, rest)), rest);
     }
 }
 

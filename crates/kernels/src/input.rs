@@ -103,6 +103,8 @@ pub struct Inputs {
     pub(crate) columns: usize,
     pub(crate) prepared: Vec<Prepared>,
     in_use: usize,
+    /// Whose: how activations lie is an instruction set's own business.
+    pub(crate) isa: Option<Isa>,
 }
 
 /// Activations in one form.
@@ -139,6 +141,7 @@ impl Inputs {
         self.tokens = x.len() / columns;
         self.columns = columns;
         self.in_use = 0;
+        self.isa = Some(isa);
         for matrix in matrices {
             assert_eq!(matrix.columns, columns, "columns of a matrix and its activations");
             let form = Form::of(matrix, mode);

@@ -31,8 +31,10 @@ thread_local! {
 /// g to slot g mod 16, in turn), and the slots are summed as `Simd::sum` does.
 ///
 /// # Panics
-/// If `inputs` were not prepared for one of the matrices in this mode, or an output has another size.
+/// If `inputs` were not prepared for one of the matrices in this mode and by this instruction set, or an output has
+/// another size.
 pub fn multiply(isa: Isa, pool: &Pool, mode: Mode, inputs: &Inputs, products: &mut [Product<'_>]) {
+    assert_eq!(inputs.isa, Some(isa), "instruction sets of a product and its activations");
     let total: usize = products.iter().map(|product| product.matrix.rows).sum();
     // A few blocks for each thread even out unequal cores; sixteen rows make a tile, and two tiles may
     // go together.
