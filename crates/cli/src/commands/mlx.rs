@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::backend::DeviceName;
 use crate::best::{BITS_PER_WEIGHT, Best, Budget};
 use crate::commands::Context;
-use crate::commands::parity::{after_conversion, in_words, outcome, record};
+use crate::commands::parity::{after_conversion, in_words, outcome};
 use crate::exit::Outcome;
 use crate::known;
 use crate::left_out;
@@ -175,14 +175,8 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     })
     .with_context(|| format!("converting {}", source.dir.display()))?;
     drop(step);
-    let parity = match args.no_verify {
-        true => None,
-        false => {
-            let (source, manifest) = (&args.model.model, &written.manifest);
-            Some(after_conversion(&checkpoint, source, staging.path(), manifest, context.watcher)?)
-        }
-    };
-    let manifest = record(parity.as_ref(), written.manifest, staging.path())?;
+    let reference = (!args.no_verify).then_some((&checkpoint, args.model.model.as_str()));
+    let (parity, manifest) = after_conversion(reference, written.manifest, staging.path(), context.watcher)?;
     let manifest = staging.seal(manifest, written.files)?;
     let target = staging.target().to_owned();
     let output_bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();

@@ -299,12 +299,27 @@ impl Bars {
     }
 }
 
-/// The short check that follows a conversion: `out` is the directory just written, not yet in its place nor with its
+/// What follows a conversion: the short check, unless there is no `reference` (and its name) to check against, and what
+/// it found in the manifest and the model card. `out` is the directory just written, not yet in its place nor with its
 /// `manifest` in it. `reference` is the conversion's own, since mapping its files twice would count twice.
 ///
 /// # Errors
-/// The check could not be done.
+/// The check could not be done, or the card not be written.
 pub(crate) fn after_conversion(
+    reference: Option<(&Arc<Checkpoint>, &str)>,
+    manifest: Manifest,
+    out: &Path,
+    watcher: Watcher,
+) -> anyhow::Result<(Option<Report>, Manifest)> {
+    let report = match reference {
+        Some((reference, name)) => Some(short_check(reference, name, out, &manifest, watcher)?),
+        None => None,
+    };
+    let manifest = record(report.as_ref(), manifest, out)?;
+    Ok((report, manifest))
+}
+
+fn short_check(
     reference: &Arc<Checkpoint>,
     reference_name: &str,
     out: &Path,
@@ -367,14 +382,7 @@ pub(crate) fn in_words(report: Option<&Report>) -> String {
 }
 
 /// Writes what was found into the manifest and the model card of the directory just written.
-///
-/// # Errors
-/// The card cannot be written.
-pub(crate) fn record(
-    report: Option<&Report>,
-    mut manifest: Manifest,
-    out: &Path,
-) -> anyhow::Result<Manifest> {
+fn record(report: Option<&Report>, mut manifest: Manifest, out: &Path) -> anyhow::Result<Manifest> {
     manifest.parity = Some(match report {
         Some(report) => report.summary(),
         None => "unverified".into(),
