@@ -8,7 +8,8 @@ use crate::aligned::Aligned;
 use crate::halves::{STEPS, split};
 use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
 use crate::pool::Pool;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd, UNIT_TOKENS};
+use crate::unit::UnitTokens;
 
 /// Whether activations keep their f32 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,9 +88,15 @@ impl Form {
 
     /// Eight neighbouring codes as [`Form::fast_place`] places them.
     #[inline(always)]
-    fn fast_quads(self, codes: [i8; 8]) -> [[i8; 4]; 2] {
+    pub(crate) fn fast_places(self, codes: [i8; 8]) -> [i8; 8] {
         let [a, b, c, d, e, f, g, h] = codes;
-        if self.nibbles { [[a, c, e, g], [b, d, f, h]] } else { [[a, b, c, d], [e, f, g, h]] }
+        if self.nibbles { [a, c, e, g, b, d, f, h] } else { codes }
+    }
+
+    #[inline(always)]
+    fn fast_quads(self, codes: [i8; 8]) -> [[i8; 4]; 2] {
+        let [a, b, c, d, e, f, g, h] = self.fast_places(codes);
+        [[a, b, c, d], [e, f, g, h]]
     }
 }
 
@@ -114,6 +121,7 @@ pub(crate) struct Prepared {
     /// Exact: the values. One token: vectors as the codes' words are taken apart; several: [block][k][tokens].
     pub values: Aligned<f32>,
     /// Fast, one token: vectors as the codes' bytes lie, the upper halves that meet 64 bytes, then the lower ones.
+    /// Several for the matrix unit: as [`UnitTokens`] has them, scales and sums too.
     pub codes: Aligned<[i8; 64]>,
     /// Fast, several: [block][k / 4][tokens] of four codes as `Simd::quad` has them.
     pub quads: Aligned<[i32; 2]>,
@@ -216,6 +224,10 @@ impl Prepared {
             isa.run(OneToken { prepared: self, x });
             return;
         }
+        if form.mode == Mode::Fast && isa.matrix_unit().is_some() {
+            self.fill_for_unit(isa, pool, x, columns);
+            return;
+        }
         self.scales.resize(groups * tokens);
         self.sums.resize(groups * tokens);
         let (mut values, mut quads): (&mut [f32], &mut [[i32; 2]]) = (&mut [], &mut []);
@@ -252,6 +264,25 @@ impl Prepared {
         }
         pool.for_each(&mut blocks, |block| isa.run(ManyTokens { block }));
     }
+
+    /// Several tokens for the matrix unit: sixteen at a time, also where there are fewer.
+    fn fill_for_unit(&mut self, isa: Isa, pool: &Pool, x: &[f32], columns: usize) {
+        let form = self.form;
+        let groups = columns.div_ceil(form.group);
+        let blocks = (x.len() / columns).div_ceil(UNIT_TOKENS);
+        let (numbers, lines) = (groups * UNIT_TOKENS, 2 * groups * UNIT_TOKENS * form.group / 64);
+        self.codes.resize(blocks * lines);
+        self.scales.resize(blocks * numbers);
+        self.sums.resize(blocks * numbers);
+        let parts = self.scales.chunks_exact_mut(numbers).zip(self.sums.chunks_exact_mut(numbers));
+        let mut blocks: Vec<_> = x
+            .chunks(UNIT_TOKENS * columns)
+            .zip(self.codes.chunks_exact_mut(lines))
+            .zip(parts)
+            .map(|((x, codes), (scales, sums))| UnitTokens { form, columns, x, codes, scales, sums })
+            .collect();
+        pool.for_each(&mut blocks, |block| isa.run(block));
+    }
 }
 
 /// Cuts `count` elements off the front.
@@ -262,14 +293,14 @@ fn take<'a, T>(from: &mut &'a mut [T], count: usize) -> &'a mut [T] {
 }
 
 /// One group of a token as vectors, zero beyond the last column.
-struct Group<'a> {
+pub(crate) struct Group<'a> {
     values: &'a [f32],
 }
 
 impl<'a> Group<'a> {
     /// `room` is for a group that ends beyond the last column.
     #[inline(always)]
-    fn read(x: &'a [f32], start: usize, group: usize, room: &'a mut [f32; 128]) -> Self {
+    pub(crate) fn read(x: &'a [f32], start: usize, group: usize, room: &'a mut [f32; 128]) -> Self {
         let values = x.get(start..start + group).unwrap_or_else(|| {
             let rest = &x[start..];
             room[..rest.len()].copy_from_slice(rest);
@@ -296,7 +327,7 @@ impl<'a> Group<'a> {
 
     /// The upper and lower halves of codes, 128 * upper + lower, and their scale and sum.
     #[inline(always)]
-    fn quantize<S: Simd>(&self, simd: S, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
+    pub(crate) fn quantize<S: Simd>(&self, simd: S, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
         let mut largest = simd.splat(0.0);
         for vector in self.vectors() {
             largest = simd.max(largest, simd.abs(simd.load(vector)));

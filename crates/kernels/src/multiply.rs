@@ -56,7 +56,7 @@ pub fn multiply(isa: Isa, pool: &Pool, mode: Mode, inputs: &Inputs, products: &m
                 let first = out.start();
                 isa.run(Rows { matrix, x, first, out: out.row(0), scratch });
             } else {
-                isa.run(Tiles { matrix, x, out, scratch });
+                isa.run(Tiles { matrix, x, out, scratch, unit: isa.matrix_unit() });
             }
         });
     });

@@ -10,8 +10,9 @@ use crate::columns::ColumnBlock;
 use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::row::{Scratch, float_dot, float_row};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, MatrixUnit, Simd};
 use crate::stream::unpack;
+use crate::unit::{self, UnitSpace};
 
 /// Some rows, those of the columns of `out` [tokens, rows], times all tokens.
 pub(crate) struct Tiles<'a, 'b> {
@@ -19,6 +20,7 @@ pub(crate) struct Tiles<'a, 'b> {
     pub x: &'a Prepared,
     pub out: &'a mut ColumnBlock<'b, f32>,
     pub scratch: &'a mut Scratch,
+    pub unit: Option<MatrixUnit>,
 }
 
 impl Kernel for Tiles<'_, '_> {
@@ -26,7 +28,7 @@ impl Kernel for Tiles<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { matrix, x, out, scratch } = self;
+        let Self { matrix, x, out, scratch, unit } = self;
         let (first, rows) = (out.start(), out.columns());
         let columns = matrix.columns;
         if let Codes::Float(floats) = matrix.codes {
@@ -39,6 +41,8 @@ impl Kernel for Tiles<'_, '_> {
             return;
         }
         let Scratch { codes: plain, tiles: [space, second_space], .. } = scratch;
+        let mut unit_space = UnitSpace::<S>::new(simd);
+        let session = unit.filter(|_| x.form.mode == Mode::Fast).map(|unit| unit.begin(x.form.group));
         let mut trees = Trees::<S>::new(simd);
         let mut from = 0;
         while from < rows {
@@ -48,9 +52,19 @@ impl Kernel for Tiles<'_, '_> {
                 let second = first + from + 16;
                 let second =
                     Tile::decode(simd, matrix, x.form, second, (left - 16).min(16), plain, second_space);
-                products(simd, &[tile, second], x, from, out, &mut trees);
+                match &session {
+                    Some(session) => {
+                        unit::products(simd, session, [&tile, &second], x, from, out, &mut unit_space);
+                    }
+                    None => products(simd, &[tile, second], x, from, out, &mut trees),
+                }
             } else {
-                products(simd, &[tile], x, from, out, &mut trees);
+                match &session {
+                    Some(session) => {
+                        unit::products(simd, session, [&tile, &tile], x, from, out, &mut unit_space);
+                    }
+                    None => products(simd, &[tile], x, from, out, &mut trees),
+                }
             }
             from += 16 * S::TILES;
         }
@@ -96,17 +110,17 @@ pub(crate) struct TileSpace {
 }
 
 /// Sixteen rows, taken apart.
-struct Tile<'a> {
-    form: Form,
-    groups: usize,
+pub(crate) struct Tile<'a> {
+    pub form: Form,
+    pub groups: usize,
     /// Fast: [columns / 4] vectors of four codes of each row.
-    codes: &'a [[u8; 64]],
+    pub codes: &'a [[u8; 64]],
     /// Exact: [columns] vectors of one code of each row, as floats.
     values: &'a [[f32; 16]],
     /// [groups] vectors.
-    scales: &'a [[f32; 16]],
+    pub scales: &'a [[f32; 16]],
     /// [groups] vectors, or none for symmetric codes.
-    biases: &'a [[f32; 16]],
+    pub biases: &'a [[f32; 16]],
 }
 
 /// Tokens `before..before + tokens` of prepared activations.
@@ -237,7 +251,7 @@ fn times<S: Simd, const T: usize, const R: usize>(
             }
         }
         for (tree, sums) in trees.slots.iter_mut().zip(sums) {
-            count_up::<S, T>(simd, tree, rank, sums);
+            count_up(simd, tree, rank, sums);
         }
     }
     for (tile, tree) in trees.slots.iter().enumerate().take(R) {
@@ -343,7 +357,7 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
             }
         }
         for (tree, parts) in trees.lanes.iter_mut().zip(parts) {
-            count_up::<S, T>(simd, tree, leaf, parts);
+            count_up(simd, tree, leaf, parts);
         }
     }
     for r in 0..R {

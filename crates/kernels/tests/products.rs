@@ -123,7 +123,7 @@ proptest! {
         (kind, columns) in kinds(),
         float in prop_oneof![Just(FloatKind::F32), Just(FloatKind::F16), Just(FloatKind::Bf16)],
         rows in 1usize..80,
-        tokens in 2usize..12,
+        tokens in 2usize..40,
         fast in any::<bool>(),
         seed in any::<u64>(),
     ) {

@@ -8,6 +8,11 @@
 //! [`Kernel::run`] is inlined into one entry function per instruction set, which is compiled with its features.
 //! A value of a `Simd` type is the proof that detection found them; only the entry functions make one.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "no_amx.rs"]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -18,7 +23,21 @@ mod portable;
 
 use std::sync::OnceLock;
 
+pub(crate) use amx::{MatrixUnit, Session};
+
 use crate::stream::unpack_plain;
+
+/// Tokens that the matrix unit multiplies at a time.
+pub(crate) const UNIT_TOKENS: usize = 16;
+
+/// Sums of products by the matrix unit: [tiles][halves of activations][tokens][rows].
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct UnitSums(pub [[[[i32; 16]; UNIT_TOKENS]; 2]; 2]);
+
+impl UnitSums {
+    pub(crate) const ZERO: Self = Self([[[[0; 16]; UNIT_TOKENS]; 2]; 2]);
+}
 
 /// An instruction set that this machine has. All give the same results, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +45,9 @@ pub struct Isa(Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    /// AVX-512 and, for several tokens, the matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    Amx(MatrixUnit),
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -48,6 +70,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             if avx512::detected() {
+                found.extend(MatrixUnit::detect().map(|unit| Self(Kind::Amx(unit))));
                 found.push(Self(Kind::Avx512));
             }
             if avx2::detected() {
@@ -71,6 +94,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Kind::Amx(_) => "AMX and AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "AVX-512 VNNI",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "AVX2",
@@ -80,11 +105,20 @@ impl Isa {
         }
     }
 
+    /// The matrix unit, if this is the instruction set that has it.
+    pub(crate) fn matrix_unit(self) -> Option<MatrixUnit> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx(unit) => Some(unit),
+            _ => None,
+        }
+    }
+
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             // SAFETY: an `Isa` of this kind is only made where its features were detected.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => unsafe { avx512::enter(kernel) },
+            Kind::Amx(_) | Kind::Avx512 => unsafe { avx512::enter(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => unsafe { avx2::enter(kernel) },
