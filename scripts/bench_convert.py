@@ -63,7 +63,7 @@ def main():
     try:
         outputs = {"q35": work / "q35", "mlx-lm": work / "mlx-lm"}
         commands = {
-            "q35": [arguments.q35, "mlx", "--model", arguments.checkpoint, "--out", str(outputs["q35"]), "--no-verify", "--json"],
+            "q35": [arguments.q35, "mlx", "--recipe", "rtn", "--model", arguments.checkpoint, "--out", str(outputs["q35"]), "--no-verify", "--json"],
             "mlx-lm": [arguments.python, "-c", MLX_LM, arguments.checkpoint, str(outputs["mlx-lm"])],
         }
         runs = {name: [] for name in commands}

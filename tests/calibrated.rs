@@ -1,6 +1,7 @@
 //! `q35-convert mlx --recipe best` through the real binary: sizes, refusals, and that a kill costs nothing.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -111,6 +112,7 @@ fn what_cannot_be_calibrated_is_refused_and_leaves_nothing() {
         (vec!["--bits-per-weight", "2.5"], "expected: at least"),
         (vec!["--max-bytes", "1000"], "the tensors that stay in float alone take"),
         (vec!["--for", "speech-swift"], "hint: use --recipe rtn"),
+        (vec!["--bits", "4"], "--bits says nothing to --recipe best"),
     ] {
         let (code, stdout, stderr) = shop.best("out", &arguments);
         assert_eq!((code, stdout.as_str()), (2, ""));
@@ -124,6 +126,44 @@ fn what_cannot_be_calibrated_is_refused_and_leaves_nothing() {
         stderr.contains("the calibration text is too short\n  expected: at least 512 tokens"),
         "{stderr}"
     );
+}
+
+#[test]
+fn calibration_is_the_rule_unless_something_speaks_for_rounding() {
+    let shop = Workshop::new();
+    let command = |out: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_q35-convert"));
+        command.args([Path::new("mlx"), Path::new("--model"), &shop.path("source")]);
+        command.args([Path::new("--out"), &shop.path(out)]).args(["--no-verify", "--json"]).args(more);
+        command
+    };
+    let convert = |out: &str, more: &[&str]| {
+        let (code, stdout, stderr) = ran(command(out, more));
+        assert_eq!(code, 0, "{stderr}");
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        (report["recipe"].as_str().unwrap().to_owned(), stderr)
+    };
+    let text = shop.path("text");
+    assert_eq!(convert("option", &["--calibration", text.to_str().unwrap()]).0, "best");
+    for (out, more) in [
+        ("bits", ["--bits", "4"]),
+        ("group", ["--group-size", "32"]),
+        ("swift", ["--for", "speech-swift"]),
+        ("named", ["--recipe", "rtn"]),
+    ] {
+        assert_eq!(convert(out, &more), ("rtn".to_owned(), String::new()));
+    }
+    // The tool's own text is long for tokens that are bytes: it is enough that calibration begins.
+    let mut usual = command("usual", &[]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(usual.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    usual.kill().unwrap();
+    usual.wait().unwrap();
+    assert!(said.contains("--recipe best") && said.contains("--recipe rtn takes seconds"), "{said}");
+    fs::remove_file(shop.path("source/tokenizer.json")).unwrap();
+    let (recipe, said) = convert("silent", &[]);
+    assert_eq!(recipe, "rtn");
+    assert!(said.contains("no text to calibrate on"), "{said}");
 }
 
 #[test]

@@ -47,6 +47,9 @@ impl Workshop {
         let mut arguments = vec!["mlx", "--model", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
         // What quantization does to random weights is not the matter here.
         arguments.push("--no-verify");
+        if !more.contains(&"--recipe") {
+            arguments.extend(["--recipe", "rtn"]);
+        }
         arguments.extend(more);
         run(&arguments)
     }
@@ -106,8 +109,16 @@ fn the_same_input_gives_the_same_bytes() {
     let (one, other) = (Workshop::new(), Workshop::new());
     assert_eq!(one.mlx(&[]).0, 0);
     let (source, out) = (other.path("source"), other.path("out"));
-    let arguments =
-        ["mlx", "--model", source.to_str().unwrap(), "--out", out.to_str().unwrap(), "--no-verify", "-q"];
+    let arguments = [
+        "mlx",
+        "--model",
+        source.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--recipe",
+        "rtn",
+        "--no-verify",
+    ];
     assert!(
         convert(&arguments).env("RAYON_NUM_THREADS", "1").stdout(Stdio::null()).status().unwrap().success()
     );
@@ -318,8 +329,17 @@ fn wrong_settings_are_refused_before_anything_is_read() {
 fn the_embedded_model_converts_and_is_the_one_described() {
     let shop = Workshop::new();
     let out = shop.path("nano");
-    let (code, stdout, stderr) =
-        run(&["mlx", "--model", "q35-nano", "--out", out.to_str().unwrap(), "--no-verify", "-q"]);
+    let (code, stdout, stderr) = run(&[
+        "mlx",
+        "--model",
+        "q35-nano",
+        "--bits",
+        "4",
+        "--out",
+        out.to_str().unwrap(),
+        "--no-verify",
+        "-q",
+    ]);
     assert_eq!(code, 0, "{stdout}{stderr}");
     let read = |name: &str| serde_json::from_slice::<Value>(&fs::read(out.join(name)).unwrap()).unwrap();
     assert_eq!(read("manifest.json")["source"]["id"], "q35-nano");

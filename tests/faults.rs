@@ -15,7 +15,7 @@ impl Broken {
         TinyCheckpoint::new().write_to(&new.0.path().join("source"));
         let ids: Vec<u32> = (0..40).map(|i| 32 + i * 7 % 90).collect();
         std::fs::write(new.0.path().join("ids.json"), serde_json::to_string(&ids).unwrap()).unwrap();
-        let done = new.run(&["mlx", "--model", "source", "--out", "int4", "--no-verify"]);
+        let done = new.run(&["mlx", "--model", "source", "--recipe", "rtn", "--out", "int4", "--no-verify"]);
         assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
         new
     }

@@ -34,7 +34,9 @@ impl Machine {
 
     fn mlx(&self, out: &str, more: &[&str]) -> Command {
         let out = self.path(out);
-        let arguments = [&["mlx", "--model", "owner/model", "--out", &out, "--no-verify"], more].concat();
+        let arguments =
+            [&["mlx", "--model", "owner/model", "--recipe", "rtn", "--out", &out, "--no-verify"], more]
+                .concat();
         self.command(env!("CARGO_BIN_EXE_q35-convert"), &arguments)
     }
 }

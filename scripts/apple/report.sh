@@ -76,7 +76,7 @@ judge() {
 convert_all() {
   local name=$1 dir=$2
   mkdir -p "$dir" "$work/compiled"
-  step "$name: convert, mlx-int4" "$convert" mlx --model "$name" --out "$dir/mlx-int4" --no-verify
+  step "$name: convert, mlx-int4" "$convert" mlx --recipe rtn --model "$name" --out "$dir/mlx-int4" --no-verify
   step "$name: convert, mlx-int8" "$convert" mlx --model "$name" --bits 8 --out "$dir/mlx-int8" --no-verify
   step "$name: convert, coreml" "$convert" coreml --model "$name" --out "$dir/coreml" --no-verify
   step "$name: convert, caches as inputs" "$convert" coreml --model "$name" --cache io --out "$dir/coreml-io" --no-verify

@@ -33,7 +33,7 @@ gate() { # NAME SUITE, then the arguments of the conversion
 }
 
 # The whole suite, with its prompt of 2,000 tokens, for one; the evaluator of packages takes half a minute for that.
-gate mlx-int4 whole mlx
+gate mlx-int4 whole mlx --recipe rtn
 gate mlx-int8 short mlx --bits 8
 gate mlx-speech-swift short mlx --for speech-swift
 gate coreml-int8 short coreml

@@ -24,7 +24,7 @@ cargo test --release "${mlx[@]}" --workspace --test 'mlx_*'
 echo "-- the commands"
 cargo build --release "${mlx[@]}" --workspace --bins
 bin=target/release
-"$bin/q35-convert" mlx --model q35-nano --out "$work/int4" --no-verify --quiet
+"$bin/q35-convert" mlx --model q35-nano --recipe rtn --out "$work/int4" --no-verify --quiet
 "$bin/q35-convert" parity --reference q35-nano --candidate "$work/int4" --backend mlx --short
 "$bin/q35-chat" --model "$work/int4" --backend mlx --prompt "My name is Ada. What is my name?" --seed 1 --quiet
 

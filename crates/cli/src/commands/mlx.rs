@@ -36,17 +36,18 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Bits of a weight: 2, 3, 4, 5, 6 or 8
-    #[arg(long, default_value_t = 4)]
-    pub bits: u32,
+    /// Bits of every weight, for --recipe rtn: 2, 3, 4, 5, 6 or 8; 4 if not given
+    #[arg(long)]
+    pub bits: Option<u32>,
 
-    /// Weights that share a scale and a bias: 32, 64 or 128
-    #[arg(long, value_name = "SIZE", default_value_t = 64)]
-    pub group_size: usize,
+    /// Weights that share a scale and a bias, for --recipe rtn: 32, 64 or 128; 64 if not given
+    #[arg(long, value_name = "SIZE")]
+    pub group_size: Option<usize>,
 
-    /// How weights are rounded
-    #[arg(long, value_enum, default_value_t = RecipeName::Rtn)]
-    pub recipe: RecipeName,
+    /// How weights are rounded; best if not given, but rtn with --bits, --group-size, --for speech-swift or a
+    /// checkpoint without tokenizer.json
+    #[arg(long, value_enum)]
+    pub recipe: Option<RecipeName>,
 
     /// Text to calibrate on instead of the tool's own, for --recipe best
     #[arg(long, value_name = "FILE")]
@@ -105,34 +106,59 @@ impl From<Reader> for Form {
 }
 
 impl Args {
-    /// The calibrated model, if the recipe asks for one.
-    fn calibrate(
-        &self,
-        checkpoint: &Checkpoint,
-        target: &Path,
-        watcher: Watcher,
-    ) -> anyhow::Result<Option<Best>> {
-        if self.recipe != RecipeName::Best {
-            let given = [
-                ("--calibration", self.calibration.is_some()),
-                ("--bits-per-weight", self.bits_per_weight.is_some()),
-                ("--max-bytes", self.max_bytes.is_some()),
-                ("--device", self.device.is_some()),
-            ];
-            if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
-                bail!("{option} says nothing to --recipe rtn\nhint: add --recipe best");
+    /// The recipe asked for, by name or by an option that only one has.
+    ///
+    /// # Errors
+    /// An option that says nothing to the recipe.
+    fn recipe(&self) -> anyhow::Result<Option<RecipeName>> {
+        let of_rtn = [("--bits", self.bits.is_some()), ("--group-size", self.group_size.is_some())];
+        let of_best = [
+            ("--calibration", self.calibration.is_some()),
+            ("--bits-per-weight", self.bits_per_weight.is_some()),
+            ("--max-bytes", self.max_bytes.is_some()),
+            ("--device", self.device.is_some()),
+        ];
+        let first = |options: &[(&'static str, bool)]| options.iter().find(|(_, given)| *given).map(|o| o.0);
+        let swift = self.reader == Reader::SpeechSwift;
+        let recipe = match self.recipe {
+            None if first(&of_best).is_some() => Some(RecipeName::Best),
+            None if swift || first(&of_rtn).is_some() => Some(RecipeName::Rtn),
+            named => named,
+        };
+        match (recipe, first(&of_rtn), first(&of_best)) {
+            (Some(RecipeName::Best), ..) if swift => {
+                bail!("--for speech-swift takes one number of bits for all matrices\nhint: use --recipe rtn")
             }
-            return Ok(None);
+            (Some(RecipeName::Best), Some(option), _) => bail!(
+                "{option} says nothing to --recipe best, which chooses for each matrix\n\
+                 hint: --bits-per-weight sets the average"
+            ),
+            (Some(RecipeName::Rtn), _, Some(option)) => {
+                bail!("{option} says nothing to --recipe rtn\nhint: use --recipe best")
+            }
+            (recipe, ..) => Ok(recipe),
         }
-        if self.reader == Reader::SpeechSwift {
-            bail!("--for speech-swift takes one number of bits for all matrices\nhint: use --recipe rtn");
-        }
+    }
+
+    /// The calibrated model.
+    fn calibrate(&self, checkpoint: &Checkpoint, target: &Path, watcher: Watcher) -> anyhow::Result<Best> {
         let budget = match self.max_bytes {
             Some(bytes) => Budget::Bytes(bytes),
             None => Budget::BitsPerWeight(self.bits_per_weight.unwrap_or(BITS_PER_WEIGHT)),
         };
         let device = self.device.map_or(Device::Cpu, Device::from);
-        Best::calibrate(checkpoint, target, self.calibration.as_deref(), budget, device, watcher).map(Some)
+        Best::calibrate(checkpoint, target, self.calibration.as_deref(), budget, device, watcher)
+    }
+}
+
+/// The recipe where nothing speaks for one: the better one, if the checkpoint can read the text it takes.
+fn usual_recipe(checkpoint: &Checkpoint) -> RecipeName {
+    if checkpoint.dir().join("tokenizer.json").is_file() {
+        note("note: --recipe best, which takes minutes; --recipe rtn takes seconds and loses far more");
+        RecipeName::Best
+    } else {
+        note("note: --recipe rtn: without a tokenizer.json there is no text to calibrate on");
+        RecipeName::Rtn
     }
 }
 
@@ -142,7 +168,8 @@ impl Args {
 /// The source cannot be used, or the output not be written.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let started = Instant::now();
-    let spec = AffineSpec::new(args.bits, args.group_size)?;
+    let spec = AffineSpec::new(args.bits.unwrap_or(4), args.group_size.unwrap_or(64))?;
+    let recipe = args.recipe()?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     // Refused before anything is fetched.
     let staging = Staging::begin(&args.out, existing)?;
@@ -150,7 +177,10 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     staging.protect(&source.dir)?;
     let checkpoint = Arc::new(Checkpoint::open(&source.dir)?);
     known::check(&source, &checkpoint)?;
-    let calibrated = args.calibrate(&checkpoint, staging.target(), context.watcher)?;
+    let calibrated = match recipe.unwrap_or_else(|| usual_recipe(&checkpoint)) {
+        RecipeName::Best => Some(args.calibrate(&checkpoint, staging.target(), context.watcher)?),
+        RecipeName::Rtn => None,
+    };
     let nearest = RoundToNearest(spec);
     let recipe: &dyn Recipe = calibrated.as_ref().map_or(&nearest, |best| best);
     let options = WriteOptions {
