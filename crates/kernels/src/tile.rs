@@ -10,7 +10,7 @@ use crate::columns::ColumnBlock;
 use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::row::{Scratch, float_dot, float_row};
-use crate::simd::{Kernel, MatrixUnit, Simd};
+use crate::simd::{Kernel, MatrixUnit, Session, Simd};
 use crate::stream::unpack;
 use crate::unit::{self, UnitSpace};
 
@@ -40,33 +40,53 @@ impl Kernel for Tiles<'_, '_> {
             }
             return;
         }
-        let Scratch { codes: plain, tiles: [space, second_space], .. } = scratch;
-        let mut unit_space = UnitSpace::<S>::new(simd);
-        let session = unit.filter(|_| x.form.mode == Mode::Fast).map(|unit| unit.begin(x.form.group));
-        let mut trees = Trees::<S>::new(simd);
+        let Scratch { codes: plain, tiles: [first_tile, second_tile], .. } = scratch;
+        let mut space = match unit {
+            Some(unit) if x.form.mode == Mode::Fast => {
+                Space::Unit(unit.begin(x.form.group), UnitSpace::new(simd))
+            }
+            _ => Space::Vectors(Trees::new(simd)),
+        };
         let mut from = 0;
         while from < rows {
             let left = rows - from;
-            let tile = Tile::decode(simd, matrix, x.form, first + from, left.min(16), plain, space);
+            let tile = Tile::decode(simd, matrix, x.form, first + from, left.min(16), plain, first_tile);
             if S::TILES == 2 && left > 16 {
                 let second = first + from + 16;
                 let second =
-                    Tile::decode(simd, matrix, x.form, second, (left - 16).min(16), plain, second_space);
-                match &session {
-                    Some(session) => {
-                        unit::products(simd, session, [&tile, &second], x, from, out, &mut unit_space);
-                    }
-                    None => products(simd, &[tile, second], x, from, out, &mut trees),
-                }
+                    Tile::decode(simd, matrix, x.form, second, (left - 16).min(16), plain, second_tile);
+                space.products(simd, &[tile, second], x, from, out);
             } else {
-                match &session {
-                    Some(session) => {
-                        unit::products(simd, session, [&tile, &tile], x, from, out, &mut unit_space);
-                    }
-                    None => products(simd, &[tile], x, from, out, &mut trees),
-                }
+                space.products(simd, &[tile], x, from, out);
             }
             from += 16 * S::TILES;
+        }
+    }
+}
+
+/// What multiplies tiles, and its work space.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
+enum Space<S: Simd> {
+    Unit(Session, UnitSpace<S>),
+    Vectors(Trees<S>),
+}
+
+impl<S: Simd> Space<S> {
+    /// Writes the products of tiles, rows `from..` of the block, with all tokens.
+    #[inline(always)]
+    fn products<const R: usize>(
+        &mut self,
+        simd: S,
+        tiles: &[Tile<'_>; R],
+        x: &Prepared,
+        from: usize,
+        out: &mut ColumnBlock<'_, f32>,
+    ) {
+        match self {
+            Self::Unit(session, space) => {
+                unit::products(simd, session, [&tiles[0], &tiles[R - 1]], x, from, out, space);
+            }
+            Self::Vectors(trees) => products(simd, tiles, x, from, out, trees),
         }
     }
 }
@@ -317,17 +337,31 @@ fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
             let scale = simd.load(&tiles[r].scales[g]);
             let bias = tiles[r].biases.get(g);
             for n in 0..N {
-                let dot = simd.float(simd.end_wide_sum(dots[r][n]));
-                let x_sum = simd.splat(x_sums[from + n]);
-                let value = match bias {
-                    Some(bias) => simd.fma(scale, dot, simd.mul(simd.load(bias), x_sum)),
-                    None => simd.mul(scale, simd.sub(dot, simd.mul(simd.splat(128.0), x_sum))),
-                };
+                let dot = simd.end_wide_sum(dots[r][n]);
                 let sum = &mut sums[r][from + n];
-                *sum = simd.fma(simd.splat(x_scales[from + n]), value, *sum);
+                *sum = scaled(simd, dot, scale, bias, (x_scales[from + n], x_sums[from + n]), *sum);
             }
         }
     }
+}
+
+/// `sum` plus the whole products `dot` of a group with sixteen rows, scaled; `x` are the scale and the sum of the
+/// group's activations. Without biases, 128 was added to each code.
+#[inline(always)]
+pub(crate) fn scaled<S: Simd>(
+    simd: S,
+    dot: S::I,
+    scale: S::F,
+    bias: Option<&[f32; 16]>,
+    (x_scale, x_sum): (f32, f32),
+    sum: S::F,
+) -> S::F {
+    let (dot, x_sum) = (simd.float(dot), simd.splat(x_sum));
+    let value = match bias {
+        Some(bias) => simd.fma(scale, dot, simd.mul(simd.load(bias), x_sum)),
+        None => simd.mul(scale, simd.sub(dot, simd.mul(simd.splat(128.0), x_sum))),
+    };
+    simd.fma(simd.splat(x_scale), value, sum)
 }
 
 /// [`add_integers`] of floats, in the order of a single token's product.

@@ -7,7 +7,7 @@
 use crate::columns::ColumnBlock;
 use crate::input::{Form, Group, Prepared, TREE};
 use crate::simd::{Kernel, Session, Simd, UNIT_TOKENS, UnitSums};
-use crate::tile::Tile;
+use crate::tile::{Tile, scaled};
 
 /// Work space of a thread's products.
 pub(crate) struct UnitSpace<S: Simd> {
@@ -125,27 +125,14 @@ fn add_scaled<S: Simd>(
     dots: &UnitSums,
     sums: &mut [[S::F; UNIT_TOKENS]; 2],
 ) {
-    let x_sums = &x.sums[at * UNIT_TOKENS..][..tokens];
     let x_scales = &x.scales[at * UNIT_TOKENS..][..tokens];
+    let x_sums = &x.sums[at * UNIT_TOKENS..][..tokens];
     for ((tile, [upper, lower]), sums) in tiles.iter().zip(&dots.0).zip(sums) {
         let scale = simd.load(&tile.scales[g]);
-        let parts = upper.iter().zip(lower).zip(x_sums).zip(x_scales).zip(sums);
-        match tile.biases.get(g) {
-            Some(bias) => {
-                let bias = simd.load(bias);
-                for ((((upper, lower), &x_sum), &x_scale), sum) in parts {
-                    let dot = simd.float(joined(simd, upper, lower));
-                    let value = simd.fma(scale, dot, simd.mul(bias, simd.splat(x_sum)));
-                    *sum = simd.fma(simd.splat(x_scale), value, *sum);
-                }
-            }
-            None => {
-                for ((((upper, lower), &x_sum), &x_scale), sum) in parts {
-                    let dot = simd.float(joined(simd, upper, lower));
-                    let value = simd.mul(scale, simd.sub(dot, simd.splat(128.0 * x_sum)));
-                    *sum = simd.fma(simd.splat(x_scale), value, *sum);
-                }
-            }
+        let bias = tile.biases.get(g);
+        let x = x_scales.iter().zip(x_sums);
+        for (((upper, lower), (&x_scale, &x_sum)), sum) in upper.iter().zip(lower).zip(x).zip(sums) {
+            *sum = scaled(simd, joined(simd, upper, lower), scale, bias, (x_scale, x_sum), *sum);
         }
     }
 }
