@@ -2,7 +2,7 @@
 
 use q35_kernels::{
     ColumnBlock, DeltaHead, DeltaLayer, HeadCache, Inputs, Product, Rotation, SPAN, SpanResult, add_assign,
-    attend, attend_span, delta_head, join_spans, multiply, norm_and_rotate, rms_norm, sigmoid_multiply,
+    attend, attend_spans, delta_head, join_spans, multiply, norm_and_rotate, rms_norm, sigmoid_multiply,
     silu_multiply,
 };
 use q35_model::{Observer, Rows, Site, TextConfig};
@@ -213,16 +213,25 @@ impl Forward {
         if rotations.len() == 1 {
             let count = (position + 1).div_ceil(SPAN);
             spans.resize(count * heads.caches, SpanResult::default());
-            let mut work: Vec<_> = spans.iter_mut().enumerate().collect();
-            shared.pool.for_each(&mut work, |(index, result)| {
-                let (head, span) = (*index / count, *index % count);
-                let queries = &queries[head * heads.shared_width()..][..heads.shared_width()];
-                attend_span(isa, &caches[head], position + 1, span, queries, result);
+            let queries = |head: usize| &queries[head * heads.shared_width()..][..heads.shared_width()];
+            // Neighbours together, so that a thread knows what it needs next.
+            let together = (spans.len() / (4 * shared.pool.threads())).clamp(1, 8);
+            let mut work: Vec<_> = spans
+                .chunks_mut(count)
+                .enumerate()
+                .flat_map(|(head, spans)| {
+                    let runs = spans.chunks_mut(together).enumerate();
+                    runs.map(move |(run, results)| (head, run * together, results))
+                })
+                .collect();
+            shared.pool.for_each(&mut work, |(head, first, results)| {
+                attend_spans(isa, &caches[*head], position + 1, queries(*head), *first, results);
             });
-            for (head, out) in mixed.chunks_exact_mut(heads.shared_width()).enumerate() {
-                join_spans(&spans[head * count..][..count], heads.width, out);
-                heads.gate(isa, q, head, out);
-            }
+            let mut outs: Vec<_> = mixed.chunks_exact_mut(heads.shared_width()).enumerate().collect();
+            shared.pool.for_each(&mut outs, |(head, out)| {
+                join_spans(isa, &spans[*head * count..][..count], heads.width, out);
+                heads.gate(isa, q, *head, out);
+            });
         } else {
             let mut work: Vec<_> = mixed
                 .chunks_exact_mut(heads.shared_width())

@@ -76,7 +76,7 @@ impl State {
     fn layout(&self) -> &'static str {
         match self.mode {
             Mode::Exact => "cpu-exact-1",
-            Mode::Fast => "cpu-fast-2",
+            Mode::Fast => "cpu-fast-3",
         }
     }
 

@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use crate::aligned::Aligned;
-use crate::elementwise::{exp, largest, load_part, padded, store_part};
+use crate::elementwise::{exp, largest, largest_magnitude, load_part, padded, store_part};
 use crate::halves::{STEPS, split};
 use crate::input::Mode;
 use crate::simd::{Isa, Kernel, Simd};
@@ -45,9 +45,9 @@ struct ExactBlock {
 
 #[derive(Clone, Debug)]
 struct FastBlock {
-    /// [BLOCK, width rounded up to 64], 128 added.
+    /// [BLOCK / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
     keys: Aligned<u8>,
-    /// [width rounded up to 16, in vectors][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
+    /// [width rounded up to 32, in sixteens][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
     values: Aligned<u8>,
     key_scales: [f32; BLOCK],
     value_scales: [f32; BLOCK],
@@ -74,9 +74,7 @@ impl HeadCache {
     fn block_bytes(&self) -> usize {
         match self.blocks {
             Blocks::Exact(_) => 8 * BLOCK * self.width,
-            Blocks::Fast(_) => {
-                BLOCK * (self.width.next_multiple_of(64) + self.width.next_multiple_of(16) + 8)
-            }
+            Blocks::Fast(_) => BLOCK * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8),
         }
     }
 
@@ -102,8 +100,8 @@ impl HeadCache {
             Blocks::Fast(blocks) => {
                 while blocks.len() < count {
                     blocks.push(FastBlock {
-                        keys: zero_codes(BLOCK * width.next_multiple_of(64)),
-                        values: zero_codes(BLOCK * width.next_multiple_of(16)),
+                        keys: zero_codes(BLOCK * width.next_multiple_of(4)),
+                        values: zero_codes(BLOCK * width.next_multiple_of(32)),
                         key_scales: [0.0; BLOCK],
                         value_scales: [0.0; BLOCK],
                     });
@@ -151,11 +149,11 @@ impl HeadCache {
             }
             Blocks::Fast(blocks) => {
                 let block = &mut blocks[block];
-                let row = &mut block.keys[at * width.next_multiple_of(64)..][..width];
                 let (scale, inverse) = scales_of(key);
                 block.key_scales[at] = scale;
-                for (code, x) in row.iter_mut().zip(key) {
-                    *code = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
+                for (column, x) in key.iter().enumerate() {
+                    let place = (at / 16 * width.div_ceil(4) + column / 4) * 64 + at % 16 * 4 + column % 4;
+                    block.keys[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
                 }
                 let (scale, inverse) = scales_of(value);
                 block.value_scales[at] = scale;
@@ -242,21 +240,6 @@ pub struct SpanResult {
     values: Vec<f32>,
 }
 
-impl SpanResult {
-    /// Joins the result of the next span.
-    fn join(&mut self, next: &Self, width: usize) {
-        for (head, values) in self.values.chunks_exact_mut(width).enumerate() {
-            let top = self.largest[head].max(next.largest[head]);
-            let (old, new) = ((self.largest[head] - top).exp(), (next.largest[head] - top).exp());
-            self.largest[head] = top;
-            self.sum[head] = self.sum[head] * old + next.sum[head] * new;
-            for (value, next) in values.iter_mut().zip(&next.values[head * width..]) {
-                *value = *value * old + next * new;
-            }
-        }
-    }
-}
-
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
@@ -266,15 +249,14 @@ thread_local! {
 struct Scratch {
     /// Scores, then weights [heads, SPAN].
     scores: Vec<f32>,
-    /// Upper and lower halves of a query's codes [heads][2][width rounded up to 64].
-    queries: Vec<i8>,
+    /// Codes of the queries [width / SPAN rounded up, heads].
+    queries: Vec<Halves>,
     /// Scale of each head's query times that of attention, and sum of its codes.
     query_scales: Vec<(f32, i32)>,
-    /// Upper and lower halves of weights' codes [heads][2][SPAN].
-    weights: Vec<i8>,
+    /// Codes of the weights [heads].
+    weights: Vec<Halves>,
     /// Scale of each head's weights, and sum of their codes.
     weight_scales: Vec<(f32, i32)>,
-    result: SpanResult,
 }
 
 /// Attends from `queries` [heads, width], normed and rotated, to the first `positions` of `cache`, for query heads
@@ -284,103 +266,137 @@ struct Scratch {
 /// If the cache holds fewer positions, or the sizes do not fit.
 pub fn attend(isa: Isa, cache: &HeadCache, positions: usize, queries: &[f32], out: &mut [f32]) {
     let mut results = vec![SpanResult::default(); positions.div_ceil(SPAN)];
-    for (span, result) in results.iter_mut().enumerate() {
-        attend_span(isa, cache, positions, span, queries, result);
-    }
-    join_spans(&results, cache.width, out);
+    attend_spans(isa, cache, positions, queries, 0, &mut results);
+    join_spans(isa, &results, cache.width, out);
 }
 
-/// One span of [`attend`]; its spans are `0..positions.div_ceil(SPAN)`.
+/// Spans `first..first + results.len()` of the `positions.div_ceil(SPAN)` that [`attend`] has.
 ///
 /// # Panics
 /// As [`attend`].
-pub fn attend_span(
+pub fn attend_spans(
     isa: Isa,
     cache: &HeadCache,
     positions: usize,
-    span: usize,
     queries: &[f32],
-    result: &mut SpanResult,
+    first: usize,
+    results: &mut [SpanResult],
 ) {
     assert!(queries.len().is_multiple_of(cache.width), "[heads, width] queries");
-    let first = span * SPAN;
-    let count = (positions - first).min(SPAN);
-    SCRATCH.with_borrow_mut(|scratch| {
-        isa.run(Span { cache, first, count, queries, scratch });
-        result.clone_from(&scratch.result);
-    });
+    SCRATCH.with_borrow_mut(|scratch| isa.run(Spans { cache, positions, queries, first, results, scratch }));
 }
 
 /// Joins the results of all spans, in order, to [`attend`]'s output.
 ///
 /// # Panics
 /// If there is none, or `out` has another size.
-pub fn join_spans(results: &[SpanResult], width: usize, out: &mut [f32]) {
-    let mut all = results[0].clone();
-    for next in &results[1..] {
-        all.join(next, width);
-    }
-    assert_eq!(out.len(), all.values.len(), "[heads, width] outputs");
-    for ((out, values), sum) in out.chunks_exact_mut(width).zip(all.values.chunks_exact(width)).zip(&all.sum)
-    {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = value / sum;
-        }
-    }
+pub fn join_spans(isa: Isa, results: &[SpanResult], width: usize, out: &mut [f32]) {
+    assert_eq!(out.len(), results[0].values.len(), "[heads, width] outputs");
+    isa.run(Join { results, width, out });
 }
 
-struct Span<'a> {
-    cache: &'a HeadCache,
-    first: usize,
-    count: usize,
-    queries: &'a [f32],
-    scratch: &'a mut Scratch,
+struct Join<'a> {
+    results: &'a [SpanResult],
+    width: usize,
+    out: &'a mut [f32],
 }
 
-impl Kernel for Span<'_> {
+impl Kernel for Join<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { cache, first, count, queries, scratch } = self;
+        let Self { results, width, out } = self;
+        let mut factors = vec![0.0; results.len()];
+        for (head, out) in out.chunks_exact_mut(width).enumerate() {
+            let top = results.iter().fold(f32::NEG_INFINITY, |top, span| top.max(span.largest[head]));
+            let mut sum = 0.0;
+            for (factor, span) in factors.iter_mut().zip(results) {
+                *factor = (span.largest[head] - top).exp();
+                sum += span.sum[head] * *factor;
+            }
+            for (column, out) in out.chunks_mut(64).enumerate() {
+                let mut sums = [simd.splat(0.0); 4];
+                for (span, &factor) in results.iter().zip(&factors) {
+                    let values = &span.values[head * width + 64 * column..][..out.len()];
+                    let factor = simd.splat(factor);
+                    for (sum, values) in sums.iter_mut().zip(values.chunks(16)) {
+                        *sum = simd.fma(factor, load_part(simd, values), *sum);
+                    }
+                }
+                for (values, out) in sums.into_iter().zip(out.chunks_mut(16)) {
+                    store_part(simd, simd.div(values, simd.splat(sum)), out);
+                }
+            }
+        }
+    }
+}
+
+struct Spans<'a> {
+    cache: &'a HeadCache,
+    positions: usize,
+    queries: &'a [f32],
+    first: usize,
+    results: &'a mut [SpanResult],
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Spans<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { cache, positions, queries, first, results, scratch } = self;
         let width = cache.width;
         let heads = queries.len() / width;
-        let blocks = first / BLOCK..(first + count).div_ceil(BLOCK);
         scratch.scores.resize(heads * SPAN, 0.0);
-        match &cache.blocks {
-            Blocks::Exact(all) => {
-                exact_scores(simd, &all[blocks.clone()], width, count, queries, &mut scratch.scores)
+        if let Blocks::Fast(_) = cache.blocks {
+            prepare_queries(simd, queries, width, scratch);
+        }
+        for (span, result) in results.iter_mut().enumerate() {
+            let first = (first + span) * SPAN;
+            let count = (positions - first).min(SPAN);
+            let blocks = first / BLOCK..(first + count).div_ceil(BLOCK);
+            match &cache.blocks {
+                Blocks::Exact(all) => {
+                    exact_scores(simd, &all[blocks.clone()], width, count, queries, &mut scratch.scores);
+                }
+                Blocks::Fast(all) => fast_scores(simd, &all[blocks.clone()], width, scratch),
             }
-            Blocks::Fast(all) => {
-                prepare_queries(simd, queries, width, scratch);
-                fast_scores(simd, &all[blocks.clone()], width, scratch);
+            soften(simd, count, &mut scratch.scores, result);
+            result.values.resize(heads * width, 0.0);
+            match &cache.blocks {
+                Blocks::Exact(all) => {
+                    exact_values(simd, &all[blocks], width, count, &scratch.scores, &mut result.values);
+                }
+                Blocks::Fast(all) => {
+                    let next = all.get(blocks.end);
+                    fast_values(simd, &all[blocks], next, width, scratch, &mut result.values);
+                }
             }
         }
-        let Scratch { scores, result, .. } = scratch;
-        result.largest.clear();
-        result.sum.clear();
-        for scores in scores.chunks_exact_mut(SPAN) {
-            scores[count..].fill(0.0);
-            let top = largest(simd, &scores[..count]);
-            let splat = simd.splat(top);
-            for vector in scores.as_chunks_mut::<16>().0 {
-                simd.store(exp(simd, simd.sub(simd.load(vector), splat)), vector);
-            }
-            scores[count..].fill(0.0);
-            let mut sum = simd.splat(0.0);
-            for vector in scores.as_chunks::<16>().0 {
-                sum = simd.add(sum, simd.load(vector));
-            }
-            result.largest.push(top);
-            result.sum.push(simd.sum(sum));
+    }
+}
+
+/// Turns the first `count` scores of each head [heads, SPAN] into e^(score - largest), and all others into zeros.
+#[inline(always)]
+fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], result: &mut SpanResult) {
+    result.largest.clear();
+    result.sum.clear();
+    for scores in scores.chunks_exact_mut(SPAN) {
+        scores[count..].fill(0.0);
+        let top = largest(simd, &scores[..count]);
+        let splat = simd.splat(top);
+        for vector in scores.as_chunks_mut::<16>().0 {
+            simd.store(exp(simd, simd.sub(simd.load(vector), splat)), vector);
         }
-        result.values.resize(heads * width, 0.0);
-        match &cache.blocks {
-            Blocks::Exact(all) => {
-                exact_values(simd, &all[blocks], width, count, &scratch.scores, &mut scratch.result.values);
-            }
-            Blocks::Fast(all) => fast_values(simd, &all[blocks], width, scratch),
+        scores[count..].fill(0.0);
+        let mut sum = simd.splat(0.0);
+        for vector in scores.as_chunks::<16>().0 {
+            sum = simd.add(sum, simd.load(vector));
         }
+        result.largest.push(top);
+        result.sum.push(simd.sum(sum));
     }
 }
 
@@ -438,99 +454,185 @@ fn exact_values<S: Simd>(
     }
 }
 
+/// Upper and lower halves of codes of fifteen bits, four at a time.
+type Halves = [[[i8; 4]; SPAN / 4]; 2];
+
+const NO_CODES: Halves = [[[0; 4]; SPAN / 4]; 2];
+
+/// Codes of at most [`SPAN`] numbers; returns the codes' sum.
+#[inline(always)]
+fn fill<S: Simd>(simd: S, numbers: &[f32], inverse: f32, codes: &mut Halves) -> i32 {
+    let [upper, lower] = codes;
+    let (upper, lower) =
+        (upper.as_flattened_mut().as_chunks_mut().0, lower.as_flattened_mut().as_chunks_mut().0);
+    let (vectors, rest) = numbers.as_chunks();
+    let mut sums = split(simd, vectors, inverse, upper, lower);
+    if !rest.is_empty() {
+        let (upper, lower) = (&mut upper[vectors.len()..], &mut lower[vectors.len()..]);
+        sums = simd.int_add(sums, split(simd, &[padded(rest)], inverse, upper, lower));
+    }
+    total(simd, sums)
+}
+
 /// Codes of the queries, their scales and their sums.
 #[inline(always)]
 fn prepare_queries<S: Simd>(simd: S, queries: &[f32], width: usize, scratch: &mut Scratch) {
-    let stride = width.next_multiple_of(64);
-    scratch.queries.clear();
-    scratch.queries.resize(queries.len() / width * 2 * stride, 0);
+    let heads = queries.len() / width;
+    scratch.queries.resize(width.div_ceil(SPAN) * heads, NO_CODES);
     scratch.query_scales.clear();
-    for (query, codes) in queries.chunks_exact(width).zip(scratch.queries.chunks_exact_mut(2 * stride)) {
-        let largest = query.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let inverse = if largest > 1e-30 { STEPS / largest } else { 0.0 };
-        let (upper, lower) = codes.split_at_mut(stride);
-        let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
-        let (vectors, rest) = query.as_chunks();
-        let whole = split(simd, vectors, inverse, upper, lower);
-        let (upper, lower) = (&mut upper[vectors.len()..], &mut lower[vectors.len()..]);
-        let last = split(simd, &[padded(rest)], inverse, upper, lower);
-        let scale = if inverse > 0.0 { largest / STEPS } else { 0.0 };
-        scratch.query_scales.push((scale / (width as f32).sqrt(), total(simd, simd.int_add(whole, last))));
+    for (head, query) in queries.chunks_exact(width).enumerate() {
+        let largest = largest_magnitude(simd, query);
+        let (scale, inverse) = if largest > 1e-30 { (largest / STEPS, STEPS / largest) } else { (0.0, 0.0) };
+        let mut code_sum = 0;
+        for (part, numbers) in query.chunks(SPAN).enumerate() {
+            code_sum += fill(simd, numbers, inverse, &mut scratch.queries[part * heads + head]);
+        }
+        scratch.query_scales.push((scale / (width as f32).sqrt(), code_sum));
+    }
+}
+
+/// How many of `left` query heads pass over the cache together.
+fn heads_together(left: usize) -> usize {
+    match left {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
     }
 }
 
 #[inline(always)]
 fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &mut Scratch) {
-    match width.div_ceil(64) {
-        1 => scores_of::<S, 1>(simd, blocks, width, scratch),
-        2 => scores_of::<S, 2>(simd, blocks, width, scratch),
-        4 => scores_of::<S, 4>(simd, blocks, width, scratch),
-        _ => scores_of::<S, 0>(simd, blocks, width, scratch),
+    let Scratch { scores, queries, query_scales, .. } = scratch;
+    let (mut head, heads) = (0, query_scales.len());
+    while head < heads {
+        let queries = Queries { codes: &queries[head..], heads, scales: &query_scales[head..] };
+        let out = &mut scores[head * SPAN..];
+        let together = heads_together(heads - head);
+        match together {
+            4 => scores_of::<S, 4>(simd, blocks, width, queries, out),
+            2 => scores_of::<S, 2>(simd, blocks, width, queries, out),
+            _ => scores_of::<S, 1>(simd, blocks, width, queries, out),
+        }
+        head += together;
     }
 }
 
-/// Keys are `VECTORS` vectors of 64 long, or, if that is zero, what `width` says: a number known beforehand keeps the
-/// query in registers.
+/// Queries from some head on.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    /// Each [`SPAN`] columns are `heads` further on.
+    codes: &'a [Halves],
+    heads: usize,
+    /// Of each head.
+    scales: &'a [(f32, i32)],
+}
+
+/// Scores of the first `HEADS` queries, to `out` [HEADS, SPAN].
 #[inline(always)]
-fn scores_of<S: Simd, const VECTORS: usize>(
+fn scores_of<S: Simd, const HEADS: usize>(
     simd: S,
     blocks: &[FastBlock],
     width: usize,
-    scratch: &mut Scratch,
+    queries: Queries<'_>,
+    out: &mut [f32],
 ) {
-    let vectors = if VECTORS == 0 { width.div_ceil(64) } else { VECTORS };
-    let stride = 64 * vectors;
-    let Scratch { scores, queries, query_scales, .. } = scratch;
+    let fours = width.div_ceil(4);
     for (b, block) in blocks.iter().enumerate() {
-        let keys = block.keys.as_chunks::<64>().0;
-        for sixteen in 0..BLOCK / 16 {
-            let keys = &keys[16 * sixteen * vectors..][..16 * vectors];
-            let scales: &[f32; 16] = block.key_scales[16 * sixteen..].first_chunk().expect("a vector");
-            let scales = simd.load(scales);
+        for pair in 0..BLOCK / 32 {
+            let (keys, rest) = block.keys[64 * 2 * fours * pair..].split_at(64 * 2 * fours);
             // Blocks lie apart, so that the hardware does not know what comes next.
-            let following = &block.keys[64 * 16 * (sixteen + 1) * vectors..];
-            let following = match blocks.get(b + 1) {
-                Some(next) if following.is_empty() => &next.keys,
-                _ => following,
+            let next = match blocks.get(b + 1) {
+                Some(next) if rest.is_empty() => &next.keys,
+                _ => rest,
             };
-            for line in 0..16 * vectors {
-                simd.prefetch(following, 64 * line);
+            let mut sums = no_sums::<S, HEADS>(simd);
+            for from in (0..fours).step_by(FOURS) {
+                let count = FOURS.min(fours - from);
+                let keys = both(keys, fours, from).map(|keys| &keys.as_chunks().0[..count]);
+                let ahead = match blocks.get(from / FOURS) {
+                    Some(block) if next.is_empty() => both(&block.values, FOURS, 0),
+                    _ => both(next, fours, from),
+                };
+                let codes = &queries.codes[from * 4 / SPAN * queries.heads..];
+                let codes = codes.first_chunk().expect("codes for each head");
+                sums = pair_sums(simd, keys, codes, from % (SPAN / 4), ahead, sums);
             }
-            for (head, codes) in queries.chunks_exact(2 * stride).enumerate() {
-                let (upper, lower) = codes.as_chunks::<64>().0.split_at(vectors);
-                let mut quads = [simd.int_splat(0); 4];
-                for (quad, keys) in quads.iter_mut().zip(keys.chunks_exact(4 * vectors)) {
-                    let mut four = [simd.int_splat(0); 4];
-                    for (lanes, key) in four.iter_mut().zip(keys.chunks_exact(vectors)) {
-                        let mut sum = simd.begin_sum(*lanes);
-                        for ((key, upper), lower) in key.iter().zip(upper).zip(lower) {
-                            sum = simd.add_products(sum, simd.load_bytes(key), simd.halves(upper, lower));
-                        }
-                        *lanes = simd.end_sum(sum);
-                    }
-                    *quad = simd.int_quad_sums(four);
+            for (head, (sums, &(scale, code_sum))) in sums.into_iter().zip(queries.scales).enumerate() {
+                for (side, sum) in sums.into_iter().enumerate() {
+                    let at = 32 * pair + 16 * side;
+                    let key_scales =
+                        simd.load(block.key_scales[at..].first_chunk().expect("sixteen positions"));
+                    let out = &mut out[head * SPAN + b * BLOCK + at..];
+                    let out = out.first_chunk_mut().expect("scores for all blocks of a span");
+                    let sum = simd.float(without_offset(simd, sum, code_sum));
+                    simd.store(simd.mul(simd.mul(sum, key_scales), simd.splat(scale)), out);
                 }
-                let sums = simd.int_pair_quads(
-                    simd.int_pair_quads(quads[0], quads[1]),
-                    simd.int_pair_quads(quads[2], quads[3]),
-                );
-                // 128 was added to each code of the key.
-                let (scale, code_sum) = query_scales[head];
-                let sums = simd.float(simd.int_sub(sums, simd.int_splat(128 * code_sum)));
-                let out = &mut scores[head * SPAN + b * BLOCK + 16 * sixteen..];
-                let out = out.first_chunk_mut().expect("scores for all blocks of a span");
-                simd.store(simd.mul(simd.mul(sums, scales), simd.splat(scale)), out);
             }
         }
     }
 }
 
+/// A sum of products of codes of a cache, to which 128 was added, with others whose sum is `code_sum`.
 #[inline(always)]
-fn fast_values<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &mut Scratch) {
-    let Scratch { scores, weights, weight_scales, result, .. } = scratch;
-    weights.resize(scores.len() * 2, 0);
+fn without_offset<S: Simd>(simd: S, sum: S::Sum, code_sum: i32) -> S::I {
+    simd.int_sub(simd.end_sum(sum), simd.int_splat(128 * code_sum))
+}
+
+#[inline(always)]
+fn no_sums<S: Simd, const HEADS: usize>(simd: S) -> [[S::Sum; 2]; HEADS] {
+    [[simd.begin_sum(simd.int_splat(0)); 2]; HEADS]
+}
+
+/// Vectors of codes that are taken at a time: a block's positions, four in a vector, or as many fours of columns.
+const FOURS: usize = BLOCK / 4;
+
+/// Adds to `sums` the products of two runs of at most [`FOURS`] vectors of codes with the factors of `HEADS` query heads
+/// from four `from` on: each vector is loaded once for all of them, each factor once for both runs, and no sum waits for
+/// itself. As many lines of each part of `ahead` are asked for.
+#[inline(always)]
+fn pair_sums<S: Simd, const HEADS: usize>(
+    simd: S,
+    [first, second]: [&[[u8; 64]]; 2],
+    factors: &[Halves; HEADS],
+    from: usize,
+    ahead: [&[u8]; 2],
+    sums: [[S::Sum; 2]; HEADS],
+) -> [[S::Sum; 2]; HEADS] {
+    let mut sums = sums;
+    let count = first.len();
+    assert!(second.len() == count && from + count <= SPAN / 4, "four {from} and {count} more");
+    for four in 0..count {
+        simd.prefetch(ahead[0], 64 * four);
+        simd.prefetch(ahead[1], 64 * four);
+        let (a, b) = (simd.load_bytes(&first[four]), simd.load_bytes(&second[four]));
+        for (sums, [upper, lower]) in sums.iter_mut().zip(factors) {
+            let factor = simd.repeat_halves(upper[from + four], lower[from + four]);
+            sums[0] = simd.add_products(sums[0], a, factor);
+            sums[1] = simd.add_products(sums[1], b, factor);
+        }
+    }
+    sums
+}
+
+/// Of two runs of `stride` vectors that begin `codes`, what is from vector `from` on.
+#[inline(always)]
+fn both(codes: &[u8], stride: usize, from: usize) -> [&[u8]; 2] {
+    [codes.get(64 * from..), codes.get(64 * (stride + from)..)].map(Option::unwrap_or_default)
+}
+
+#[inline(always)]
+fn fast_values<S: Simd>(
+    simd: S,
+    blocks: &[FastBlock],
+    next: Option<&FastBlock>,
+    width: usize,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let Scratch { scores, weights, weight_scales, .. } = scratch;
+    weights.resize(scores.len() / SPAN, NO_CODES);
     weight_scales.clear();
-    for (scores, weights) in scores.chunks_exact_mut(SPAN).zip(weights.chunks_exact_mut(2 * SPAN)) {
+    for (scores, weights) in scores.chunks_exact_mut(SPAN).zip(&mut *weights) {
         // Each position's own scale goes into its weight.
         for (scores, block) in scores.chunks_exact_mut(BLOCK).zip(blocks) {
             for (score, scale) in scores.iter_mut().zip(&block.value_scales) {
@@ -540,27 +642,53 @@ fn fast_values<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
         let scores = &scores[..BLOCK * blocks.len()];
         let top = largest(simd, scores);
         let (scale, inverse) = if top > 1e-30 { (top / STEPS, STEPS / top) } else { (0.0, 0.0) };
-        let (upper, lower) = weights.split_at_mut(SPAN);
-        let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
-        let sums = split(simd, scores.as_chunks().0, inverse, upper, lower);
-        weight_scales.push((scale, total(simd, sums)));
+        weight_scales.push((scale, fill(simd, scores, inverse, weights)));
     }
-    let mut weights = &weights[..];
-    let mut scales = &weight_scales[..];
-    let mut out = &mut result.values[..];
+    let (mut weights, mut scales, mut out) = (&weights[..], &weight_scales[..], out);
     while !scales.is_empty() {
-        let heads = match scales.len() {
-            4.. => 4,
-            2.. => 2,
-            _ => 1,
-        };
+        let heads = heads_together(scales.len());
         let (own, rest) = out.split_at_mut(heads * width);
         match heads {
-            4 => values_of::<S, 4>(simd, blocks, width, weights, scales, own),
-            2 => values_of::<S, 2>(simd, blocks, width, weights, scales, own),
-            _ => values_of::<S, 1>(simd, blocks, width, weights, scales, own),
+            4 => values_of::<S, 4>(simd, blocks, next, width, weights, scales, own),
+            2 => values_of::<S, 2>(simd, blocks, next, width, weights, scales, own),
+            _ => values_of::<S, 1>(simd, blocks, next, width, weights, scales, own),
         }
-        (weights, scales, out) = (&weights[heads * 2 * SPAN..], &scales[heads..], rest);
+        (weights, scales, out) = (&weights[heads..], &scales[heads..], rest);
+    }
+}
+
+/// Weighted sums of values for `HEADS` query heads: `weights` and `scales` [HEADS], `out` [HEADS, width]. `next` is the
+/// block after these, whose keys are needed soon.
+#[inline(always)]
+fn values_of<S: Simd, const HEADS: usize>(
+    simd: S,
+    blocks: &[FastBlock],
+    next: Option<&FastBlock>,
+    width: usize,
+    weights: &[Halves],
+    scales: &[(f32, i32)],
+    out: &mut [f32],
+) {
+    let (weights, fours) =
+        (weights.first_chunk::<HEADS>().expect("weights for each head"), width.div_ceil(4));
+    for pair in 0..width.div_ceil(32) {
+        let mut sums = no_sums::<S, HEADS>(simd);
+        for (b, block) in blocks.iter().enumerate() {
+            let (values, rest) = block.values[64 * 2 * FOURS * pair..].split_at(64 * 2 * FOURS);
+            let values = both(values, FOURS, 0).map(|values| &values.as_chunks().0[..FOURS]);
+            let ahead = match next {
+                Some(next) if rest.is_empty() => both(&next.keys, fours, b * FOURS),
+                _ => both(rest, FOURS, 0),
+            };
+            sums = pair_sums(simd, values, weights, b * FOURS, ahead, sums);
+        }
+        let out = out.chunks_exact_mut(width);
+        for ((sums, &(scale, code_sum)), out) in sums.into_iter().zip(scales).zip(out) {
+            for (sum, out) in sums.into_iter().zip(out[32 * pair..].chunks_mut(16)) {
+                let sum = simd.float(without_offset(simd, sum, code_sum));
+                store_part(simd, simd.mul(sum, simd.splat(scale)), out);
+            }
+        }
     }
 }
 
@@ -570,52 +698,6 @@ fn total<S: Simd>(simd: S, sums: S::I) -> i32 {
     let mut lanes = [0; 16];
     simd.int_store(sums, &mut lanes);
     lanes.iter().sum()
-}
-
-/// Weighted sums of values for `HEADS` query heads, so that each value is loaded once for all of them and no sum waits
-/// for itself: `weights` [HEADS][2][SPAN], `scales` [HEADS], `out` [HEADS, width].
-#[inline(always)]
-fn values_of<S: Simd, const HEADS: usize>(
-    simd: S,
-    blocks: &[FastBlock],
-    width: usize,
-    weights: &[i8],
-    scales: &[(f32, i32)],
-    out: &mut [f32],
-) {
-    let halves: [_; HEADS] =
-        std::array::from_fn(|head| weights[head * 2 * SPAN..][..2 * SPAN].split_at(SPAN));
-    for column in 0..width.div_ceil(16) {
-        let mut sums = [simd.begin_sum(simd.int_splat(0)); HEADS];
-        for (b, block) in blocks.iter().enumerate() {
-            let values: &[_; BLOCK / 4] =
-                block.values.as_chunks().0[column * BLOCK / 4..].first_chunk().expect("a column of a block");
-            // No closure: one that is not inlined spills every sum.
-            let mut weights = [(fours(halves[0].0, b), fours(halves[0].1, b)); HEADS];
-            for head in 1..HEADS {
-                weights[head] = (fours(halves[head].0, b), fours(halves[head].1, b));
-            }
-            for (four, values) in values.iter().enumerate() {
-                // The same positions of the next column.
-                simd.prefetch(values, 64 * BLOCK / 4);
-                let values = simd.load_bytes(values);
-                for (sum, (upper, lower)) in sums.iter_mut().zip(&weights) {
-                    *sum = simd.add_products(*sum, values, simd.repeat_halves(upper[four], lower[four]));
-                }
-            }
-        }
-        for ((sum, &(scale, code_sum)), out) in sums.into_iter().zip(scales).zip(out.chunks_exact_mut(width))
-        {
-            // 128 was added to each code of a value.
-            let sum = simd.float(simd.int_sub(simd.end_sum(sum), simd.int_splat(128 * code_sum)));
-            store_part(simd, simd.mul(sum, simd.splat(scale)), &mut out[16 * column..]);
-        }
-    }
-}
-
-/// The weights of block `b`, four positions at a time.
-fn fours(weights: &[i8], b: usize) -> &[[i8; 4]; BLOCK / 4] {
-    weights[b * BLOCK..].as_chunks().0.first_chunk().expect("weights for all blocks of a span")
 }
 
 #[cfg(test)]
@@ -658,7 +740,7 @@ mod tests {
 
     #[test]
     fn attention_is_the_softmax_of_its_scores() {
-        for (width, heads) in [(64, 2), (16, 1), (40, 3), (256, 4)] {
+        for (width, heads) in [(64, 2), (16, 1), (40, 3), (18, 5), (256, 4), (300, 6)] {
             for positions in [1, 5, 64, 255, 256, 257, 700] {
                 let queries = numbers(heads * width, 0.53);
                 let expected = plain(width, positions, &queries);
@@ -692,6 +774,24 @@ mod tests {
                     assert_eq!(run(isa, &filled(mode, width, 600)), expected, "{}", isa.name());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn spans_may_be_computed_apart() {
+        let (width, heads, positions) = (24, 3, 5 * SPAN - 40);
+        let queries = numbers(heads * width, 0.53);
+        let isa = Isa::detect();
+        for mode in [Mode::Exact, Mode::Fast] {
+            let cache = filled(mode, width, positions);
+            let (mut expected, mut got) = (vec![0.0; heads * width], vec![0.0; heads * width]);
+            attend(isa, &cache, positions, &queries, &mut expected);
+            let mut results = vec![SpanResult::default(); 5];
+            for (run, results) in results.chunks_mut(2).enumerate().rev() {
+                attend_spans(isa, &cache, positions, &queries, 2 * run, results);
+            }
+            join_spans(isa, &results, width, &mut got);
+            assert_eq!(got, expected);
         }
     }
 

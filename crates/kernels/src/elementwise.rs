@@ -213,6 +213,17 @@ pub(crate) fn largest<S: Simd>(simd: S, x: &[f32]) -> f32 {
     rest.iter().fold(simd.largest(largest), |largest, &x| largest.max(x))
 }
 
+/// The largest magnitude of some numbers; zero of none.
+#[inline(always)]
+pub(crate) fn largest_magnitude<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let (vectors, rest) = x.as_chunks::<16>();
+    let mut largest = simd.splat(0.0);
+    for vector in vectors {
+        largest = simd.max(largest, simd.abs(simd.load(vector)));
+    }
+    rest.iter().fold(simd.largest(largest), |largest, x| largest.max(x.abs()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
