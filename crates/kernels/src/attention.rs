@@ -492,8 +492,9 @@ fn prepare_queries<S: Simd>(simd: S, queries: &[f32], width: usize, scratch: &mu
 }
 
 /// How many of `left` query heads pass over the cache together.
-fn heads_together(left: usize) -> usize {
-    match left {
+#[inline(always)]
+fn heads_together<S: Simd>(left: usize) -> usize {
+    match left.min(S::HEADS) {
         4.. => 4,
         2.. => 2,
         _ => 1,
@@ -507,7 +508,7 @@ fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
     while head < heads {
         let queries = Queries { codes: &queries[head..], heads, scales: &query_scales[head..] };
         let out = &mut scores[head * SPAN..];
-        let together = heads_together(heads - head);
+        let together = heads_together::<S>(heads - head);
         match together {
             4 => scores_of::<S, 4>(simd, blocks, width, queries, out),
             2 => scores_of::<S, 2>(simd, blocks, width, queries, out),
@@ -646,7 +647,7 @@ fn fast_values<S: Simd>(
     }
     let (mut weights, mut scales, mut out) = (&weights[..], &weight_scales[..], out);
     while !scales.is_empty() {
-        let heads = heads_together(scales.len());
+        let heads = heads_together::<S>(scales.len());
         let (own, rest) = out.split_at_mut(heads * width);
         match heads {
             4 => values_of::<S, 4>(simd, blocks, next, width, weights, scales, own),

@@ -95,6 +95,7 @@ impl Simd for Avx2 {
     // 4 x 2 sums, 2 x 2 vectors of codes, 2 of activations: 14 of 16 registers.
     const TILE_TOKENS: usize = 4;
     const TILES: usize = 1;
+    const HEADS: usize = 2;
 
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {

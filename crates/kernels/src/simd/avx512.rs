@@ -40,6 +40,7 @@ impl Simd for Avx512 {
     // 2 x 8 sums, 2 x 2 vectors of codes, 2 of activations: 22 of 32 registers.
     const TILE_TOKENS: usize = 8;
     const TILES: usize = 2;
+    const HEADS: usize = 4;
 
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {

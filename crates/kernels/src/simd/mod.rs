@@ -158,6 +158,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const TILE_TOKENS: usize;
     /// Tiles of sixteen rows, one or two, that share the repeated activations.
     const TILES: usize;
+    /// Query heads, one, two or four, that pass over a cache together: fewer loads, until the sums no longer stay in
+    /// registers.
+    const HEADS: usize;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; 16]) -> Self::F;

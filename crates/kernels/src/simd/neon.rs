@@ -67,6 +67,7 @@ impl Simd for Neon {
     // 2 x 2 x 4 sums, 4 vectors of codes, 2 of activations: 22 of 32 registers.
     const TILE_TOKENS: usize = 2;
     const TILES: usize = 1;
+    const HEADS: usize = 1;
 
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
