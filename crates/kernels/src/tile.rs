@@ -41,6 +41,10 @@ impl Kernel for Tiles<'_, '_> {
             return;
         }
         let Scratch { codes: plain, tiles: [first_tile, second_tile], .. } = scratch;
+        #[cfg_attr(
+            not(all(target_arch = "x86_64", target_os = "linux")),
+            expect(unreachable_code, reason = "nobody has a matrix unit there")
+        )]
         let mut space = match unit {
             Some(unit) if x.form.mode == Mode::Fast => {
                 Space::Unit(unit.begin(x.form.group), UnitSpace::new(simd))
