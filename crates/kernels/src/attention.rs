@@ -10,224 +10,13 @@
 
 use std::cell::RefCell;
 
-use crate::aligned::Aligned;
 use crate::elementwise::{exp, largest, largest_magnitude, load_part, padded, store_part};
 use crate::halves::{STEPS, split};
-use crate::input::Mode;
+use crate::head_cache::{BLOCK, Blocks, ExactBlock, FastBlock, HeadCache};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Positions in one span.
 pub const SPAN: usize = 256;
-
-/// Positions in one block of a cache.
-pub const BLOCK: usize = 64;
-
-/// Keys and values of one head, in blocks that are added as the sequence grows.
-#[derive(Clone, Debug)]
-pub struct HeadCache {
-    width: usize,
-    blocks: Blocks,
-}
-
-#[derive(Clone, Debug)]
-enum Blocks {
-    Exact(Vec<ExactBlock>),
-    Fast(Vec<FastBlock>),
-}
-
-#[derive(Clone, Debug)]
-struct ExactBlock {
-    /// [BLOCK, width]
-    keys: Aligned<f32>,
-    /// [BLOCK, width]
-    values: Aligned<f32>,
-}
-
-#[derive(Clone, Debug)]
-struct FastBlock {
-    /// [BLOCK / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
-    keys: Aligned<u8>,
-    /// [width rounded up to 32, in sixteens][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
-    values: Aligned<u8>,
-    key_scales: [f32; BLOCK],
-    value_scales: [f32; BLOCK],
-}
-
-/// Codes of zeros, 128 added.
-fn zero_codes(count: usize) -> Aligned<u8> {
-    let mut codes = Aligned::zeros(count);
-    codes.fill(128);
-    codes
-}
-
-impl HeadCache {
-    /// An empty cache for heads of `width`.
-    pub fn new(mode: Mode, width: usize) -> Self {
-        let blocks = match mode {
-            Mode::Exact => Blocks::Exact(Vec::new()),
-            Mode::Fast => Blocks::Fast(Vec::new()),
-        };
-        Self { width, blocks }
-    }
-
-    /// Bytes of one block.
-    fn block_bytes(&self) -> usize {
-        match self.blocks {
-            Blocks::Exact(_) => 8 * BLOCK * self.width,
-            Blocks::Fast(_) => BLOCK * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8),
-        }
-    }
-
-    /// Bytes held.
-    pub fn size_bytes(&self) -> usize {
-        let count = match &self.blocks {
-            Blocks::Exact(blocks) => blocks.len(),
-            Blocks::Fast(blocks) => blocks.len(),
-        };
-        count * self.block_bytes()
-    }
-
-    /// Makes room for positions below `positions`.
-    pub fn reserve(&mut self, positions: usize) {
-        let (count, width) = (positions.div_ceil(BLOCK), self.width);
-        match &mut self.blocks {
-            Blocks::Exact(blocks) => {
-                while blocks.len() < count {
-                    let zeros = || Aligned::zeros(BLOCK * width);
-                    blocks.push(ExactBlock { keys: zeros(), values: zeros() });
-                }
-            }
-            Blocks::Fast(blocks) => {
-                while blocks.len() < count {
-                    blocks.push(FastBlock {
-                        keys: zero_codes(BLOCK * width.next_multiple_of(4)),
-                        values: zero_codes(BLOCK * width.next_multiple_of(32)),
-                        key_scales: [0.0; BLOCK],
-                        value_scales: [0.0; BLOCK],
-                    });
-                }
-            }
-        }
-    }
-
-    /// Forgets all positions; memory is kept.
-    pub fn clear(&mut self) {
-        self.clear_from(0);
-    }
-
-    fn clear_from(&mut self, block: usize) {
-        match &mut self.blocks {
-            Blocks::Exact(blocks) => {
-                for block in blocks.iter_mut().skip(block) {
-                    block.keys.fill(0.0);
-                    block.values.fill(0.0);
-                }
-            }
-            Blocks::Fast(blocks) => {
-                for block in blocks.iter_mut().skip(block) {
-                    block.keys.fill(128);
-                    block.values.fill(128);
-                    block.key_scales.fill(0.0);
-                    block.value_scales.fill(0.0);
-                }
-            }
-        }
-    }
-
-    /// Writes one position, for which there is room.
-    ///
-    /// # Panics
-    /// If there is no room, or a vector has another width.
-    pub fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
-        let width = self.width;
-        assert!(key.len() == width && value.len() == width, "width of keys and values");
-        let (block, at) = (position / BLOCK, position % BLOCK);
-        match &mut self.blocks {
-            Blocks::Exact(blocks) => {
-                blocks[block].keys[at * width..][..width].copy_from_slice(key);
-                blocks[block].values[at * width..][..width].copy_from_slice(value);
-            }
-            Blocks::Fast(blocks) => {
-                let block = &mut blocks[block];
-                let (scale, inverse) = scales_of(key);
-                block.key_scales[at] = scale;
-                for (column, x) in key.iter().enumerate() {
-                    let place = (at / 16 * width.div_ceil(4) + column / 4) * 64 + at % 16 * 4 + column % 4;
-                    block.keys[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
-                }
-                let (scale, inverse) = scales_of(value);
-                block.value_scales[at] = scale;
-                for (column, x) in value.iter().enumerate() {
-                    let place = column / 16 * 16 * BLOCK + at / 4 * 64 + column % 16 * 4 + at % 4;
-                    block.values[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
-                }
-            }
-        }
-    }
-
-    /// Appends the first `positions` positions, as whole blocks of bytes, to `out`.
-    pub fn save(&self, positions: usize, out: &mut Vec<u8>) {
-        let count = positions.div_ceil(BLOCK);
-        match &self.blocks {
-            Blocks::Exact(blocks) => {
-                for block in &blocks[..count] {
-                    out.extend(bytemuck::cast_slice(&block.keys));
-                    out.extend(bytemuck::cast_slice(&block.values));
-                }
-            }
-            Blocks::Fast(blocks) => {
-                for block in &blocks[..count] {
-                    out.extend_from_slice(&block.keys);
-                    out.extend_from_slice(&block.values);
-                    out.extend(bytemuck::cast_slice(&block.key_scales));
-                    out.extend(bytemuck::cast_slice(&block.value_scales));
-                }
-            }
-        }
-    }
-
-    /// Bytes that [`HeadCache::save`] appends for as many positions.
-    pub fn saved_bytes(&self, positions: usize) -> usize {
-        positions.div_ceil(BLOCK) * self.block_bytes()
-    }
-
-    /// Takes back what [`HeadCache::save`] wrote for `positions` positions, and forgets all others.
-    ///
-    /// # Panics
-    /// If there are not [`HeadCache::saved_bytes`] bytes.
-    pub fn load(&mut self, positions: usize, saved: &[u8]) {
-        assert_eq!(saved.len(), self.saved_bytes(positions), "bytes of a saved cache");
-        self.reserve(positions);
-        self.clear_from(positions.div_ceil(BLOCK));
-        let bytes = self.block_bytes();
-        match &mut self.blocks {
-            Blocks::Exact(blocks) => {
-                for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
-                    let (keys, values) = saved.split_at(bytes / 2);
-                    bytemuck::cast_slice_mut(&mut block.keys).copy_from_slice(keys);
-                    bytemuck::cast_slice_mut(&mut block.values).copy_from_slice(values);
-                }
-            }
-            Blocks::Fast(blocks) => {
-                for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
-                    let (keys, saved) = saved.split_at(block.keys.len());
-                    let (values, saved) = saved.split_at(block.values.len());
-                    let (key_scales, value_scales) = saved.split_at(4 * BLOCK);
-                    block.keys.copy_from_slice(keys);
-                    block.values.copy_from_slice(values);
-                    bytemuck::cast_slice_mut(&mut block.key_scales).copy_from_slice(key_scales);
-                    bytemuck::cast_slice_mut(&mut block.value_scales).copy_from_slice(value_scales);
-                }
-            }
-        }
-    }
-}
-
-/// The scale of eight-bit codes for `x`, and its inverse.
-fn scales_of(x: &[f32]) -> (f32, f32) {
-    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    if largest > 1e-35 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) }
-}
 
 /// What one span gives for some query heads.
 #[derive(Clone, Debug, Default)]
@@ -315,18 +104,10 @@ impl Kernel for Join<'_> {
                 *factor = (span.largest[head] - top).exp();
                 sum += span.sum[head] * *factor;
             }
-            for (column, out) in out.chunks_mut(64).enumerate() {
-                let mut sums = [simd.splat(0.0); 4];
-                for (span, &factor) in results.iter().zip(&factors) {
-                    let values = &span.values[head * width + 64 * column..][..out.len()];
-                    let factor = simd.splat(factor);
-                    for (sum, values) in sums.iter_mut().zip(values.chunks(16)) {
-                        *sum = simd.fma(factor, load_part(simd, values), *sum);
-                    }
-                }
-                for (values, out) in sums.into_iter().zip(out.chunks_mut(16)) {
-                    store_part(simd, simd.div(values, simd.splat(sum)), out);
-                }
+            let values = results.iter().map(|span| &span.values[head * width..][..width]);
+            weighted_rows(simd, values, &factors, out);
+            for value in out {
+                *value /= sum;
             }
         }
     }
@@ -437,19 +218,30 @@ fn exact_values<S: Simd>(
     out: &mut [f32],
 ) {
     for (weights, out) in weights.chunks_exact(SPAN).zip(out.chunks_exact_mut(width)) {
-        for (column, out) in out.chunks_mut(64).enumerate() {
-            let mut sums = [simd.splat(0.0); 4];
-            let rows = blocks.iter().flat_map(|block| block.values.chunks_exact(width));
-            for (row, &weight) in rows.zip(&weights[..count]) {
-                let row = &row[64 * column..][..out.len()];
-                let weight = simd.splat(weight);
-                for (sum, values) in sums.iter_mut().zip(row.chunks(16)) {
-                    *sum = simd.fma(weight, load_part(simd, values), *sum);
-                }
+        let values = blocks.iter().flat_map(|block| block.values.chunks_exact(width));
+        weighted_rows(simd, values, &weights[..count], out);
+    }
+}
+
+/// The sum of `rows`, each as long as `out`, times their weights.
+#[inline(always)]
+fn weighted_rows<'a, S: Simd>(
+    simd: S,
+    rows: impl Iterator<Item = &'a [f32]> + Clone,
+    weights: &[f32],
+    out: &mut [f32],
+) {
+    for (column, out) in out.chunks_mut(64).enumerate() {
+        let mut sums = [simd.splat(0.0); 4];
+        for (row, &weight) in rows.clone().zip(weights) {
+            let row = &row[64 * column..][..out.len()];
+            let weight = simd.splat(weight);
+            for (sum, values) in sums.iter_mut().zip(row.chunks(16)) {
+                *sum = simd.fma(weight, load_part(simd, values), *sum);
             }
-            for (sum, out) in sums.into_iter().zip(out.chunks_mut(16)) {
-                store_part(simd, sum, out);
-            }
+        }
+        for (sum, out) in sums.into_iter().zip(out.chunks_mut(16)) {
+            store_part(simd, sum, out);
         }
     }
 }
@@ -458,6 +250,11 @@ fn exact_values<S: Simd>(
 type Halves = [[[i8; 4]; SPAN / 4]; 2];
 
 const NO_CODES: Halves = [[[0; 4]; SPAN / 4]; 2];
+
+/// The scale of fifteen-bit codes for numbers up to `largest`, and its inverse.
+fn steps_of(largest: f32) -> (f32, f32) {
+    if largest > 1e-30 { (largest / STEPS, STEPS / largest) } else { (0.0, 0.0) }
+}
 
 /// Codes of at most [`SPAN`] numbers; returns the codes' sum.
 #[inline(always)]
@@ -482,7 +279,7 @@ fn prepare_queries<S: Simd>(simd: S, queries: &[f32], width: usize, scratch: &mu
     scratch.query_scales.clear();
     for (head, query) in queries.chunks_exact(width).enumerate() {
         let largest = largest_magnitude(simd, query);
-        let (scale, inverse) = if largest > 1e-30 { (largest / STEPS, STEPS / largest) } else { (0.0, 0.0) };
+        let (scale, inverse) = steps_of(largest);
         let mut code_sum = 0;
         for (part, numbers) in query.chunks(SPAN).enumerate() {
             code_sum += fill(simd, numbers, inverse, &mut scratch.queries[part * heads + head]);
@@ -641,8 +438,7 @@ fn fast_values<S: Simd>(
             }
         }
         let scores = &scores[..BLOCK * blocks.len()];
-        let top = largest(simd, scores);
-        let (scale, inverse) = if top > 1e-30 { (top / STEPS, STEPS / top) } else { (0.0, 0.0) };
+        let (scale, inverse) = steps_of(largest(simd, scores));
         weight_scales.push((scale, fill(simd, scores, inverse, weights)));
     }
     let (mut weights, mut scales, mut out) = (&weights[..], &weight_scales[..], out);
@@ -704,6 +500,7 @@ fn total<S: Simd>(simd: S, sums: S::I) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::Mode;
 
     fn numbers(count: usize, seed: f32) -> Vec<f32> {
         (0..count).map(|i| ((i as f32 + 1.0) * seed).sin() * 2.0).collect()

@@ -5,6 +5,7 @@
 //! a decoded tile of sixteen rows ([`crate::tile`]), where lanes are rows, and want the tokens beside each other.
 
 use crate::aligned::Aligned;
+use crate::elementwise::largest_magnitude;
 use crate::halves::{STEPS, split};
 use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
 use crate::pool::Pool;
@@ -328,11 +329,7 @@ impl<'a> Group<'a> {
     /// The upper and lower halves of codes, 128 * upper + lower, and their scale and sum.
     #[inline(always)]
     pub(crate) fn quantize<S: Simd>(&self, simd: S, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
-        let mut largest = simd.splat(0.0);
-        for vector in self.vectors() {
-            largest = simd.max(largest, simd.abs(simd.load(vector)));
-        }
-        let largest = simd.largest(largest);
+        let largest = largest_magnitude(simd, self.vectors().as_flattened());
         // Below this the inverse overflows; such a group is zero beside any other.
         let inverse = if largest > 1e-33 { STEPS / largest } else { 0.0 };
         let [upper, lower] = halves;

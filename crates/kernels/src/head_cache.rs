@@ -1,0 +1,217 @@
+//! Keys and values of one key/value head, for [`crate::attend`].
+//!
+//! The exact cache keeps f32. The fast one keeps keys and values in eight bits with one scale for each position, laid
+//! out as its products take them.
+
+use crate::aligned::Aligned;
+use crate::input::Mode;
+
+/// Positions in one block of a cache.
+pub const BLOCK: usize = 64;
+
+/// Keys and values of one head, in blocks that are added as the sequence grows.
+#[derive(Clone, Debug)]
+pub struct HeadCache {
+    pub(crate) width: usize,
+    pub(crate) blocks: Blocks,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Blocks {
+    Exact(Vec<ExactBlock>),
+    Fast(Vec<FastBlock>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ExactBlock {
+    /// [BLOCK, width]
+    pub keys: Aligned<f32>,
+    /// [BLOCK, width]
+    pub values: Aligned<f32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FastBlock {
+    /// [BLOCK / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
+    pub keys: Aligned<u8>,
+    /// [width rounded up to 32, in sixteens][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
+    pub values: Aligned<u8>,
+    pub key_scales: [f32; BLOCK],
+    pub value_scales: [f32; BLOCK],
+}
+
+/// Codes of zeros, 128 added.
+fn zero_codes(count: usize) -> Aligned<u8> {
+    let mut codes = Aligned::zeros(count);
+    codes.fill(128);
+    codes
+}
+
+impl HeadCache {
+    /// An empty cache for heads of `width`.
+    pub fn new(mode: Mode, width: usize) -> Self {
+        let blocks = match mode {
+            Mode::Exact => Blocks::Exact(Vec::new()),
+            Mode::Fast => Blocks::Fast(Vec::new()),
+        };
+        Self { width, blocks }
+    }
+
+    /// Bytes of one block.
+    fn block_bytes(&self) -> usize {
+        match self.blocks {
+            Blocks::Exact(_) => 8 * BLOCK * self.width,
+            Blocks::Fast(_) => BLOCK * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8),
+        }
+    }
+
+    /// Bytes held.
+    pub fn size_bytes(&self) -> usize {
+        let count = match &self.blocks {
+            Blocks::Exact(blocks) => blocks.len(),
+            Blocks::Fast(blocks) => blocks.len(),
+        };
+        count * self.block_bytes()
+    }
+
+    /// Makes room for positions below `positions`.
+    pub fn reserve(&mut self, positions: usize) {
+        let (count, width) = (positions.div_ceil(BLOCK), self.width);
+        match &mut self.blocks {
+            Blocks::Exact(blocks) => {
+                while blocks.len() < count {
+                    let zeros = || Aligned::zeros(BLOCK * width);
+                    blocks.push(ExactBlock { keys: zeros(), values: zeros() });
+                }
+            }
+            Blocks::Fast(blocks) => {
+                while blocks.len() < count {
+                    blocks.push(FastBlock {
+                        keys: zero_codes(BLOCK * width.next_multiple_of(4)),
+                        values: zero_codes(BLOCK * width.next_multiple_of(32)),
+                        key_scales: [0.0; BLOCK],
+                        value_scales: [0.0; BLOCK],
+                    });
+                }
+            }
+        }
+    }
+
+    /// Forgets all positions; memory is kept.
+    pub fn clear(&mut self) {
+        self.clear_from(0);
+    }
+
+    fn clear_from(&mut self, block: usize) {
+        match &mut self.blocks {
+            Blocks::Exact(blocks) => {
+                for block in blocks.iter_mut().skip(block) {
+                    block.keys.fill(0.0);
+                    block.values.fill(0.0);
+                }
+            }
+            Blocks::Fast(blocks) => {
+                for block in blocks.iter_mut().skip(block) {
+                    block.keys.fill(128);
+                    block.values.fill(128);
+                    block.key_scales.fill(0.0);
+                    block.value_scales.fill(0.0);
+                }
+            }
+        }
+    }
+
+    /// Writes one position, for which there is room.
+    ///
+    /// # Panics
+    /// If there is no room, or a vector has another width.
+    pub fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
+        let width = self.width;
+        assert!(key.len() == width && value.len() == width, "width of keys and values");
+        let (block, at) = (position / BLOCK, position % BLOCK);
+        match &mut self.blocks {
+            Blocks::Exact(blocks) => {
+                blocks[block].keys[at * width..][..width].copy_from_slice(key);
+                blocks[block].values[at * width..][..width].copy_from_slice(value);
+            }
+            Blocks::Fast(blocks) => {
+                let block = &mut blocks[block];
+                let (scale, inverse) = scales_of(key);
+                block.key_scales[at] = scale;
+                for (column, x) in key.iter().enumerate() {
+                    let place = (at / 16 * width.div_ceil(4) + column / 4) * 64 + at % 16 * 4 + column % 4;
+                    block.keys[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
+                }
+                let (scale, inverse) = scales_of(value);
+                block.value_scales[at] = scale;
+                for (column, x) in value.iter().enumerate() {
+                    let place = column / 16 * 16 * BLOCK + at / 4 * 64 + column % 16 * 4 + at % 4;
+                    block.values[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
+                }
+            }
+        }
+    }
+
+    /// Appends the first `positions` positions, as whole blocks of bytes, to `out`.
+    pub fn save(&self, positions: usize, out: &mut Vec<u8>) {
+        let count = positions.div_ceil(BLOCK);
+        match &self.blocks {
+            Blocks::Exact(blocks) => {
+                for block in &blocks[..count] {
+                    out.extend(bytemuck::cast_slice(&block.keys));
+                    out.extend(bytemuck::cast_slice(&block.values));
+                }
+            }
+            Blocks::Fast(blocks) => {
+                for block in &blocks[..count] {
+                    out.extend_from_slice(&block.keys);
+                    out.extend_from_slice(&block.values);
+                    out.extend(bytemuck::cast_slice(&block.key_scales));
+                    out.extend(bytemuck::cast_slice(&block.value_scales));
+                }
+            }
+        }
+    }
+
+    /// Bytes that [`HeadCache::save`] appends for as many positions.
+    pub fn saved_bytes(&self, positions: usize) -> usize {
+        positions.div_ceil(BLOCK) * self.block_bytes()
+    }
+
+    /// Takes back what [`HeadCache::save`] wrote for `positions` positions, and forgets all others.
+    ///
+    /// # Panics
+    /// If there are not [`HeadCache::saved_bytes`] bytes.
+    pub fn load(&mut self, positions: usize, saved: &[u8]) {
+        assert_eq!(saved.len(), self.saved_bytes(positions), "bytes of a saved cache");
+        self.reserve(positions);
+        self.clear_from(positions.div_ceil(BLOCK));
+        let bytes = self.block_bytes();
+        match &mut self.blocks {
+            Blocks::Exact(blocks) => {
+                for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
+                    let (keys, values) = saved.split_at(bytes / 2);
+                    bytemuck::cast_slice_mut(&mut block.keys).copy_from_slice(keys);
+                    bytemuck::cast_slice_mut(&mut block.values).copy_from_slice(values);
+                }
+            }
+            Blocks::Fast(blocks) => {
+                for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
+                    let (keys, saved) = saved.split_at(block.keys.len());
+                    let (values, saved) = saved.split_at(block.values.len());
+                    let (key_scales, value_scales) = saved.split_at(4 * BLOCK);
+                    block.keys.copy_from_slice(keys);
+                    block.values.copy_from_slice(values);
+                    bytemuck::cast_slice_mut(&mut block.key_scales).copy_from_slice(key_scales);
+                    bytemuck::cast_slice_mut(&mut block.value_scales).copy_from_slice(value_scales);
+                }
+            }
+        }
+    }
+}
+
+/// The scale of eight-bit codes for `x`, and its inverse.
+fn scales_of(x: &[f32]) -> (f32, f32) {
+    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    if largest > 1e-35 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) }
+}
