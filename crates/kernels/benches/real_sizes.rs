@@ -16,7 +16,7 @@ fn main() {
 const HIDDEN: usize = 1024;
 const INTERMEDIATE: usize = 3584;
 /// Copies of a matrix that are used in turn, so that none stays in a cache.
-const COPIES: usize = 64;
+const COPIES: usize = 1;
 
 fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|i| ((i % 977) as f32 * 0.37).sin()).collect()

@@ -39,11 +39,11 @@ struct Scratch {
     /// Scores, then weights [heads, SPAN].
     scores: Vec<f32>,
     /// Codes of the queries [width / SPAN rounded up, heads].
-    queries: Vec<Halves>,
+    queries: Vec<Codes>,
     /// Scale of each head's query times that of attention, and sum of its codes.
     query_scales: Vec<(f32, i32)>,
     /// Codes of the weights [heads].
-    weights: Vec<Halves>,
+    weights: Vec<Codes>,
     /// Scale of each head's weights, and sum of their codes.
     weight_scales: Vec<(f32, i32)>,
 }
@@ -246,10 +246,10 @@ fn weighted_rows<'a, S: Simd>(
     }
 }
 
-/// Upper and lower halves of codes of fifteen bits, four at a time.
-type Halves = [[[i8; 4]; SPAN / 4]; 2];
+/// Codes of fifteen bits as [`Simd::repeat_arranged`] takes them, four at a time.
+type Codes = [[[i8; 4]; SPAN / 4]; 2];
 
-const NO_CODES: Halves = [[[0; 4]; SPAN / 4]; 2];
+const NO_CODES: Codes = [[[0; 4]; SPAN / 4]; 2];
 
 /// The scale of fifteen-bit codes for numbers up to `largest`, and its inverse.
 fn steps_of(largest: f32) -> (f32, f32) {
@@ -258,7 +258,7 @@ fn steps_of(largest: f32) -> (f32, f32) {
 
 /// Codes of at most [`SPAN`] numbers; returns the codes' sum.
 #[inline(always)]
-fn fill<S: Simd>(simd: S, numbers: &[f32], inverse: f32, codes: &mut Halves) -> i32 {
+fn fill<S: Simd>(simd: S, numbers: &[f32], inverse: f32, codes: &mut Codes) -> i32 {
     let [upper, lower] = codes;
     let (upper, lower) =
         (upper.as_flattened_mut().as_chunks_mut().0, lower.as_flattened_mut().as_chunks_mut().0);
@@ -267,6 +267,11 @@ fn fill<S: Simd>(simd: S, numbers: &[f32], inverse: f32, codes: &mut Halves) -> 
     if !rest.is_empty() {
         let (upper, lower) = (&mut upper[vectors.len()..], &mut lower[vectors.len()..]);
         sums = simd.int_add(sums, split(simd, &[padded(rest)], inverse, upper, lower));
+    }
+    let (upper, lower) =
+        (upper.as_flattened_mut().as_chunks_mut().0, lower.as_flattened_mut().as_chunks_mut().0);
+    for (upper, lower) in upper.iter_mut().zip(lower).take(numbers.len().div_ceil(64)) {
+        simd.arrange(upper, lower);
     }
     total(simd, sums)
 }
@@ -319,7 +324,7 @@ fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
 #[derive(Clone, Copy)]
 struct Queries<'a> {
     /// Each [`SPAN`] columns are `heads` further on.
-    codes: &'a [Halves],
+    codes: &'a [Codes],
     heads: usize,
     /// Of each head.
     scales: &'a [(f32, i32)],
@@ -390,21 +395,22 @@ const FOURS: usize = BLOCK / 4;
 #[inline(always)]
 fn pair_sums<S: Simd, const HEADS: usize>(
     simd: S,
-    [first, second]: [&[[u8; 64]]; 2],
-    factors: &[Halves; HEADS],
+    [left, right]: [&[[u8; 64]]; 2],
+    factors: &[Codes; HEADS],
     from: usize,
     ahead: [&[u8]; 2],
     sums: [[S::Sum; 2]; HEADS],
 ) -> [[S::Sum; 2]; HEADS] {
     let mut sums = sums;
-    let count = first.len();
-    assert!(second.len() == count && from + count <= SPAN / 4, "four {from} and {count} more");
+    let count = left.len();
+    assert!(right.len() == count && from + count <= SPAN / 4, "four {from} and {count} more");
     for four in 0..count {
         simd.prefetch(ahead[0], 64 * four);
         simd.prefetch(ahead[1], 64 * four);
-        let (a, b) = (simd.load_bytes(&first[four]), simd.load_bytes(&second[four]));
-        for (sums, [upper, lower]) in sums.iter_mut().zip(factors) {
-            let factor = simd.repeat_halves(upper[from + four], lower[from + four]);
+        let (a, b) = (simd.load_bytes(&left[four]), simd.load_bytes(&right[four]));
+        for (sums, factors) in sums.iter_mut().zip(factors) {
+            let [first, second] = factors;
+            let factor = simd.repeat_arranged(first[from + four], second[from + four]);
             sums[0] = simd.add_products(sums[0], a, factor);
             sums[1] = simd.add_products(sums[1], b, factor);
         }
@@ -462,7 +468,7 @@ fn values_of<S: Simd, const HEADS: usize>(
     blocks: &[FastBlock],
     next: Option<&FastBlock>,
     width: usize,
-    weights: &[Halves],
+    weights: &[Codes],
     scales: &[(f32, i32)],
     out: &mut [f32],
 ) {

@@ -121,7 +121,7 @@ pub(crate) struct Prepared {
     pub form: Form,
     /// Exact: the values. One token: vectors as the codes' words are taken apart; several: [block][k][tokens].
     pub values: Aligned<f32>,
-    /// Fast, one token: vectors as the codes' bytes lie, the upper halves that meet 64 bytes, then the lower ones.
+    /// Fast, one token: vectors as the codes' bytes lie, two as [`Simd::arranged`] takes them for each 64 codes.
     /// Several for the matrix unit: as [`UnitTokens`] has them, scales and sums too.
     pub codes: Aligned<[i8; 64]>,
     /// Fast, several: [block][k / 4][tokens] of four codes as `Simd::quad` has them.
@@ -380,10 +380,10 @@ impl Kernel for OneToken<'_> {
                     for (half, codes) in halves.iter().enumerate() {
                         let codes = &codes[..group];
                         if form.nibbles {
-                            // 64 bytes hold 128 codes: they meet the even elements' vector, then the odd ones'.
-                            let vector = 4 * (start / 128) + 2 * half;
+                            // 64 bytes hold 128 codes: they meet the even elements' vectors, then the odd ones'.
+                            let vector = 4 * (start / 128) + half;
                             let at = 64 * vector + start % 128 / 2;
-                            let (even, odd) = bytes[at..at + 64 + codes.len() / 2].split_at_mut(64);
+                            let (even, odd) = bytes[at..at + 128 + codes.len() / 2].split_at_mut(128);
                             for ((pair, even), odd) in codes.as_chunks::<2>().0.iter().zip(even).zip(odd) {
                                 (*even, *odd) = (pair[0], pair[1]);
                             }
@@ -396,6 +396,9 @@ impl Kernel for OneToken<'_> {
                     }
                 }
             }
+        }
+        for [upper, lower] in prepared.codes.as_chunks_mut().0 {
+            simd.arrange(upper, lower);
         }
     }
 }

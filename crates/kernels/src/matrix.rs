@@ -184,6 +184,21 @@ pub(crate) enum Scaling<'a> {
     None,
 }
 
+impl Scaling<'_> {
+    /// Asks for the cache lines of `count` groups' scales from `from` on, which need not exist; those of rows are few.
+    #[inline(always)]
+    pub(crate) fn prefetch<S: Simd>(&self, simd: S, from: usize, count: usize) {
+        match self {
+            Self::Affine { scales, biases, .. } => {
+                scales.prefetch(simd, from, count);
+                biases.prefetch(simd, from, count);
+            }
+            Self::Blocks { scales, .. } => scales.prefetch(simd, from, count),
+            Self::Rows { .. } | Self::None => {}
+        }
+    }
+}
+
 /// Group size of activations that meet weights with one scale per row.
 pub(crate) const ROW_GROUP: usize = 64;
 

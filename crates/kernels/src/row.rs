@@ -186,8 +186,8 @@ pub(crate) fn float_dot<S: Simd>(simd: S, row: &[f32], x: &[f32]) -> f32 {
 trait Format {
     /// Codes in a byte.
     const PER_BYTE: usize;
-    /// Vectors of activations that 64 bytes of codes meet: of halves of codes, and of floats.
-    const HALVES: usize = 2 * Self::PER_BYTE;
+    /// Vectors of activations that 64 bytes of codes meet: of codes, and of floats.
+    const CODES: usize = 2 * Self::PER_BYTE;
     const FLOATS: usize = 4 * Self::PER_BYTE;
 
     /// `factor` is what the lanes' codes are scaled by, for formats that cannot scale sums instead.
@@ -213,10 +213,10 @@ macro_rules! chain {
     }};
 }
 
-/// acc + the products of bytes with the upper and lower halves of activations.
+/// acc + the products of bytes with two vectors of activations.
 #[inline(always)]
-fn halves_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
-    simd.end_sum(simd.add_products(simd.begin_sum(acc), bytes, simd.halves(&x[0], &x[1])))
+fn whole_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
+    simd.end_sum(simd.add_products(simd.begin_sum(acc), bytes, simd.arranged(&x[0], &x[1])))
 }
 
 impl Format for Nibbles {
@@ -231,8 +231,11 @@ impl Format for Nibbles {
 impl WholeFormat for Nibbles {
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        let x = x.first_chunk().expect("two vectors of each half");
-        simd.add_nibble_products(acc, simd.load_bytes(codes), x)
+        let bytes = simd.load_bytes(codes);
+        let sum = simd.begin_sum(acc);
+        let sum = simd.add_small_products(sum, simd.low_nibbles(bytes), simd.arranged(&x[0], &x[1]));
+        let sum = simd.add_small_products(sum, simd.high_nibbles(bytes), simd.arranged(&x[2], &x[3]));
+        simd.end_sum(sum)
     }
 }
 
@@ -248,7 +251,7 @@ impl Format for Bytes {
 impl WholeFormat for Bytes {
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        halves_dot(simd, acc, simd.load_bytes(codes), x)
+        whole_dot(simd, acc, simd.load_bytes(codes), x)
     }
 }
 
@@ -265,7 +268,7 @@ impl WholeFormat for Signed {
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         // 128 too much for each code; the scaling takes it off by the sum of the activations.
-        halves_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
+        whole_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
     }
 }
 
@@ -323,15 +326,34 @@ fn exactly<S: Simd, F: Format>(
     }
 }
 
+/// Activations as rows read them.
+#[derive(Clone, Copy)]
+struct Activations<'a> {
+    codes: &'a [[i8; 64]],
+    values: &'a [[f32; 16]],
+    sums: &'a [[f32; 16]],
+    scales: &'a [[f32; 16]],
+}
+
+impl<'a> Activations<'a> {
+    #[inline(always)]
+    fn of(x: &'a Prepared) -> Self {
+        let (values, sums, scales) = (x.values.as_chunks().0, x.sums.as_chunks().0, x.scales.as_chunks().0);
+        Self { codes: &x.codes, values, sums, scales }
+    }
+}
+
 /// Sums over lanes, in integers or floats.
 trait Sums<F: Format> {
+    const WHOLE: bool;
+
     /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each. `scales`
     /// are those of these groups.
     fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
         simd: S,
         codes: &[[u8; 64]],
         scales: &[f32],
-        x: &Prepared,
+        x: Activations<'_>,
         vector: usize,
     ) -> S::F;
 }
@@ -339,67 +361,78 @@ trait Sums<F: Format> {
 struct Integers;
 struct Reals;
 
-/// The sums over four vectors at a time.
-macro_rules! sixteen_groups {
-    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $quad_sums:ident,
-        $dot:ident $(, $scales:ident)?) => {{
-        let codes = &$codes[..4 * QUADS * PARTS];
-        let x = &$x[..4 * QUADS * PARTS * $per];
-        let mut quads = [$zero; QUADS];
-        for quad in 0..QUADS {
-            let mut four = [$zero; 4];
-            for i in 0..4 {
-                for part in 0..PARTS {
-                    let at = (4 * quad + i) * PARTS + part;
-                    let x = &x[at * $per..][..$per];
-                    four[i] = $F::$dot($simd, four[i], &codes[at], x $(, factor::<S, QUADS, PARTS>($simd, $scales, at))?);
-                }
+/// Sums over four of the vectors of sixteen groups, PARTS each.
+macro_rules! four_sums {
+    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:ident, $quad_sums:ident,
+        $dot:ident, $quad:literal $(, $scales:ident)?) => {{
+        let mut four = [$zero; 4];
+        for i in 0..4 {
+            for part in 0..PARTS {
+                let at = (4 * $quad + i) * PARTS + part;
+                let x = &$x[at * $per..][..$per];
+                four[i] = $F::$dot($simd, four[i], &$codes[at], x $(, factor::<S, QUADS, PARTS>($simd, $scales, at))?);
             }
-            quads[quad] = $simd.$quad_sums(four);
         }
-        quads
+        $simd.$quad_sums(four)
     }};
 }
 
 impl<F: WholeFormat> Sums<F> for Integers {
+    const WHOLE: bool = true;
+
     #[inline(always)]
     fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
         simd: S,
         codes: &[[u8; 64]],
         _scales: &[f32],
-        x: &Prepared,
+        x: Activations<'_>,
         vector: usize,
     ) -> S::F {
-        let x = &x.codes[vector * F::HALVES..];
+        let codes = &codes[..4 * QUADS * PARTS];
+        let x = &x.codes[vector * F::CODES..][..codes.len() * F::CODES];
         let zero = simd.int_splat(0);
-        let quads = sixteen_groups!(simd, F, codes, x, F::HALVES, zero, int_quad_sums, dot);
+        macro_rules! quad {
+            ($quad:literal) => {
+                four_sums!(simd, F, codes, x, F::CODES, zero, int_quad_sums, dot, $quad)
+            };
+        }
         simd.float(match QUADS {
-            1 => simd.int_transpose_quads(quads[0]),
-            2 => simd.int_zip_quads(simd.int_pair_quads(quads[0], quads[1])),
-            _ => simd.int_pair_quads(
-                simd.int_pair_quads(quads[0], quads[1]),
-                simd.int_pair_quads(quads[2], quads[3]),
-            ),
+            1 => simd.int_transpose_quads(quad!(0)),
+            2 => simd.int_zip_quads(simd.int_pair_quads(quad!(0), quad!(1))),
+            _ => {
+                let low = simd.int_pair_quads(quad!(0), quad!(1));
+                simd.int_pair_quads(low, simd.int_pair_quads(quad!(2), quad!(3)))
+            }
         })
     }
 }
 
 impl<F: Format> Sums<F> for Reals {
+    const WHOLE: bool = false;
+
     #[inline(always)]
     fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
         simd: S,
         codes: &[[u8; 64]],
         scales: &[f32],
-        x: &Prepared,
+        x: Activations<'_>,
         vector: usize,
     ) -> S::F {
-        let x = &x.values.as_chunks::<16>().0[vector * F::FLOATS..];
+        let codes = &codes[..4 * QUADS * PARTS];
+        let x = &x.values[vector * F::FLOATS..][..codes.len() * F::FLOATS];
         let zero = simd.splat(0.0);
-        let quads = sixteen_groups!(simd, F, codes, x, F::FLOATS, zero, quad_sums, float_dot, scales);
+        macro_rules! quad {
+            ($quad:literal) => {
+                four_sums!(simd, F, codes, x, F::FLOATS, zero, quad_sums, float_dot, $quad, scales)
+            };
+        }
         match QUADS {
-            1 => simd.transpose_quads(quads[0]),
-            2 => simd.zip_quads(simd.pair_quads(quads[0], quads[1])),
-            _ => simd.pair_quads(simd.pair_quads(quads[0], quads[1]), simd.pair_quads(quads[2], quads[3])),
+            1 => simd.transpose_quads(quad!(0)),
+            2 => simd.zip_quads(simd.pair_quads(quad!(0), quad!(1))),
+            _ => {
+                let low = simd.pair_quads(quad!(0), quad!(1));
+                simd.pair_quads(low, simd.pair_quads(quad!(2), quad!(3)))
+            }
         }
     }
 }
@@ -418,18 +451,11 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
     let row_bytes = run.matrix.columns / F::PER_BYTE;
     let groups = run.matrix.columns.div_ceil(run.x.form.group);
     let vectors = 4 * QUADS * PARTS;
+    let (x, scaling) = (Activations::of(run.x), Grouping::of(run.matrix));
     let mut slots = [simd.splat(0.0); BLOCK];
-    // The next block's scales are read at its beginning, all at once: each row here asks for a part of them.
-    let next = (run.first + BLOCK) * groups;
+    // The next block's.
+    run.matrix.scaling.prefetch(simd, (run.first + BLOCK) * groups, BLOCK * groups);
     for (row, codes) in run.codes.chunks_exact(row_bytes).enumerate().take(out.len()) {
-        match run.matrix.scaling {
-            Scaling::Affine { scales, biases, .. } => {
-                scales.prefetch(simd, next + row * groups, groups);
-                biases.prefetch(simd, next + row * groups, groups);
-            }
-            Scaling::Blocks { scales, .. } => scales.prefetch(simd, next + row * groups, groups),
-            Scaling::Rows { .. } | Scaling::None => {}
-        }
         // Lane i gathers groups i, i + 16, i + 32, ... in turn.
         let mut sums = simd.splat(0.0);
         for (chunk, codes) in codes.chunks(64 * vectors).enumerate() {
@@ -444,9 +470,24 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
                 rest.fill(0);
                 &completed[..vectors]
             };
-            let own = &scales.scales[row * groups + 16 * chunk..];
-            let dots = K::groups::<S, QUADS, PARTS>(simd, codes, own, run.x, chunk * vectors);
-            sums = scaled(simd, run, scales, row * groups + 16 * chunk, 16 * chunk, dots, sums);
+            let at = row * groups + 16 * chunk;
+            let dots = K::groups::<S, QUADS, PARTS>(simd, codes, &scales.scales[at..], x, chunk * vectors);
+            let (x_sums, x_scales) = (simd.load(&x.sums[chunk]), simd.load(&x.scales[chunk]));
+            let scale = lanes(simd, scales.scales, at);
+            // The sums of groups that a row does not have are zero, whatever their scales.
+            sums = match (scaling, K::WHOLE) {
+                (Grouping::Affine, whole) => {
+                    let value = simd.fma(scale, dots, simd.mul(lanes(simd, scales.biases, at), x_sums));
+                    if whole { simd.fma(x_scales, value, sums) } else { simd.add(sums, value) }
+                }
+                (Grouping::Symmetric, true) => {
+                    // 128 was added to each code; the sums are whole numbers.
+                    let dots = simd.sub(dots, simd.mul(simd.splat(128.0), x_sums));
+                    simd.fma(x_scales, simd.mul(scale, dots), sums)
+                }
+                (Grouping::Symmetric, false) => simd.fma(scale, dots, sums),
+                (Grouping::Scaled, _) => simd.add(dots, sums),
+            };
         }
         slots[row] = sums;
     }
@@ -461,33 +502,24 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
     out.copy_from_slice(&values[..out.len()]);
 }
 
-/// `slots` plus the sums of sixteen groups from `group` on, scaled by the scales from `at` on. The sums of groups that
-/// a row does not have are zero, whatever their scales.
-#[inline(always)]
-fn scaled<S: Simd>(
-    simd: S,
-    run: Run<'_>,
-    scales: Scales<'_>,
-    at: usize,
-    group: usize,
-    sums: S::F,
-    slots: S::F,
-) -> S::F {
-    let fast = run.x.form.mode == Mode::Fast;
-    let x_sums = lanes(simd, &run.x.sums, group);
-    let x_scales = lanes(simd, &run.x.scales, group);
-    let scale = lanes(simd, scales.scales, at);
-    if let Scaling::Affine { .. } = run.matrix.scaling {
-        let value = simd.fma(scale, sums, simd.mul(lanes(simd, scales.biases, at), x_sums));
-        if fast { simd.fma(x_scales, value, slots) } else { simd.add(slots, value) }
-    } else if fast {
-        // 128 was added to each code; the sums are whole numbers.
-        let sums = simd.sub(sums, simd.mul(simd.splat(128.0), x_sums));
-        simd.fma(x_scales, simd.mul(scale, sums), slots)
-    } else if let Codes::Rounded(_) = run.matrix.codes {
-        simd.add(sums, slots)
-    } else {
-        simd.fma(scale, sums, slots)
+/// What makes weights of a group's codes.
+#[derive(Clone, Copy)]
+enum Grouping {
+    /// A scale and a bias.
+    Affine,
+    /// A scale.
+    Symmetric,
+    /// A scale that the codes' products have already met.
+    Scaled,
+}
+
+impl Grouping {
+    fn of(matrix: &Matrix<'_>) -> Self {
+        match (matrix.scaling, matrix.codes) {
+            (Scaling::Affine { .. }, _) => Self::Affine,
+            (_, Codes::Rounded(_)) => Self::Scaled,
+            _ => Self::Symmetric,
+        }
     }
 }
 

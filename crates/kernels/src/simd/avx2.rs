@@ -24,13 +24,6 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
-/// For each register of bytes the sums of pairs of products: those of bytes 0..8 of both 128-bit lanes, then of 8..16.
-#[derive(Clone, Copy)]
-pub(super) struct WideSum {
-    start: I,
-    parts: [[__m256i; 2]; 2],
-}
-
 /// One operation on both halves.
 macro_rules! both {
     ($op:ident($a:expr)) => {
@@ -38,6 +31,22 @@ macro_rules! both {
     };
     ($op:ident($a:expr, $b:expr)) => {
         [$op($a[0], $b[0]), $op($a[1], $b[1])]
+    };
+}
+
+/// One half of each of eight vectors.
+macro_rules! eight {
+    ($vectors:ident, $from:literal, $half:literal) => {
+        [
+            $vectors[$from][$half],
+            $vectors[$from + 1][$half],
+            $vectors[$from + 2][$half],
+            $vectors[$from + 3][$half],
+            $vectors[$from + 4][$half],
+            $vectors[$from + 5][$half],
+            $vectors[$from + 6][$half],
+            $vectors[$from + 7][$half],
+        ]
     };
 }
 
@@ -49,32 +58,34 @@ impl Avx2 {
         fn load_signed(self, from: &[i8; 64]) -> I {
             [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())]
         }
-        /// 128 * upper + lower in sixteen bits: bytes 0..8 of both lanes, then bytes 8..16.
-        fn join_halves(self, upper: __m256i, lower: __m256i) -> [__m256i; 2] {
-            let weights = _mm256_set1_epi16(0x0180);
-            [
-                _mm256_maddubs_epi16(weights, _mm256_unpacklo_epi8(upper, lower)),
-                _mm256_maddubs_epi16(weights, _mm256_unpackhi_epi8(upper, lower)),
-            ]
+        /// The even bytes of words, then the odd ones, signed, in sixteen bits.
+        fn widen_signed(self, bytes: __m256i) -> [__m256i; 2] {
+            [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(bytes)), _mm256_srai_epi16::<8>(bytes)]
         }
-        /// Pairs of u8 * i8 products overflow sixteen bits, so bytes are widened and meet whole activations.
-        fn wide_products(self, sums: [__m256i; 2], a: __m256i, x: [__m256i; 2]) -> [__m256i; 2] {
-            let zero = _mm256_setzero_si256();
+        /// Lane c of vector r goes to lane r of vector c.
+        fn transpose_eight(self, rows: [__m256i; 8]) -> [__m256i; 8] {
+            let [a, b, c, d, e, f, g, h] = rows;
+            let (ab, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (cd, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            let (ef, ef_high) = (_mm256_unpacklo_epi32(e, f), _mm256_unpackhi_epi32(e, f));
+            let (gh, gh_high) = (_mm256_unpacklo_epi32(g, h), _mm256_unpackhi_epi32(g, h));
+            let fours = [
+                (_mm256_unpacklo_epi64(ab, cd), _mm256_unpacklo_epi64(ef, gh)),
+                (_mm256_unpackhi_epi64(ab, cd), _mm256_unpackhi_epi64(ef, gh)),
+                (_mm256_unpacklo_epi64(ab_high, cd_high), _mm256_unpacklo_epi64(ef_high, gh_high)),
+                (_mm256_unpackhi_epi64(ab_high, cd_high), _mm256_unpackhi_epi64(ef_high, gh_high)),
+            ];
+            let [p, q, r, s] = fours;
             [
-                _mm256_add_epi32(sums[0], _mm256_madd_epi16(_mm256_unpacklo_epi8(a, zero), x[0])),
-                _mm256_add_epi32(sums[1], _mm256_madd_epi16(_mm256_unpackhi_epi8(a, zero), x[1])),
+                _mm256_permute2x128_si256::<0x20>(p.0, p.1),
+                _mm256_permute2x128_si256::<0x20>(q.0, q.1),
+                _mm256_permute2x128_si256::<0x20>(r.0, r.1),
+                _mm256_permute2x128_si256::<0x20>(s.0, s.1),
+                _mm256_permute2x128_si256::<0x31>(p.0, p.1),
+                _mm256_permute2x128_si256::<0x31>(q.0, q.1),
+                _mm256_permute2x128_si256::<0x31>(r.0, r.1),
+                _mm256_permute2x128_si256::<0x31>(s.0, s.1),
             ]
-        }
-        /// `acc` plus nibbles times halves of activations, the upper ones first.
-        fn nibble_sums(self, acc: __m256i, nibbles: __m256i, x: [__m256i; 4]) -> __m256i {
-            let low = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(nibbles), _mm256_set1_epi8(15));
-            // 4 * 15 * 128 < 2^15: two pair sums fit into sixteen bits.
-            let upper = _mm256_add_epi16(_mm256_maddubs_epi16(low, x[0]), _mm256_maddubs_epi16(high, x[1]));
-            let lower = _mm256_add_epi16(_mm256_maddubs_epi16(low, x[2]), _mm256_maddubs_epi16(high, x[3]));
-            let upper = _mm256_madd_epi16(upper, _mm256_set1_epi16(128));
-            let lower = _mm256_madd_epi16(lower, _mm256_set1_epi16(1));
-            _mm256_add_epi32(acc, _mm256_add_epi32(upper, lower))
         }
     }
 }
@@ -83,10 +94,10 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type B = I;
-    /// For each register of bytes: sixteen bits each of the activations of bytes 0..8 of both 128-bit lanes, then of
-    /// bytes 8..16.
-    type X = [[__m256i; 2]; 2];
-    type Sum = WideSum;
+    // Pairs of u8 * i8 products overflow sixteen bits, so bytes are widened and meet whole activations.
+    /// Sixteen bits each: the activations of the even bytes of words, then of the odd ones.
+    type X = [I; 2];
+    type Sum = I;
     /// Sixteen bits each of the even bytes of words, then of the odd ones.
     type Wide = [I; 2];
     type Quad = [__m256i; 2];
@@ -222,7 +233,9 @@ impl Simd for Avx2 {
         }
         fn int_quad_sums(self, of: [I; 4]) -> I {
             let [a, b, c, d] = of;
-            both!(_mm256_hadd_epi32(both!(_mm256_hadd_epi32(a, b)), both!(_mm256_hadd_epi32(c, d))))
+            let ab = both!(_mm256_add_epi32(both!(_mm256_unpacklo_epi32(a, b)), both!(_mm256_unpackhi_epi32(a, b))));
+            let cd = both!(_mm256_add_epi32(both!(_mm256_unpacklo_epi32(c, d)), both!(_mm256_unpackhi_epi32(c, d))));
+            both!(_mm256_add_epi32(both!(_mm256_unpacklo_epi64(ab, cd)), both!(_mm256_unpackhi_epi64(ab, cd))))
         }
         fn int_pair_quads(self, a: I, b: I) -> I {
             [
@@ -244,12 +257,12 @@ impl Simd for Avx2 {
         }
         fn int_zip_quads(self, a: I) -> I { [self.zip(a[0]), self.zip(a[1])] }
         fn int_transpose(self, rows: &mut [I; 16]) {
-            let mut lanes = [[0i32; 16]; 16];
-            for (row, lanes) in rows.iter().zip(&mut lanes) {
-                self.int_store(*row, lanes);
-            }
-            for (column, row) in rows.iter_mut().enumerate() {
-                *row = self.int_load(&std::array::from_fn(|r| lanes[r][column]));
+            let a = self.transpose_eight(eight!(rows, 0, 0));
+            let b = self.transpose_eight(eight!(rows, 8, 0));
+            let c = self.transpose_eight(eight!(rows, 0, 1));
+            let d = self.transpose_eight(eight!(rows, 8, 1));
+            for i in 0..8 {
+                (rows[i], rows[8 + i]) = ([a[i], b[i]], [c[i], d[i]]);
             }
         }
         fn store_low_bytes(self, a: I, to: &mut [i8; 16]) {
@@ -273,30 +286,29 @@ impl Simd for Avx2 {
             self.low_nibbles([_mm256_srli_epi16::<4>(a[0]), _mm256_srli_epi16::<4>(a[1])])
         }
         fn flip_sign(self, a: I) -> I { both!(_mm256_xor_si256(a, [_mm256_set1_epi8(-128); 2])) }
-        fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[__m256i; 2]; 2] {
-            let (upper, lower) = (self.load_signed(upper), self.load_signed(lower));
-            [self.join_halves(upper[0], lower[0]), self.join_halves(upper[1], lower[1])]
+        fn arrange(self, upper: &mut [i8; 64], lower: &mut [i8; 64]) {
+            let (high, low) = (self.load_signed(upper), self.load_signed(lower));
+            for i in 0..2 {
+                let (high, low) = (self.widen_signed(high[i]), self.widen_signed(low[i]));
+                let even = _mm256_add_epi16(_mm256_slli_epi16::<7>(high[0]), low[0]);
+                let odd = _mm256_add_epi16(_mm256_slli_epi16::<7>(high[1]), low[1]);
+                _mm256_storeu_si256(upper.as_mut_ptr().add(32 * i).cast(), even);
+                _mm256_storeu_si256(lower.as_mut_ptr().add(32 * i).cast(), odd);
+            }
         }
-        fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [[__m256i; 2]; 2] {
-            [self.join_halves(_mm256_set1_epi32(word(upper)), _mm256_set1_epi32(word(lower))); 2]
+        fn arranged(self, first: &[i8; 64], second: &[i8; 64]) -> [I; 2] {
+            [self.load_signed(first), self.load_signed(second)]
         }
-        fn begin_sum(self, start: I) -> WideSum {
-            WideSum { start, parts: [[_mm256_setzero_si256(); 2]; 2] }
+        fn repeat_arranged(self, first: [i8; 4], second: [i8; 4]) -> [I; 2] {
+            [[_mm256_set1_epi32(word(first)); 2], [_mm256_set1_epi32(word(second)); 2]]
         }
-        fn add_products(self, sum: WideSum, a: I, x: [[__m256i; 2]; 2]) -> WideSum {
-            let parts = [
-                self.wide_products(sum.parts[0], a[0], x[0]),
-                self.wide_products(sum.parts[1], a[1], x[1]),
-            ];
-            WideSum { parts, ..sum }
+        fn begin_sum(self, start: I) -> I { start }
+        fn add_products(self, sum: I, a: I, x: [I; 2]) -> I {
+            let codes = self.widen(a);
+            let (even, odd) = (both!(_mm256_madd_epi16(codes[0], x[0])), both!(_mm256_madd_epi16(codes[1], x[1])));
+            self.int_add(sum, self.int_add(even, odd))
         }
-        fn end_sum(self, sum: WideSum) -> I {
-            let WideSum { start, parts: [a, b] } = sum;
-            [
-                _mm256_add_epi32(start[0], _mm256_hadd_epi32(a[0], a[1])),
-                _mm256_add_epi32(start[1], _mm256_hadd_epi32(b[0], b[1])),
-            ]
-        }
+        fn end_sum(self, sum: I) -> I { sum }
         fn repeat(self, quad: &[i32; 2]) -> [__m256i; 2] {
             [_mm256_set1_epi32(quad[0]), _mm256_set1_epi32(quad[1])]
         }
@@ -313,14 +325,6 @@ impl Simd for Avx2 {
             self.int_add(sum, self.int_add(even, odd))
         }
         fn end_wide_sum(self, sum: I) -> I { sum }
-        fn add_nibble_products(self, acc: I, nibbles: I, x: &[[i8; 64]; 4]) -> I {
-            let [a, b, c, d] = x;
-            let x = [self.load_signed(a), self.load_signed(b), self.load_signed(c), self.load_signed(d)];
-            [
-                self.nibble_sums(acc[0], nibbles[0], [x[0][0], x[1][0], x[2][0], x[3][0]]),
-                self.nibble_sums(acc[1], nibbles[1], [x[0][1], x[1][1], x[2][1], x[3][1]]),
-            ]
-        }
         fn words(self, a: I) -> I { a }
         fn bytes(self, a: I) -> I { a }
         fn nibble<const J: u32>(self, a: I) -> F {

@@ -174,10 +174,10 @@ impl Simd for Avx512 {
             _mm512_and_si512(_mm512_srli_epi16::<4>(a), _mm512_set1_epi8(15))
         }
         fn flip_sign(self, a: __m512i) -> __m512i { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
-        fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [__m512i; 2] {
+        fn arranged(self, upper: &[i8; 64], lower: &[i8; 64]) -> [__m512i; 2] {
             [_mm512_loadu_si512(upper.as_ptr().cast()), _mm512_loadu_si512(lower.as_ptr().cast())]
         }
-        fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [__m512i; 2] {
+        fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [__m512i; 2] {
             [_mm512_set1_epi32(word(upper)), _mm512_set1_epi32(word(lower))]
         }
         fn begin_sum(self, start: __m512i) -> [__m512i; 2] { [_mm512_setzero_si512(), start] }

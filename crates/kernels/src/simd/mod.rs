@@ -229,9 +229,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn high_nibbles(self, a: Self::B) -> Self::B;
     /// Adds 128 to each byte: signed to unsigned with zero at 128, and back.
     fn flip_sign(self, a: Self::B) -> Self::B;
-    fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> Self::X;
-    /// The same four activations sixteen times.
-    fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> Self::X;
+    /// Turns the upper and lower halves of 64 activations into two vectors as [`Simd::arranged`] takes them, four
+    /// activations in the same word of both.
+    #[inline(always)]
+    fn arrange(self, _upper: &mut [i8; 64], _lower: &mut [i8; 64]) {}
+    fn arranged(self, first: &[i8; 64], second: &[i8; 64]) -> Self::X;
+    /// One word of the two vectors, sixteen times.
+    fn repeat_arranged(self, first: [i8; 4], second: [i8; 4]) -> Self::X;
     fn begin_sum(self, start: Self::I) -> Self::Sum;
     /// Adds the products of unsigned bytes with activations.
     fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
@@ -256,16 +260,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn end_wide_sum(self, sum: Self::WideSum) -> Self::I;
     /// Lane i: that of the start plus the products of bytes 4 i..4 i + 4.
     fn end_sum(self, sum: Self::Sum) -> Self::I;
-    /// Lane i of `acc` plus the nibbles of bytes 4 i..4 i + 4 times activations: `x` has the upper halves of those for
-    /// the low nibbles and for the high ones, then the lower halves.
-    // Not inlined, it would be compiled without the instruction set.
-    #[inline(always)]
-    fn add_nibble_products(self, acc: Self::I, nibbles: Self::B, x: &[[i8; 64]; 4]) -> Self::I {
-        let sum = self.begin_sum(acc);
-        let sum = self.add_small_products(sum, self.low_nibbles(nibbles), self.halves(&x[0], &x[2]));
-        let sum = self.add_small_products(sum, self.high_nibbles(nibbles), self.halves(&x[1], &x[3]));
-        self.end_sum(sum)
-    }
     /// The same bits as 16 words, little-endian.
     fn words(self, a: Self::B) -> Self::I;
     /// The same bits as bytes.

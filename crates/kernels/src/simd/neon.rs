@@ -232,10 +232,10 @@ impl Simd for Neon {
             [vshrq_n_u8::<4>(a[0]), vshrq_n_u8::<4>(a[1]), vshrq_n_u8::<4>(a[2]), vshrq_n_u8::<4>(a[3])]
         }
         fn flip_sign(self, a: B) -> B { each!(veorq_u8(a, [vdupq_n_u8(128); 4])) }
-        fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[int8x16_t; 4]; 2] {
+        fn arranged(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[int8x16_t; 4]; 2] {
             [upper, lower].map(|half| from_fn(|i| vld1q_s8(half.as_ptr().add(16 * i))))
         }
-        fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [[int8x16_t; 4]; 2] {
+        fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [[int8x16_t; 4]; 2] {
             [upper, lower].map(|half| [vreinterpretq_s8_s32(vdupq_n_s32(word(half))); 4])
         }
         fn begin_sum(self, start: I) -> [I; 2] { [[vdupq_n_s32(0); 4], start] }

@@ -186,10 +186,10 @@ impl Simd for Portable {
     fn flip_sign(self, a: B) -> B {
         a.map(|byte| byte ^ 128)
     }
-    fn halves(self, upper: &[i8; 64], lower: &[i8; 64]) -> [i16; 64] {
+    fn arranged(self, upper: &[i8; 64], lower: &[i8; 64]) -> [i16; 64] {
         lanes(|i| 128 * i16::from(upper[i]) + i16::from(lower[i]))
     }
-    fn repeat_halves(self, upper: [i8; 4], lower: [i8; 4]) -> [i16; 64] {
+    fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [i16; 64] {
         lanes(|i| 128 * i16::from(upper[i % 4]) + i16::from(lower[i % 4]))
     }
     fn begin_sum(self, start: I) -> I {
