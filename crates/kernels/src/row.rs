@@ -30,8 +30,8 @@ pub(crate) struct Scratch {
     pub values: Aligned<f32>,
     /// Sixteen rows each, taken apart.
     pub tiles: [TileSpace; 2],
-    /// Sixteen groups of which a row has only some.
-    completed: Aligned<[u8; 64]>,
+    /// Rows that end within vectors, with zeros after them.
+    completed: Aligned<u8>,
 }
 
 /// Rows whose sums over lanes are added up together.
@@ -61,7 +61,6 @@ impl Kernel for Rows<'_> {
             return;
         }
         let Scratch { codes: unpacked, values, completed, .. } = scratch;
-        completed.resize(32);
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             let first = first + BLOCK * block;
             let scales = Scales::read(simd, matrix, x.form.group, first, out.len(), values);
@@ -296,7 +295,7 @@ fn by_group<S: Simd, F: WholeFormat>(
     simd: S,
     run: Run<'_>,
     scales: Scales<'_>,
-    completed: &mut [[u8; 64]],
+    completed: &mut Aligned<u8>,
     out: &mut [f32],
 ) {
     let form = run.x.form;
@@ -315,7 +314,7 @@ fn exactly<S: Simd, F: Format>(
     simd: S,
     run: Run<'_>,
     scales: Scales<'_>,
-    completed: &mut [[u8; 64]],
+    completed: &mut Aligned<u8>,
     out: &mut [f32],
 ) {
     match run.x.form.group / (16 * F::PER_BYTE) {
@@ -347,9 +346,10 @@ impl<'a> Activations<'a> {
 trait Sums<F: Format> {
     const WHOLE: bool;
 
-    /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each. `scales`
-    /// are those of these groups.
-    fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
+    /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each. If
+    /// not FULL, `codes` may end after any four vectors' parts, and groups without codes get zero. `scales` are those
+    /// of these groups.
+    fn groups<S: Simd, const QUADS: usize, const PARTS: usize, const FULL: bool>(
         simd: S,
         codes: &[[u8; 64]],
         scales: &[f32],
@@ -381,19 +381,23 @@ impl<F: WholeFormat> Sums<F> for Integers {
     const WHOLE: bool = true;
 
     #[inline(always)]
-    fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
+    fn groups<S: Simd, const QUADS: usize, const PARTS: usize, const FULL: bool>(
         simd: S,
         codes: &[[u8; 64]],
         _scales: &[f32],
         x: Activations<'_>,
         vector: usize,
     ) -> S::F {
-        let codes = &codes[..4 * QUADS * PARTS];
+        let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
         let x = &x.codes[vector * F::CODES..][..codes.len() * F::CODES];
         let zero = simd.int_splat(0);
         macro_rules! quad {
             ($quad:literal) => {
-                four_sums!(simd, F, codes, x, F::CODES, zero, int_quad_sums, dot, $quad)
+                if FULL || codes.len() > 4 * $quad * PARTS {
+                    four_sums!(simd, F, codes, x, F::CODES, zero, int_quad_sums, dot, $quad)
+                } else {
+                    zero
+                }
             };
         }
         simd.float(match QUADS {
@@ -411,19 +415,23 @@ impl<F: Format> Sums<F> for Reals {
     const WHOLE: bool = false;
 
     #[inline(always)]
-    fn groups<S: Simd, const QUADS: usize, const PARTS: usize>(
+    fn groups<S: Simd, const QUADS: usize, const PARTS: usize, const FULL: bool>(
         simd: S,
         codes: &[[u8; 64]],
         scales: &[f32],
         x: Activations<'_>,
         vector: usize,
     ) -> S::F {
-        let codes = &codes[..4 * QUADS * PARTS];
+        let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
         let x = &x.values[vector * F::FLOATS..][..codes.len() * F::FLOATS];
         let zero = simd.splat(0.0);
         macro_rules! quad {
             ($quad:literal) => {
-                four_sums!(simd, F, codes, x, F::FLOATS, zero, quad_sums, float_dot, $quad, scales)
+                if FULL || codes.len() > 4 * $quad * PARTS {
+                    four_sums!(simd, F, codes, x, F::FLOATS, zero, quad_sums, float_dot, $quad, scales)
+                } else {
+                    zero
+                }
             };
         }
         match QUADS {
@@ -445,33 +453,37 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
     simd: S,
     run: Run<'_>,
     scales: Scales<'_>,
-    completed: &mut [[u8; 64]],
+    completed: &mut Aligned<u8>,
     out: &mut [f32],
 ) {
-    let row_bytes = run.matrix.columns / F::PER_BYTE;
     let groups = run.matrix.columns.div_ceil(run.x.form.group);
     let vectors = 4 * QUADS * PARTS;
+    let row_bytes = run.matrix.columns / F::PER_BYTE;
+    let stride = row_bytes.next_multiple_of(64 * 4 * PARTS);
+    let codes = if stride == row_bytes {
+        run.codes
+    } else {
+        complete(&run.codes[..out.len() * row_bytes], row_bytes, stride, completed)
+    };
     let (x, scaling) = (Activations::of(run.x), Grouping::of(run.matrix));
     let mut slots = [simd.splat(0.0); BLOCK];
     // The next block's.
     run.matrix.scaling.prefetch(simd, (run.first + BLOCK) * groups, BLOCK * groups);
-    for (row, codes) in run.codes.chunks_exact(row_bytes).enumerate().take(out.len()) {
+    for (row, codes) in codes.chunks_exact(stride).enumerate().take(out.len()) {
         // Lane i gathers groups i, i + 16, i + 32, ... in turn.
         let mut sums = simd.splat(0.0);
         for (chunk, codes) in codes.chunks(64 * vectors).enumerate() {
             for line in 0..vectors {
                 simd.prefetch(codes, PREFETCH + 64 * line);
             }
-            let codes = if codes.len() == 64 * vectors {
-                codes.as_chunks().0
-            } else {
-                let (own, rest) = completed[..vectors].as_flattened_mut().split_at_mut(codes.len());
-                own.copy_from_slice(codes);
-                rest.fill(0);
-                &completed[..vectors]
-            };
+            let codes = codes.as_chunks().0;
             let at = row * groups + 16 * chunk;
-            let dots = K::groups::<S, QUADS, PARTS>(simd, codes, &scales.scales[at..], x, chunk * vectors);
+            let (own, first) = (&scales.scales[at..], chunk * vectors);
+            let dots = if codes.len() == vectors {
+                K::groups::<S, QUADS, PARTS, true>(simd, codes, own, x, first)
+            } else {
+                K::groups::<S, QUADS, PARTS, false>(simd, codes, own, x, first)
+            };
             let (x_sums, x_scales) = (simd.load(&x.sums[chunk]), simd.load(&x.scales[chunk]));
             let scale = lanes(simd, scales.scales, at);
             // The sums of groups that a row does not have are zero, whatever their scales.
@@ -500,6 +512,17 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
     let mut values = [0.0; BLOCK];
     simd.store(sums, &mut values);
     out.copy_from_slice(&values[..out.len()]);
+}
+
+/// `rows` of `row_bytes` each with zeros after them, up to `stride`.
+fn complete<'a>(rows: &[u8], row_bytes: usize, stride: usize, completed: &'a mut Aligned<u8>) -> &'a [u8] {
+    completed.resize(rows.len() / row_bytes * stride);
+    for (row, completed) in rows.chunks_exact(row_bytes).zip(completed.chunks_exact_mut(stride)) {
+        let (head, rest) = completed.split_at_mut(row_bytes);
+        head.copy_from_slice(row);
+        rest.fill(0);
+    }
+    completed
 }
 
 /// What makes weights of a group's codes.

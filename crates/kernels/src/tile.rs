@@ -109,17 +109,17 @@ fn products<S: Simd, const R: usize>(
     let mut done = 0;
     while done < tokens {
         let now = block_tokens(tokens - done);
-        let block = XBlock { x, tokens: now, before: done, padded: tiles[0].groups * x.form.group };
+        let groups = tiles[0].groups;
         let mut write = |tile: usize, token: usize, values: &[f32; 16]| {
             let from = from + 16 * tile;
             let count = (rows - from).min(16);
             out.row(done + token)[from..from + count].copy_from_slice(&values[..count]);
         };
         match now {
-            1 => times::<S, 1, R>(simd, tiles, block, trees, &mut write),
-            2 => times::<S, 2, R>(simd, tiles, block, trees, &mut write),
-            4 => times::<S, 4, R>(simd, tiles, block, trees, &mut write),
-            _ => times::<S, TOKENS, R>(simd, tiles, block, trees, &mut write),
+            1 => times::<S, 1, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
+            2 => times::<S, 2, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
+            4 => times::<S, 4, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
+            _ => times::<S, TOKENS, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
         }
         done += now;
     }
@@ -147,13 +147,32 @@ pub(crate) struct Tile<'a> {
     pub biases: &'a [[f32; 16]],
 }
 
-/// Tokens `before..before + tokens` of prepared activations.
+/// T tokens of prepared activations.
 #[derive(Clone, Copy)]
-struct XBlock<'a> {
-    x: &'a Prepared,
-    tokens: usize,
-    before: usize,
-    padded: usize,
+struct XBlock<'a, const T: usize> {
+    /// Exact: [columns].
+    values: &'a [[f32; T]],
+    /// Fast: [columns / 4].
+    quads: &'a [[[i32; 2]; T]],
+    /// [groups]
+    sums: &'a [[f32; T]],
+    /// [groups]
+    scales: &'a [[f32; T]],
+}
+
+impl<'a, const T: usize> XBlock<'a, T> {
+    /// Tokens `before..before + T`.
+    #[inline(always)]
+    fn of(x: &'a Prepared, before: usize, groups: usize) -> Self {
+        let padded = groups * x.form.group;
+        let (values, quads): (&[f32], &[[i32; 2]]) = match x.form.mode {
+            Mode::Exact => (&x.values[before * padded..][..T * padded], &[]),
+            Mode::Fast => (&[], &x.quads[before * padded / 4..][..T * padded / 4]),
+        };
+        let numbers = |of: &'a [f32]| of[before * groups..][..T * groups].as_chunks().0;
+        let (sums, scales) = (numbers(&x.sums), numbers(&x.scales));
+        Self { values: values.as_chunks().0, quads: quads.as_chunks().0, sums, scales }
+    }
 }
 
 impl<'a> Tile<'a> {
@@ -255,17 +274,16 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// Tiles times T tokens, which are those of `block`: `write` gets the tile, the token and a product with each row.
+/// Tiles times T tokens: `write` gets the tile, the token and a product with each row.
 #[inline(always)]
 fn times<S: Simd, const T: usize, const R: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
-    block: XBlock<'_>,
+    block: XBlock<'_, T>,
     trees: &mut Trees<S>,
     write: &mut impl FnMut(usize, usize, &[f32; 16]),
 ) {
     let (form, groups) = (tiles[0].form, tiles[0].groups);
-    debug_assert_eq!(block.tokens, T);
     for (rank, &slot) in TREE.iter().enumerate() {
         let mut sums = [[simd.splat(0.0); T]; R];
         for g in (slot..groups).step_by(16) {
@@ -292,7 +310,7 @@ fn times<S: Simd, const T: usize, const R: usize>(
 fn add_integers<S: Simd, const T: usize, const R: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
-    block: XBlock<'_>,
+    block: XBlock<'_, T>,
     g: usize,
     sums: &mut [[S::F; T]; R],
 ) {
@@ -309,15 +327,14 @@ fn add_integers<S: Simd, const T: usize, const R: usize>(
 fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
-    block: XBlock<'_>,
+    block: XBlock<'_, T>,
     g: usize,
     sums: &mut [[S::F; T]; R],
 ) {
-    let Tile { form, groups, .. } = tiles[0];
+    let form = tiles[0].form;
     let quads = form.group / 4;
-    let x = &block.x.quads[block.before * block.padded / 4..].as_chunks::<T>().0[g * quads..][..quads];
-    let x_sums = &block.x.sums[block.before * groups..].as_chunks::<T>().0[g];
-    let x_scales = &block.x.scales[block.before * groups..].as_chunks::<T>().0[g];
+    let x = &block.quads[g * quads..][..quads];
+    let (x_sums, x_scales) = (&block.sums[g], &block.scales[g]);
     let codes = tiles.each_ref().map(|tile| &tile.codes[g * quads..][..quads]);
     for from in (0..T).step_by(N) {
         let mut dots = [[simd.no_sum(); N]; R];
@@ -373,15 +390,15 @@ pub(crate) fn scaled<S: Simd>(
 fn add_reals<S: Simd, const T: usize, const R: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
-    block: XBlock<'_>,
+    block: XBlock<'_, T>,
     g: usize,
     trees: &mut Trees<S>,
     sums: &mut [[S::F; T]; R],
 ) {
-    let Tile { form, groups, .. } = tiles[0];
+    let form = tiles[0].form;
     let group = form.group;
-    let x = &block.x.values[block.before * block.padded..].as_chunks::<T>().0[g * group..][..group];
-    let x_sums = &block.x.sums[block.before * groups..].as_chunks::<T>().0[g];
+    let x = &block.values[g * group..][..group];
+    let x_sums = &block.sums[g];
     let values = tiles.each_ref().map(|tile| &tile.values[g * group..][..group]);
     let chain = form.chain();
     for (leaf, x) in x.chunks_exact(chain).enumerate() {
