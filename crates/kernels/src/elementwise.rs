@@ -65,7 +65,7 @@ pub(crate) fn load_part<S: Simd>(simd: S, part: &[f32]) -> S::F {
     }
 }
 
-/// The first lanes, as many as `part` takes, at most sixteen.
+/// The first lanes, as many as `part` takes.
 #[inline(always)]
 pub(crate) fn store_part<S: Simd>(simd: S, value: S::F, part: &mut [f32]) {
     match part.first_chunk_mut() {

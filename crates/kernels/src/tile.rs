@@ -7,6 +7,7 @@
 
 use crate::aligned::Aligned;
 use crate::columns::ColumnBlock;
+use crate::elementwise::store_part;
 use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::row::{Scratch, float_dot, float_row};
@@ -105,21 +106,20 @@ fn products<S: Simd, const R: usize>(
     out: &mut ColumnBlock<'_, f32>,
     trees: &mut Trees<S>,
 ) {
-    let (rows, tokens) = (out.columns(), out.rows());
+    let (tokens, groups) = (out.rows(), tiles[0].groups);
     let mut done = 0;
     while done < tokens {
         let now = block_tokens(tokens - done);
-        let groups = tiles[0].groups;
-        let mut write = |tile: usize, token: usize, values: &[f32; 16]| {
-            let from = from + 16 * tile;
-            let count = (rows - from).min(16);
-            out.row(done + token)[from..from + count].copy_from_slice(&values[..count]);
-        };
         match now {
-            1 => times::<S, 1, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
-            2 => times::<S, 2, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
-            4 => times::<S, 4, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
-            _ => times::<S, TOKENS, R>(simd, tiles, XBlock::of(x, done, groups), trees, &mut write),
+            1 => times::<S, 1, R>(simd, tiles, XBlock::of(x, done, groups), trees),
+            2 => times::<S, 2, R>(simd, tiles, XBlock::of(x, done, groups), trees),
+            4 => times::<S, 4, R>(simd, tiles, XBlock::of(x, done, groups), trees),
+            _ => times::<S, TOKENS, R>(simd, tiles, XBlock::of(x, done, groups), trees),
+        }
+        for (tile, tree) in trees.slots.iter().enumerate().take(R) {
+            for (token, &sum) in tree[4].iter().enumerate().take(now) {
+                store_part(simd, sum, &mut out.row(done + token)[from + 16 * tile..]);
+            }
         }
         done += now;
     }
@@ -274,14 +274,13 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// Tiles times T tokens: `write` gets the tile, the token and a product with each row.
+/// Tiles times T tokens: the products with each row are the last level of the slots' trees.
 #[inline(always)]
 fn times<S: Simd, const T: usize, const R: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
     block: XBlock<'_, T>,
     trees: &mut Trees<S>,
-    write: &mut impl FnMut(usize, usize, &[f32; 16]),
 ) {
     let (form, groups) = (tiles[0].form, tiles[0].groups);
     for (rank, &slot) in TREE.iter().enumerate() {
@@ -294,13 +293,6 @@ fn times<S: Simd, const T: usize, const R: usize>(
         }
         for (tree, sums) in trees.slots.iter_mut().zip(sums) {
             count_up(simd, tree, rank, sums);
-        }
-    }
-    for (tile, tree) in trees.slots.iter().enumerate().take(R) {
-        for (token, &sum) in tree[4].iter().enumerate().take(T) {
-            let mut values = [0.0; 16];
-            simd.store(sum, &mut values);
-            write(tile, token, &values);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! same results.
 
 use crate::columns::ColumnBlock;
+use crate::elementwise::store_part;
 use crate::input::{Form, Group, Prepared, TREE};
 use crate::simd::{Kernel, Session, Simd, UNIT_TOKENS, UnitSums};
 use crate::tile::{Tile, scaled};
@@ -66,13 +67,9 @@ pub(crate) fn products<S: Simd>(
             }
         }
         for (tile, tree) in trees.iter().enumerate() {
-            let from = from + 16 * tile;
-            let count = out.columns().saturating_sub(from).min(16);
             for (token, &sum) in tree[4].iter().enumerate().take(tokens) {
-                let mut values = [0.0; 16];
-                simd.store(sum, &mut values);
-                if count > 0 {
-                    out.row(first + token)[from..from + count].copy_from_slice(&values[..count]);
+                if let Some(out) = out.row(first + token).get_mut(from + 16 * tile..) {
+                    store_part(simd, sum, out);
                 }
             }
         }
