@@ -378,7 +378,7 @@ fn scores_of<S: Simd, const HEADS: usize>(
 /// A sum of products of codes of a cache, to which 128 was added, with others whose sum is `code_sum`.
 #[inline(always)]
 fn without_offset<S: Simd>(simd: S, sum: S::Sum, code_sum: i32) -> S::I {
-    simd.int_sub(simd.end_sum(sum), simd.int_splat(128 * code_sum))
+    simd.int_sub(simd.end_sum(sum), simd.int_splat((128 - S::OFFSET) * code_sum))
 }
 
 #[inline(always)]

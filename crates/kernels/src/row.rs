@@ -195,6 +195,10 @@ trait Format {
 
 /// Formats whose sums may be integers.
 trait WholeFormat: Format {
+    /// Codes are below 128.
+    const SMALL: bool;
+
+    /// The products of all of a group's codes, less [`Simd::OFFSET`] each if they are not small.
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I;
 }
 
@@ -228,6 +232,8 @@ impl Format for Nibbles {
 }
 
 impl WholeFormat for Nibbles {
+    const SMALL: bool = true;
+
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         let bytes = simd.load_bytes(codes);
@@ -248,6 +254,8 @@ impl Format for Bytes {
 }
 
 impl WholeFormat for Bytes {
+    const SMALL: bool = false;
+
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         whole_dot(simd, acc, simd.load_bytes(codes), x)
@@ -264,6 +272,8 @@ impl Format for Signed {
 }
 
 impl WholeFormat for Signed {
+    const SMALL: bool = false;
+
     #[inline(always)]
     fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
         // 128 too much for each code; the scaling takes it off by the sum of the activations.
@@ -346,15 +356,15 @@ impl<'a> Activations<'a> {
 trait Sums<F: Format> {
     const WHOLE: bool;
 
-    /// The sums of sixteen groups, from the first of `codes` on: QUADS quads of lanes and PARTS vectors each. If
-    /// not FULL, `codes` may end after any four vectors' parts, and groups without codes get zero. `scales` are those
-    /// of these groups.
+    /// The sums of sixteen groups, those of `chunk`: QUADS quads of lanes and PARTS vectors each, from the first of
+    /// `codes` on. If not FULL, `codes` may end after any four vectors' parts, and groups without codes get zero.
+    /// `scales` are those of these groups.
     fn groups<S: Simd, const QUADS: usize, const PARTS: usize, const FULL: bool>(
         simd: S,
         codes: &[[u8; 64]],
         scales: &[f32],
         x: Activations<'_>,
-        vector: usize,
+        chunk: usize,
     ) -> S::F;
 }
 
@@ -386,10 +396,11 @@ impl<F: WholeFormat> Sums<F> for Integers {
         codes: &[[u8; 64]],
         _scales: &[f32],
         x: Activations<'_>,
-        vector: usize,
+        chunk: usize,
     ) -> S::F {
         let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
-        let x = &x.codes[vector * F::CODES..][..codes.len() * F::CODES];
+        let x_sums = &x.sums[chunk];
+        let x = &x.codes[chunk * 4 * QUADS * PARTS * F::CODES..][..codes.len() * F::CODES];
         let zero = simd.int_splat(0);
         macro_rules! quad {
             ($quad:literal) => {
@@ -400,14 +411,19 @@ impl<F: WholeFormat> Sums<F> for Integers {
                 }
             };
         }
-        simd.float(match QUADS {
+        let dots = match QUADS {
             1 => simd.int_transpose_quads(quad!(0)),
             2 => simd.int_zip_quads(simd.int_pair_quads(quad!(0), quad!(1))),
             _ => {
                 let low = simd.int_pair_quads(quad!(0), quad!(1));
                 simd.int_pair_quads(low, simd.int_pair_quads(quad!(2), quad!(3)))
             }
-        })
+        };
+        if F::SMALL || S::OFFSET == 0 {
+            return simd.float(dots);
+        }
+        let offset = simd.mul(simd.splat(S::OFFSET as f32), simd.load(x_sums));
+        simd.float(simd.int_add(dots, simd.round(offset)))
     }
 }
 
@@ -420,10 +436,10 @@ impl<F: Format> Sums<F> for Reals {
         codes: &[[u8; 64]],
         scales: &[f32],
         x: Activations<'_>,
-        vector: usize,
+        chunk: usize,
     ) -> S::F {
         let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
-        let x = &x.values[vector * F::FLOATS..][..codes.len() * F::FLOATS];
+        let x = &x.values[chunk * 4 * QUADS * PARTS * F::FLOATS..][..codes.len() * F::FLOATS];
         let zero = simd.splat(0.0);
         macro_rules! quad {
             ($quad:literal) => {
@@ -478,11 +494,11 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
             }
             let codes = codes.as_chunks().0;
             let at = row * groups + 16 * chunk;
-            let (own, first) = (&scales.scales[at..], chunk * vectors);
+            let own = &scales.scales[at..];
             let dots = if codes.len() == vectors {
-                K::groups::<S, QUADS, PARTS, true>(simd, codes, own, x, first)
+                K::groups::<S, QUADS, PARTS, true>(simd, codes, own, x, chunk)
             } else {
-                K::groups::<S, QUADS, PARTS, false>(simd, codes, own, x, first)
+                K::groups::<S, QUADS, PARTS, false>(simd, codes, own, x, chunk)
             };
             let (x_sums, x_scales) = (simd.load(&x.sums[chunk]), simd.load(&x.scales[chunk]));
             let scale = lanes(simd, scales.scales, at);

@@ -350,7 +350,10 @@ fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
             let scale = simd.load(&tiles[r].scales[g]);
             let bias = tiles[r].biases.get(g);
             for n in 0..N {
-                let dot = simd.end_wide_sum(dots[r][n]);
+                let mut dot = simd.end_wide_sum(dots[r][n]);
+                if !form.nibbles && S::OFFSET != 0 {
+                    dot = simd.int_add(dot, simd.int_splat(S::OFFSET * x_sums[from + n] as i32));
+                }
                 let sum = &mut sums[r][from + n];
                 *sum = scaled(simd, dot, scale, bias, (x_scales[from + n], x_sums[from + n]), *sum);
             }

@@ -94,8 +94,8 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type B = I;
-    // Pairs of u8 * i8 products overflow sixteen bits, so bytes are widened and meet whole activations.
-    /// Sixteen bits each: the activations of the even bytes of words, then of the odd ones.
+    /// Sixteen bits each: the activations of the even bytes of words, then of the odd ones. Pairs of u8 * i8 products
+    /// overflow sixteen bits, so bytes are widened and meet whole activations.
     type X = [I; 2];
     type Sum = I;
     /// Sixteen bits each of the even bytes of words, then of the odd ones.
@@ -107,6 +107,7 @@ impl Simd for Avx2 {
     const TILE_TOKENS: usize = 4;
     const TILES: usize = 1;
     const HEADS: usize = 2;
+    const OFFSET: i32 = 0;
 
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {

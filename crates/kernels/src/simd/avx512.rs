@@ -41,6 +41,7 @@ impl Simd for Avx512 {
     const TILE_TOKENS: usize = 8;
     const TILES: usize = 2;
     const HEADS: usize = 4;
+    const OFFSET: i32 = 0;
 
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {

@@ -162,6 +162,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// registers.
     const HEADS: usize;
 
+    /// What [`Simd::add_products`] and [`Simd::add_wide_products`] take off each byte: 128 where only signed ones
+    /// multiply, or 0.
+    const OFFSET: i32;
+
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; 16]) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32; 16]);
@@ -237,9 +241,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// One word of the two vectors, sixteen times.
     fn repeat_arranged(self, first: [i8; 4], second: [i8; 4]) -> Self::X;
     fn begin_sum(self, start: Self::I) -> Self::Sum;
-    /// Adds the products of unsigned bytes with activations.
+    /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
     fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
-    /// [`Simd::add_products`] for bytes below 128.
+    /// Adds the products of bytes below 128 with activations.
     #[inline(always)]
     fn add_small_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum {
         self.add_products(sum, a, x)
@@ -249,9 +253,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn repeat(self, quad: &[i32; 2]) -> Self::Quad;
     fn widen(self, codes: Self::B) -> Self::Wide;
     fn no_sum(self) -> Self::WideSum;
-    /// Adds the products of unsigned bytes with activations.
+    /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
     fn add_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum;
-    /// [`Simd::add_wide_products`] for bytes below 128.
+    /// Adds the products of bytes below 128 with activations.
     #[inline(always)]
     fn add_small_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum {
         self.add_wide_products(sum, codes, x)

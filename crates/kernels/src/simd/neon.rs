@@ -68,6 +68,7 @@ impl Simd for Neon {
     const TILE_TOKENS: usize = 2;
     const TILES: usize = 1;
     const HEADS: usize = 1;
+    const OFFSET: i32 = 128;
 
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
@@ -240,16 +241,8 @@ impl Simd for Neon {
         }
         fn begin_sum(self, start: I) -> [I; 2] { [[vdupq_n_s32(0); 4], start] }
         fn add_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
-            // (a - 128) x + 128 x: the instruction multiplies like signs only.
-            let mut sum = sum;
-            for i in 0..4 {
-                let a = vreinterpretq_s8_u8(veorq_u8(a[i], vdupq_n_u8(128)));
-                for (sum, x) in sum.iter_mut().zip(&x) {
-                    let ones = self.signed_dot(vdupq_n_s32(0), vdupq_n_s8(1), x[i]);
-                    sum[i] = self.signed_dot(vaddq_s32(sum[i], vshlq_n_s32::<7>(ones)), a, x[i]);
-                }
-            }
-            sum
+            let signed = each!(veorq_u8(a, [vdupq_n_u8(128); 4]));
+            self.add_small_products(sum, signed, x)
         }
         fn add_small_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
             let mut sum = sum;
