@@ -158,8 +158,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const TILE_TOKENS: usize;
     /// Tiles of sixteen rows, one or two, that share the repeated activations.
     const TILES: usize;
-    /// Query heads, one, two or four, that pass over a cache together: fewer loads, until the sums no longer stay in
-    /// registers.
+    /// Query heads, one, two or four, that pass over a cache together: fewer loads, for more sums in registers.
     const HEADS: usize;
 
     /// What [`Simd::add_products`] and [`Simd::add_wide_products`] take off each byte: 128 where only signed ones
