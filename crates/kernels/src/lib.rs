@@ -66,6 +66,7 @@ mod columns;
 mod delta;
 mod dense;
 mod elementwise;
+mod format;
 mod halves;
 mod head_cache;
 mod input;

@@ -6,6 +6,7 @@
 //! of sixteen rows, in turn, are added up together.
 
 use crate::aligned::Aligned;
+use crate::format::{Bytes, Format, Nibbles, Rounded, Signed, WholeFormat};
 use crate::input::{Mode, Prepared};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::simd::{Kernel, Simd};
@@ -181,125 +182,6 @@ pub(crate) fn float_dot<S: Simd>(simd: S, row: &[f32], x: &[f32]) -> f32 {
     simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
 }
 
-/// How codes are taken out of 64 bytes.
-trait Format {
-    /// Codes in a byte.
-    const PER_BYTE: usize;
-    /// Vectors of activations that 64 bytes of codes meet: of codes, and of floats.
-    const CODES: usize = 2 * Self::PER_BYTE;
-    const FLOATS: usize = 4 * Self::PER_BYTE;
-
-    /// `factor` is what the lanes' codes are scaled by, for formats that cannot scale sums instead.
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F;
-}
-
-/// Formats whose sums may be integers.
-trait WholeFormat: Format {
-    /// Codes are below 128.
-    const SMALL: bool;
-
-    /// The products of all of a group's codes, less [`Simd::OFFSET`] each if they are not small.
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I;
-}
-
-struct Nibbles;
-struct Bytes;
-struct Signed;
-struct Rounded;
-
-/// acc + the products of `$take::<$j>` of the words with the vectors of x, in turn.
-macro_rules! chain {
-    ($simd:ident, $acc:ident, $codes:ident, $x:ident, $take:ident, $($j:literal)*) => {{
-        let words = $simd.words($simd.load_bytes($codes));
-        $(let $acc = $simd.fma($simd.$take::<$j>(words), $simd.load(&$x[$j]), $acc);)*
-        $acc
-    }};
-}
-
-/// acc + the products of bytes with two vectors of activations.
-#[inline(always)]
-fn whole_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
-    simd.end_sum(simd.add_products(simd.begin_sum(acc), bytes, simd.arranged(&x[0], &x[1])))
-}
-
-impl Format for Nibbles {
-    const PER_BYTE: usize = 2;
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], _: S::F) -> S::F {
-        chain!(simd, acc, codes, x, nibble, 0 1 2 3 4 5 6 7)
-    }
-}
-
-impl WholeFormat for Nibbles {
-    const SMALL: bool = true;
-
-    #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        let bytes = simd.load_bytes(codes);
-        let sum = simd.begin_sum(acc);
-        let sum = simd.add_small_products(sum, simd.low_nibbles(bytes), simd.arranged(&x[0], &x[1]));
-        let sum = simd.add_small_products(sum, simd.high_nibbles(bytes), simd.arranged(&x[2], &x[3]));
-        simd.end_sum(sum)
-    }
-}
-
-impl Format for Bytes {
-    const PER_BYTE: usize = 1;
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], _: S::F) -> S::F {
-        chain!(simd, acc, codes, x, byte, 0 1 2 3)
-    }
-}
-
-impl WholeFormat for Bytes {
-    const SMALL: bool = false;
-
-    #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        whole_dot(simd, acc, simd.load_bytes(codes), x)
-    }
-}
-
-impl Format for Signed {
-    const PER_BYTE: usize = 1;
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], _: S::F) -> S::F {
-        chain!(simd, acc, codes, x, signed_byte, 0 1 2 3)
-    }
-}
-
-impl WholeFormat for Signed {
-    const SMALL: bool = false;
-
-    #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        // 128 too much for each code; the scaling takes it off by the sum of the activations.
-        whole_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
-    }
-}
-
-impl Format for Rounded {
-    const PER_BYTE: usize = 1;
-
-    #[inline(always)]
-    fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F {
-        let words = simd.words(simd.load_bytes(codes));
-        let acc = simd.fma(rounded(simd, simd.signed_byte::<0>(words), factor), simd.load(&x[0]), acc);
-        let acc = simd.fma(rounded(simd, simd.signed_byte::<1>(words), factor), simd.load(&x[1]), acc);
-        let acc = simd.fma(rounded(simd, simd.signed_byte::<2>(words), factor), simd.load(&x[2]), acc);
-        simd.fma(rounded(simd, simd.signed_byte::<3>(words), factor), simd.load(&x[3]), acc)
-    }
-}
-
-/// The weights that codes stand for.
-#[inline(always)]
-fn rounded<S: Simd>(simd: S, codes: S::F, factor: S::F) -> S::F {
-    simd.round_to_f16(simd.mul(codes, factor))
-}
-
 #[inline(always)]
 fn by_group<S: Simd, F: WholeFormat>(
     simd: S,
@@ -354,6 +236,7 @@ impl<'a> Activations<'a> {
 
 /// Sums over lanes, in integers or floats.
 trait Sums<F: Format> {
+    /// They are integers, which the scales of activations make floats of.
     const WHOLE: bool;
 
     /// The sums of sixteen groups, those of `chunk`: QUADS quads of lanes and PARTS vectors each, from the first of
@@ -399,13 +282,12 @@ impl<F: WholeFormat> Sums<F> for Integers {
         chunk: usize,
     ) -> S::F {
         let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
-        let x_sums = &x.sums[chunk];
-        let x = &x.codes[chunk * 4 * QUADS * PARTS * F::CODES..][..codes.len() * F::CODES];
+        let own = &x.codes[chunk * 4 * QUADS * PARTS * F::CODES..][..codes.len() * F::CODES];
         let zero = simd.int_splat(0);
         macro_rules! quad {
             ($quad:literal) => {
                 if FULL || codes.len() > 4 * $quad * PARTS {
-                    four_sums!(simd, F, codes, x, F::CODES, zero, int_quad_sums, dot, $quad)
+                    four_sums!(simd, F, codes, own, F::CODES, zero, int_quad_sums, dot, $quad)
                 } else {
                     zero
                 }
@@ -422,7 +304,7 @@ impl<F: WholeFormat> Sums<F> for Integers {
         if F::SMALL || S::OFFSET == 0 {
             return simd.float(dots);
         }
-        let offset = simd.mul(simd.splat(S::OFFSET as f32), simd.load(x_sums));
+        let offset = simd.mul(simd.splat(S::OFFSET as f32), simd.load(&x.sums[chunk]));
         simd.float(simd.int_add(dots, simd.round(offset)))
     }
 }
@@ -439,12 +321,12 @@ impl<F: Format> Sums<F> for Reals {
         chunk: usize,
     ) -> S::F {
         let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
-        let x = &x.values[chunk * 4 * QUADS * PARTS * F::FLOATS..][..codes.len() * F::FLOATS];
+        let own = &x.values[chunk * 4 * QUADS * PARTS * F::FLOATS..][..codes.len() * F::FLOATS];
         let zero = simd.splat(0.0);
         macro_rules! quad {
             ($quad:literal) => {
                 if FULL || codes.len() > 4 * $quad * PARTS {
-                    four_sums!(simd, F, codes, x, F::FLOATS, zero, quad_sums, float_dot, $quad, scales)
+                    four_sums!(simd, F, codes, own, F::FLOATS, zero, quad_sums, float_dot, $quad, scales)
                 } else {
                     zero
                 }

@@ -62,6 +62,11 @@ impl Avx2 {
         fn widen_signed(self, bytes: __m256i) -> [__m256i; 2] {
             [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(bytes)), _mm256_srai_epi16::<8>(bytes)]
         }
+        fn add_widened(self, sum: I, codes: [I; 2], x: [I; 2]) -> I {
+            let even = both!(_mm256_madd_epi16(codes[0], x[0]));
+            let odd = both!(_mm256_madd_epi16(codes[1], x[1]));
+            self.int_add(sum, self.int_add(even, odd))
+        }
         /// Lane c of vector r goes to lane r of vector c.
         fn transpose_eight(self, rows: [__m256i; 8]) -> [__m256i; 8] {
             let [a, b, c, d, e, f, g, h] = rows;
@@ -306,9 +311,7 @@ impl Simd for Avx2 {
         }
         fn begin_sum(self, start: I) -> I { start }
         fn add_products(self, sum: I, a: I, x: [I; 2]) -> I {
-            let codes = self.widen(a);
-            let (even, odd) = (both!(_mm256_madd_epi16(codes[0], x[0])), both!(_mm256_madd_epi16(codes[1], x[1])));
-            self.int_add(sum, self.int_add(even, odd))
+            self.add_widened(sum, self.widen(a), x)
         }
         fn end_sum(self, sum: I) -> I { sum }
         fn repeat(self, quad: &[i32; 2]) -> [__m256i; 2] {
@@ -322,9 +325,7 @@ impl Simd for Avx2 {
         }
         fn no_sum(self) -> I { [_mm256_setzero_si256(); 2] }
         fn add_wide_products(self, sum: I, codes: [I; 2], x: [__m256i; 2]) -> I {
-            let even = both!(_mm256_madd_epi16(codes[0], [x[0]; 2]));
-            let odd = both!(_mm256_madd_epi16(codes[1], [x[1]; 2]));
-            self.int_add(sum, self.int_add(even, odd))
+            self.add_widened(sum, codes, [[x[0]; 2], [x[1]; 2]])
         }
         fn end_wide_sum(self, sum: I) -> I { sum }
         fn words(self, a: I) -> I { a }

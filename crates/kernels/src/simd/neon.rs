@@ -241,8 +241,7 @@ impl Simd for Neon {
         }
         fn begin_sum(self, start: I) -> [I; 2] { [[vdupq_n_s32(0); 4], start] }
         fn add_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
-            let signed = each!(veorq_u8(a, [vdupq_n_u8(128); 4]));
-            self.add_small_products(sum, signed, x)
+            self.add_small_products(sum, self.flip_sign(a), x)
         }
         fn add_small_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
             let mut sum = sum;
