@@ -19,8 +19,15 @@ pub(crate) trait WholeFormat: Format {
     /// Codes are below 128.
     const SMALL: bool;
 
-    /// acc + the products of the codes in 64 bytes, less [`Simd::OFFSET`] each if they are not small.
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I;
+    /// sum + the products of the codes in 64 bytes, less [`Simd::OFFSET`] each if they are not small.
+    fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum;
+
+    /// [`Simd::int_quad_sums`] of sums of at most two vectors' products each.
+    #[inline(always)]
+    fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
+        let [a, b, c, d] = of;
+        simd.int_quad_sums([simd.end_sum(a), simd.end_sum(b), simd.end_sum(c), simd.end_sum(d)])
+    }
 }
 
 pub(crate) struct Nibbles;
@@ -37,12 +44,6 @@ macro_rules! chain {
     }};
 }
 
-/// acc + the products of bytes with two vectors of activations.
-#[inline(always)]
-fn whole_dot<S: Simd>(simd: S, acc: S::I, bytes: S::B, x: &[[i8; 64]]) -> S::I {
-    simd.end_sum(simd.add_products(simd.begin_sum(acc), bytes, simd.arranged(&x[0], &x[1])))
-}
-
 impl Format for Nibbles {
     const PER_BYTE: usize = 2;
 
@@ -56,12 +57,15 @@ impl WholeFormat for Nibbles {
     const SMALL: bool = true;
 
     #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+    fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum {
         let bytes = simd.load_bytes(codes);
-        let sum = simd.begin_sum(acc);
         let sum = simd.add_small_products(sum, simd.low_nibbles(bytes), simd.arranged(&x[0], &x[1]));
-        let sum = simd.add_small_products(sum, simd.high_nibbles(bytes), simd.arranged(&x[2], &x[3]));
-        simd.end_sum(sum)
+        simd.add_small_products(sum, simd.high_nibbles(bytes), simd.arranged(&x[2], &x[3]))
+    }
+
+    #[inline(always)]
+    fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
+        simd.nibble_quad_sums(of)
     }
 }
 
@@ -78,8 +82,8 @@ impl WholeFormat for Bytes {
     const SMALL: bool = false;
 
     #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
-        whole_dot(simd, acc, simd.load_bytes(codes), x)
+    fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum {
+        simd.add_products(sum, simd.load_bytes(codes), simd.arranged(&x[0], &x[1]))
     }
 }
 
@@ -96,9 +100,9 @@ impl WholeFormat for Signed {
     const SMALL: bool = false;
 
     #[inline(always)]
-    fn dot<S: Simd>(simd: S, acc: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+    fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum {
         // 128 too much for each code; the scaling takes it off by the sum of the activations.
-        whole_dot(simd, acc, simd.flip_sign(simd.load_bytes(codes)), x)
+        simd.add_products(sum, simd.flip_sign(simd.load_bytes(codes)), simd.arranged(&x[0], &x[1]))
     }
 }
 

@@ -256,8 +256,8 @@ struct Reals;
 
 /// Sums over four of the vectors of sixteen groups, PARTS each.
 macro_rules! four_sums {
-    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:ident, $quad_sums:ident,
-        $dot:ident, $quad:literal $(, $scales:ident)?) => {{
+    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $dot:ident,
+        $quad:literal $(, $scales:ident)?) => {{
         let mut four = [$zero; 4];
         for i in 0..4 {
             for part in 0..PARTS {
@@ -266,7 +266,7 @@ macro_rules! four_sums {
                 four[i] = $F::$dot($simd, four[i], &$codes[at], x $(, factor::<S, QUADS, PARTS>($simd, $scales, at))?);
             }
         }
-        $simd.$quad_sums(four)
+        four
     }};
 }
 
@@ -287,7 +287,8 @@ impl<F: WholeFormat> Sums<F> for Integers {
         macro_rules! quad {
             ($quad:literal) => {
                 if FULL || codes.len() > 4 * $quad * PARTS {
-                    four_sums!(simd, F, codes, own, F::CODES, zero, int_quad_sums, dot, $quad)
+                    let none = simd.begin_sum(zero);
+                    F::quad_sums(simd, four_sums!(simd, F, codes, own, F::CODES, none, dot, $quad))
                 } else {
                     zero
                 }
@@ -326,7 +327,7 @@ impl<F: Format> Sums<F> for Reals {
         macro_rules! quad {
             ($quad:literal) => {
                 if FULL || codes.len() > 4 * $quad * PARTS {
-                    four_sums!(simd, F, codes, own, F::FLOATS, zero, quad_sums, float_dot, $quad, scales)
+                    simd.quad_sums(four_sums!(simd, F, codes, own, F::FLOATS, zero, float_dot, $quad, scales))
                 } else {
                     zero
                 }
@@ -344,7 +345,7 @@ impl<F: Format> Sums<F> for Reals {
 }
 
 /// How far ahead of the products codes are asked for, in bytes: the hardware's own prefetch stops at every page.
-const PREFETCH: usize = 4096;
+const PREFETCH: usize = 8192;
 
 #[inline(always)]
 fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(

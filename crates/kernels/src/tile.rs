@@ -346,18 +346,33 @@ fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
                 }
             }
         }
-        for r in 0..R {
-            let scale = simd.load(&tiles[r].scales[g]);
-            let bias = tiles[r].biases.get(g);
-            for n in 0..N {
-                let mut dot = simd.end_wide_sum(dots[r][n]);
-                if !form.nibbles && S::OFFSET != 0 {
-                    dot = simd.int_add(dot, simd.int_splat(S::OFFSET * x_sums[from + n] as i32));
-                }
-                let sum = &mut sums[r][from + n];
-                *sum = scaled(simd, dot, scale, bias, (x_scales[from + n], x_sums[from + n]), *sum);
-            }
+        // Not a loop over tiles: their sums would lie in memory, and be written there with every product.
+        let x = (&x_scales[from..], &x_sums[from..]);
+        add_scaled(simd, &tiles[0], g, x, dots[0], &mut sums[0][from..]);
+        if R == 2 {
+            add_scaled(simd, &tiles[1], g, x, dots[1], &mut sums[1][from..]);
         }
+    }
+}
+
+/// Adds the whole products `dots` of group `g`, scaled, to `sums`; `x` are the scales and the sums of the group's
+/// activations.
+#[inline(always)]
+fn add_scaled<S: Simd, const N: usize>(
+    simd: S,
+    tile: &Tile<'_>,
+    g: usize,
+    (x_scales, x_sums): (&[f32], &[f32]),
+    dots: [S::WideSum; N],
+    sums: &mut [S::F],
+) {
+    let (scale, bias) = (simd.load(&tile.scales[g]), tile.biases.get(g));
+    for n in 0..N {
+        let mut dot = simd.end_wide_sum(dots[n]);
+        if !tile.form.nibbles && S::OFFSET != 0 {
+            dot = simd.int_add(dot, simd.int_splat(S::OFFSET * x_sums[n] as i32));
+        }
+        sums[n] = scaled(simd, dot, scale, bias, (x_scales[n], x_sums[n]), sums[n]);
     }
 }
 
