@@ -171,6 +171,31 @@ proptest! {
     }
 }
 
+#[test]
+fn largest_codes_and_activations_do_not_overflow() {
+    let two = Pool::new(2);
+    for (code_bits, group) in [(4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (8, 128)] {
+        let (rows, columns, tokens) = (40, 512, 9);
+        let mut parts =
+            Parts::random(rows, columns, Kind::Affine { bits: code_bits, group }, FloatKind::Bf16, 3);
+        parts.codes.fill(0xff);
+        for sign in [1.0, -1.0] {
+            let x = vec![sign; tokens * columns];
+            let expected = run(Isa::portable(), &two, Mode::Fast, &x, &parts);
+            let mut row_values = vec![0.0; columns];
+            parts.matrix().row(0, &mut row_values);
+            let sum = row_values.iter().sum::<f32>() * sign;
+            assert!((expected[0] - sum).abs() < 1e-3 * sum.abs(), "{} for {sum}", expected[0]);
+            for isa in Isa::available() {
+                let many = run(isa, &two, Mode::Fast, &x, &parts);
+                assert_eq!(bits(&many), bits(&expected), "{} for several tokens", isa.name());
+                let one = run(isa, &two, Mode::Fast, &x[..columns], &parts);
+                assert_eq!(bits(&one), bits(&expected[..rows]), "{} for one token", isa.name());
+            }
+        }
+    }
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
