@@ -15,7 +15,7 @@ use q35_quant::affine::PackedMatrix;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::layout::{Part, Shard, index, shards};
+use crate::layout::{Part, Place, Shard, index, shards};
 use crate::plan::{Action, Step, plan, shifted};
 use crate::{Recipe, WriteError, card, companions, config_json};
 
@@ -262,8 +262,8 @@ struct Sink<'a> {
     /// Bytes that the part being written still lacks.
     lacking: u64,
     file: Option<HashedFile>,
-    /// Parts that stand at the end of the file.
-    late: Vec<u8>,
+    /// Parts that stand behind the first, of both places.
+    late: [Vec<u8>; 2],
     done: Vec<FileRecord>,
 }
 
@@ -271,7 +271,7 @@ impl<'a> Sink<'a> {
     fn new(shards: &'a [Shard], out: &'a Path) -> Self {
         let parts: Vec<_> =
             shards.iter().flat_map(|shard| shard.parts.iter().map(move |part| (shard, part))).collect();
-        Self { out, parts, next: 0, lacking: 0, file: None, late: Vec::new(), done: Vec::new() }
+        Self { out, parts, next: 0, lacking: 0, file: None, late: Default::default(), done: Vec::new() }
     }
 
     /// Appends bytes that belong to one part.
@@ -282,8 +282,8 @@ impl<'a> Sink<'a> {
         let (_, part) = self.parts[self.next - 1];
         self.lacking -= bytes.len() as u64;
         match &mut self.file {
-            Some(file) if !part.comes_last() => file.write(bytes)?,
-            _ => self.late.extend_from_slice(bytes),
+            Some(file) if part.place() == Place::First => file.write(bytes)?,
+            _ => self.late[usize::from(part.place() == Place::Last)].extend_from_slice(bytes),
         }
         Ok(())
     }
@@ -303,8 +303,10 @@ impl<'a> Sink<'a> {
 
     fn close(&mut self) -> Result<(), WriteError> {
         if let Some(mut file) = self.file.take() {
-            file.write(&self.late)?;
-            self.late.clear();
+            for late in &mut self.late {
+                file.write(late)?;
+                late.clear();
+            }
             self.done.push(file.finish()?);
         }
         Ok(())
