@@ -22,11 +22,10 @@ pub(crate) trait WholeFormat: Format {
     /// sum + the products of the codes in 64 bytes, less [`Simd::OFFSET`] each if they are not small.
     fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum;
 
-    /// [`Simd::int_quad_sums`] of sums of at most two vectors' products each.
+    /// [`Simd::int_quad_sums`] of the ends of sums that began with zero.
     #[inline(always)]
     fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
-        let [a, b, c, d] = of;
-        simd.int_quad_sums([simd.end_sum(a), simd.end_sum(b), simd.end_sum(c), simd.end_sum(d)])
+        simd.end_quad_sums(of)
     }
 }
 

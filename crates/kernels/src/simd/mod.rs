@@ -263,11 +263,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn end_wide_sum(self, sum: Self::WideSum) -> Self::I;
     /// Lane i: that of the start plus the products of bytes 4 i..4 i + 4.
     fn end_sum(self, sum: Self::Sum) -> Self::I;
-    /// [`Simd::int_quad_sums`] of the ends of sums that began with zero, of at most sixteen products of nibbles in a lane.
+    /// [`Simd::int_quad_sums`] of the sums' ends.
     #[inline(always)]
-    fn nibble_quad_sums(self, of: [Self::Sum; 4]) -> Self::I {
+    fn end_quad_sums(self, of: [Self::Sum; 4]) -> Self::I {
         let [a, b, c, d] = of;
         self.int_quad_sums([self.end_sum(a), self.end_sum(b), self.end_sum(c), self.end_sum(d)])
+    }
+    /// [`Simd::end_quad_sums`] of sums that began with zero, of at most sixteen products of nibbles in a lane.
+    #[inline(always)]
+    fn nibble_quad_sums(self, of: [Self::Sum; 4]) -> Self::I {
+        self.end_quad_sums(of)
     }
     /// The same bits as 16 words, little-endian.
     fn words(self, a: Self::B) -> Self::I;
