@@ -383,7 +383,7 @@ fn without_offset<S: Simd>(simd: S, sum: S::Sum, code_sum: i32) -> S::I {
 
 #[inline(always)]
 fn no_sums<S: Simd, const HEADS: usize>(simd: S) -> [[S::Sum; 2]; HEADS] {
-    [[simd.begin_sum(simd.int_splat(0)); 2]; HEADS]
+    [[simd.no_sum(); 2]; HEADS]
 }
 
 /// Vectors of codes that are taken at a time: a block's positions, four in a vector, or as many fours of columns.

@@ -22,7 +22,7 @@ pub(crate) trait WholeFormat: Format {
     /// sum + the products of the codes in 64 bytes, less [`Simd::OFFSET`] each if they are not small.
     fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum;
 
-    /// [`Simd::int_quad_sums`] of the ends of sums that began with zero.
+    /// [`Simd::end_quad_sums`] of sums of [`WholeFormat::dot`].
     #[inline(always)]
     fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
         simd.end_quad_sums(of)

@@ -61,7 +61,7 @@
 //!   as fast with one thread. Decode as a whole 1.38 (INT4) and 1.5 (INT8), with two threads 1.2; Intel does not mind.
 //! - The same distance on AVX2 (the same Zen 4): decode INT8 1.26 with one thread and 1.08 with two, INT4 as before.
 //!   Weights that begin at cache lines: INT4 on AVX-512 1.17 and 1.07, INT8 1.03 and none.
-//! - Without gain there: two rows at a time, dot products that begin with the other half's sum, scaling sixteen rows at
+//! - Without gain there, the first three in a copy of the loop by itself: two rows at a time, dot products that begin with the other half's sum, scaling sixteen rows at
 //!   the end, iterators instead of indices (0.9), scales asked for two to four blocks ahead, every second or fourth line
 //!   of codes (0.7 to 1.0).
 //! - Large pages for states and caches: 1 % with one thread, nothing with two.

@@ -256,7 +256,7 @@ struct Reals;
 
 /// Sums over four of the vectors of sixteen groups, PARTS each.
 macro_rules! four_sums {
-    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:expr, $dot:ident,
+    ($simd:ident, $F:ident, $codes:ident, $x:ident, $per:expr, $zero:ident, $dot:ident,
         $quad:literal $(, $scales:ident)?) => {{
         let mut four = [$zero; 4];
         for i in 0..4 {
@@ -283,11 +283,10 @@ impl<F: WholeFormat> Sums<F> for Integers {
     ) -> S::F {
         let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
         let own = &x.codes[chunk * 4 * QUADS * PARTS * F::CODES..][..codes.len() * F::CODES];
-        let zero = simd.int_splat(0);
+        let (zero, none) = (simd.int_splat(0), simd.no_sum());
         macro_rules! quad {
             ($quad:literal) => {
                 if FULL || codes.len() > 4 * $quad * PARTS {
-                    let none = simd.begin_sum(zero);
                     F::quad_sums(simd, four_sums!(simd, F, codes, own, F::CODES, none, dot, $quad))
                 } else {
                     zero

@@ -329,7 +329,7 @@ fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
     let (x_sums, x_scales) = (&block.sums[g], &block.scales[g]);
     let codes = tiles.each_ref().map(|tile| &tile.codes[g * quads..][..quads]);
     for from in (0..T).step_by(N) {
-        let mut dots = [[simd.no_sum(); N]; R];
+        let mut dots = [[simd.no_wide_sum(); N]; R];
         for (quad, x) in x.iter().enumerate() {
             let mut wide = [simd.widen(simd.load_bytes(&codes[0][quad])); R];
             for r in 1..R {

@@ -5,6 +5,7 @@
 //! first two there are at most a few pieces, so memory stays small whatever the model's size. What is written does not
 //! depend on who finishes when.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -262,8 +263,8 @@ struct Sink<'a> {
     /// Bytes that the part being written still lacks.
     lacking: u64,
     file: Option<HashedFile>,
-    /// Parts that stand behind the first, of both places.
-    late: [Vec<u8>; 2],
+    /// Parts that stand behind the first ones.
+    late: BTreeMap<Place, Vec<u8>>,
     done: Vec<FileRecord>,
 }
 
@@ -271,7 +272,7 @@ impl<'a> Sink<'a> {
     fn new(shards: &'a [Shard], out: &'a Path) -> Self {
         let parts: Vec<_> =
             shards.iter().flat_map(|shard| shard.parts.iter().map(move |part| (shard, part))).collect();
-        Self { out, parts, next: 0, lacking: 0, file: None, late: Default::default(), done: Vec::new() }
+        Self { out, parts, next: 0, lacking: 0, file: None, late: BTreeMap::new(), done: Vec::new() }
     }
 
     /// Appends bytes that belong to one part.
@@ -283,7 +284,7 @@ impl<'a> Sink<'a> {
         self.lacking -= bytes.len() as u64;
         match &mut self.file {
             Some(file) if part.place() == Place::First => file.write(bytes)?,
-            _ => self.late[usize::from(part.place() == Place::Last)].extend_from_slice(bytes),
+            _ => self.late.entry(part.place()).or_default().extend_from_slice(bytes),
         }
         Ok(())
     }
@@ -303,9 +304,8 @@ impl<'a> Sink<'a> {
 
     fn close(&mut self) -> Result<(), WriteError> {
         if let Some(mut file) = self.file.take() {
-            for late in &mut self.late {
-                file.write(late)?;
-                late.clear();
+            for late in std::mem::take(&mut self.late).into_values() {
+                file.write(&late)?;
             }
             self.done.push(file.finish()?);
         }

@@ -309,7 +309,7 @@ impl Simd for Avx2 {
         fn repeat_arranged(self, first: [i8; 4], second: [i8; 4]) -> [I; 2] {
             [[_mm256_set1_epi32(word(first)); 2], [_mm256_set1_epi32(word(second)); 2]]
         }
-        fn begin_sum(self, start: I) -> I { start }
+        fn no_sum(self) -> I { [_mm256_setzero_si256(); 2] }
         fn add_products(self, sum: I, a: I, x: [I; 2]) -> I {
             self.add_widened(sum, self.widen(a), x)
         }
@@ -323,7 +323,7 @@ impl Simd for Avx2 {
                 [_mm256_srli_epi16::<8>(codes[0]), _mm256_srli_epi16::<8>(codes[1])],
             ]
         }
-        fn no_sum(self) -> I { [_mm256_setzero_si256(); 2] }
+        fn no_wide_sum(self) -> I { self.no_sum() }
         fn add_wide_products(self, sum: I, codes: [I; 2], x: [__m256i; 2]) -> I {
             self.add_widened(sum, codes, [[x[0]; 2], [x[1]; 2]])
         }

@@ -1,4 +1,4 @@
-//! AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later.
+//! AVX-512 with VNNI and VBMI, and GFNI: Ice Lake, Zen 4 and later.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -203,7 +203,7 @@ impl Simd for Avx512 {
         fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [__m512i; 2] {
             [_mm512_set1_epi32(word(upper)), _mm512_set1_epi32(word(lower))]
         }
-        fn begin_sum(self, start: __m512i) -> [__m512i; 2] { [_mm512_setzero_si512(), start] }
+        fn no_sum(self) -> [__m512i; 2] { [_mm512_setzero_si512(); 2] }
         fn add_products(self, sum: [__m512i; 2], a: __m512i, x: [__m512i; 2]) -> [__m512i; 2] {
             [_mm512_dpbusd_epi32(sum[0], a, x[0]), _mm512_dpbusd_epi32(sum[1], a, x[1])]
         }
@@ -230,7 +230,7 @@ impl Simd for Avx512 {
         fn widen(self, codes: __m512i) -> [__m512i; 2] {
             [_mm512_and_si512(codes, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(codes)]
         }
-        fn no_sum(self) -> __m512i { _mm512_setzero_si512() }
+        fn no_wide_sum(self) -> __m512i { _mm512_setzero_si512() }
         fn add_wide_products(self, sum: __m512i, codes: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
             dot_words(dot_words(sum, codes[0], x[0]), codes[1], x[1])
         }

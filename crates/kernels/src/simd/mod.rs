@@ -239,7 +239,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn arranged(self, first: &[i8; 64], second: &[i8; 64]) -> Self::X;
     /// One word of the two vectors, sixteen times.
     fn repeat_arranged(self, first: [i8; 4], second: [i8; 4]) -> Self::X;
-    fn begin_sum(self, start: Self::I) -> Self::Sum;
+    fn no_sum(self) -> Self::Sum;
     /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
     fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
     /// Adds the products of bytes below 128 with activations.
@@ -251,7 +251,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2];
     fn repeat(self, quad: &[i32; 2]) -> Self::Quad;
     fn widen(self, codes: Self::B) -> Self::Wide;
-    fn no_sum(self) -> Self::WideSum;
+    fn no_wide_sum(self) -> Self::WideSum;
     /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
     fn add_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum;
     /// Adds the products of bytes below 128 with activations.
@@ -261,7 +261,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
     /// Lane i: the products of bytes 4 i..4 i + 4.
     fn end_wide_sum(self, sum: Self::WideSum) -> Self::I;
-    /// Lane i: that of the start plus the products of bytes 4 i..4 i + 4.
+    /// Lane i: the products of bytes 4 i..4 i + 4.
     fn end_sum(self, sum: Self::Sum) -> Self::I;
     /// [`Simd::int_quad_sums`] of the sums' ends.
     #[inline(always)]
@@ -269,7 +269,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let [a, b, c, d] = of;
         self.int_quad_sums([self.end_sum(a), self.end_sum(b), self.end_sum(c), self.end_sum(d)])
     }
-    /// [`Simd::end_quad_sums`] of sums that began with zero, of at most sixteen products of nibbles in a lane.
+    /// [`Simd::end_quad_sums`] of sums of at most sixteen products of nibbles in a lane.
     #[inline(always)]
     fn nibble_quad_sums(self, of: [Self::Sum; 4]) -> Self::I {
         self.end_quad_sums(of)

@@ -239,7 +239,7 @@ impl Simd for Neon {
         fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [[int8x16_t; 4]; 2] {
             [upper, lower].map(|half| [vreinterpretq_s8_s32(vdupq_n_s32(word(half))); 4])
         }
-        fn begin_sum(self, start: I) -> [I; 2] { [[vdupq_n_s32(0); 4], start] }
+        fn no_sum(self) -> [I; 2] { [[vdupq_n_s32(0); 4]; 2] }
         fn add_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
             self.add_small_products(sum, self.flip_sign(a), x)
         }
@@ -259,7 +259,7 @@ impl Simd for Neon {
             quad.map(|half| vreinterpretq_s8_s32(vdupq_n_s32(half)))
         }
         fn widen(self, codes: B) -> B { codes }
-        fn no_sum(self) -> [I; 2] { [[vdupq_n_s32(0); 4]; 2] }
+        fn no_wide_sum(self) -> [I; 2] { self.no_sum() }
         fn add_wide_products(self, sum: [I; 2], codes: B, x: [int8x16_t; 2]) -> [I; 2] {
             self.add_products(sum, codes, x.map(|half| [half; 4]))
         }

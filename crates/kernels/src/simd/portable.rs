@@ -193,8 +193,8 @@ impl Simd for Portable {
     fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [i16; 64] {
         lanes(|i| 128 * i16::from(upper[i % 4]) + i16::from(lower[i % 4]))
     }
-    fn begin_sum(self, start: I) -> I {
-        start
+    fn no_sum(self) -> I {
+        [0; 16]
     }
     fn add_products(self, sum: I, a: B, x: [i16; 64]) -> I {
         lanes(|lane| {
@@ -211,8 +211,8 @@ impl Simd for Portable {
     fn widen(self, codes: B) -> B {
         codes
     }
-    fn no_sum(self) -> I {
-        [0; 16]
+    fn no_wide_sum(self) -> I {
+        self.no_sum()
     }
     fn add_wide_products(self, sum: I, codes: B, x: [i16; 4]) -> I {
         self.add_products(sum, codes, lanes(|i| x[i % 4]))
