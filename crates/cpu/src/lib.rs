@@ -4,8 +4,8 @@
 //! not depend on the tokens computed beside it, on the number of threads or on the instruction set. So a prompt may
 //! be cut anywhere, prefill equals decode bit for bit, and [`q35_model::Model::prefill_grid`] is 1.
 //!
-//! Two modes ([`Mode`]): exact, with f32 activations and an f32 cache, and fast, with activations of fifteen bits in
-//! every product and keys and values of eight bits in the cache.
+//! Two modes ([`Mode`]): exact, with f32 activations and an f32 cache, and fast, with activations of sixteen bits in
+//! products with weights of eight (twelve with four), and keys and values of eight bits in the cache.
 //!
 //! It knows nothing of text, sampling or chat.
 //!

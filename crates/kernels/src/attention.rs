@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 
 use crate::elementwise::{exp, largest, largest_magnitude, load_part, padded, store_part};
-use crate::halves::{STEPS, split};
+use crate::halves::split;
 use crate::head_cache::{BLOCK, Blocks, ExactBlock, FastBlock, HeadCache};
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -245,6 +245,9 @@ fn weighted_rows<'a, S: Simd>(
         }
     }
 }
+
+/// The largest code: sums over 512 columns, or twice [`SPAN`] positions, fit 32 bits.
+const STEPS: f32 = 127.0 * 128.0;
 
 /// Codes of fifteen bits as [`Simd::repeat_arranged`] takes them, four at a time.
 type Codes = [[[i8; 4]; SPAN / 4]; 2];

@@ -1,4 +1,4 @@
-//! How 64 bytes of codes meet one token's activations, in integers and in floats.
+//! How 64 bytes of codes meet activations: one token's, in integers and in floats, and several tokens' in integers.
 
 use crate::simd::Simd;
 
@@ -19,14 +19,45 @@ pub(crate) trait WholeFormat: Format {
     /// Codes are below 128.
     const SMALL: bool;
 
-    /// sum + the products of the codes in 64 bytes, less [`Simd::OFFSET`] each if they are not small.
-    fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum;
+    /// A sum of products.
+    type Sum<S: Simd>: Copy;
 
-    /// [`Simd::end_quad_sums`] of sums of [`WholeFormat::dot`].
-    #[inline(always)]
-    fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
-        simd.end_quad_sums(of)
-    }
+    fn none<S: Simd>(simd: S) -> Self::Sum<S>;
+
+    /// sum + the products of the codes in 64 bytes, less [`Simd::OFFSET`] each if they are not small.
+    fn dot<S: Simd>(simd: S, sum: Self::Sum<S>, codes: &[u8; 64], x: &[[i8; 64]]) -> Self::Sum<S>;
+
+    /// [`Simd::int_quad_sums`] of the sums' ends.
+    fn quad_sums<S: Simd>(simd: S, of: [Self::Sum<S>; 4]) -> S::I;
+}
+
+/// Formats whose tiles meet several tokens in integers. A vector of a tile holds one word of codes of each of its rows.
+pub(crate) trait TileFormat {
+    /// Columns whose codes are in a word.
+    const COLUMNS: usize;
+    /// Codes are below 128.
+    const SMALL: bool;
+
+    /// One token's activations of these columns, as they are kept.
+    type Kept: Copy;
+    /// The same, sixteen times.
+    type X<S: Simd>: Copy;
+    type Codes<S: Simd>: Copy;
+    /// A sum of products.
+    type Sum<S: Simd>: Copy;
+
+    /// Tokens whose sums stay in registers.
+    fn tokens<S: Simd>() -> usize;
+
+    /// `words`, [columns / COLUMNS][T] kept activations.
+    fn kept<const T: usize>(words: &[i32]) -> &[[Self::Kept; T]];
+    fn repeat<S: Simd>(simd: S, kept: &Self::Kept) -> Self::X<S>;
+    fn codes<S: Simd>(simd: S, bytes: &[u8; 64]) -> Self::Codes<S>;
+    fn none<S: Simd>(simd: S) -> Self::Sum<S>;
+
+    /// sum + the products of words, less [`Simd::OFFSET`] for each code if they are not small.
+    fn dot<S: Simd>(simd: S, sum: Self::Sum<S>, codes: Self::Codes<S>, x: Self::X<S>) -> Self::Sum<S>;
+    fn end<S: Simd>(simd: S, sum: Self::Sum<S>) -> S::I;
 }
 
 pub(crate) struct Nibbles;
@@ -55,16 +86,67 @@ impl Format for Nibbles {
 impl WholeFormat for Nibbles {
     const SMALL: bool = true;
 
+    type Sum<S: Simd> = S::I;
+
     #[inline(always)]
-    fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum {
-        let bytes = simd.load_bytes(codes);
-        let sum = simd.add_small_products(sum, simd.low_nibbles(bytes), simd.arranged(&x[0], &x[1]));
-        simd.add_small_products(sum, simd.high_nibbles(bytes), simd.arranged(&x[2], &x[3]))
+    fn none<S: Simd>(simd: S) -> S::I {
+        simd.int_splat(0)
     }
 
     #[inline(always)]
-    fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
-        simd.nibble_quad_sums(of)
+    fn dot<S: Simd>(simd: S, sum: S::I, codes: &[u8; 64], x: &[[i8; 64]]) -> S::I {
+        let x = simd.nibble_x(x.first_chunk().expect("four vectors for 64 bytes"));
+        simd.int_add(sum, simd.nibble_products(simd.nibbles(simd.load_bytes(codes)), x))
+    }
+
+    #[inline(always)]
+    fn quad_sums<S: Simd>(simd: S, of: [S::I; 4]) -> S::I {
+        simd.int_quad_sums(of)
+    }
+}
+
+impl TileFormat for Nibbles {
+    const COLUMNS: usize = 8;
+    const SMALL: bool = true;
+
+    type Kept = [i32; 4];
+    type X<S: Simd> = S::NibbleX;
+    type Codes<S: Simd> = S::Nibbles;
+    type Sum<S: Simd> = S::NibbleSum;
+
+    #[inline(always)]
+    fn tokens<S: Simd>() -> usize {
+        S::NIBBLE_TILE_TOKENS
+    }
+
+    #[inline(always)]
+    fn kept<const T: usize>(words: &[i32]) -> &[[[i32; 4]; T]] {
+        words.as_chunks().0.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn repeat<S: Simd>(simd: S, kept: &[i32; 4]) -> S::NibbleX {
+        simd.repeat_eight(kept)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, bytes: &[u8; 64]) -> S::Nibbles {
+        simd.nibbles(simd.load_bytes(bytes))
+    }
+
+    #[inline(always)]
+    fn none<S: Simd>(simd: S) -> S::NibbleSum {
+        simd.no_nibble_sum()
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, sum: S::NibbleSum, codes: S::Nibbles, x: S::NibbleX) -> S::NibbleSum {
+        simd.add_nibble_products(sum, codes, x)
+    }
+
+    #[inline(always)]
+    fn end<S: Simd>(simd: S, sum: S::NibbleSum) -> S::I {
+        simd.end_nibble_sum(sum)
     }
 }
 
@@ -80,9 +162,66 @@ impl Format for Bytes {
 impl WholeFormat for Bytes {
     const SMALL: bool = false;
 
+    type Sum<S: Simd> = S::Sum;
+
+    #[inline(always)]
+    fn none<S: Simd>(simd: S) -> S::Sum {
+        simd.no_sum()
+    }
+
     #[inline(always)]
     fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum {
         simd.add_products(sum, simd.load_bytes(codes), simd.arranged(&x[0], &x[1]))
+    }
+
+    #[inline(always)]
+    fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
+        simd.end_quad_sums(of)
+    }
+}
+
+impl TileFormat for Bytes {
+    const COLUMNS: usize = 4;
+    const SMALL: bool = false;
+
+    type Kept = [i32; 2];
+    type X<S: Simd> = S::Quad;
+    type Codes<S: Simd> = S::Wide;
+    type Sum<S: Simd> = S::WideSum;
+
+    #[inline(always)]
+    fn tokens<S: Simd>() -> usize {
+        S::TILE_TOKENS
+    }
+
+    #[inline(always)]
+    fn kept<const T: usize>(words: &[i32]) -> &[[[i32; 2]; T]] {
+        words.as_chunks().0.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn repeat<S: Simd>(simd: S, kept: &[i32; 2]) -> S::Quad {
+        simd.repeat(kept)
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, bytes: &[u8; 64]) -> S::Wide {
+        simd.widen(simd.load_bytes(bytes))
+    }
+
+    #[inline(always)]
+    fn none<S: Simd>(simd: S) -> S::WideSum {
+        simd.no_wide_sum()
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, sum: S::WideSum, codes: S::Wide, x: S::Quad) -> S::WideSum {
+        simd.add_wide_products(sum, codes, x)
+    }
+
+    #[inline(always)]
+    fn end<S: Simd>(simd: S, sum: S::WideSum) -> S::I {
+        simd.end_wide_sum(sum)
     }
 }
 
@@ -98,10 +237,22 @@ impl Format for Signed {
 impl WholeFormat for Signed {
     const SMALL: bool = false;
 
+    type Sum<S: Simd> = S::Sum;
+
+    #[inline(always)]
+    fn none<S: Simd>(simd: S) -> S::Sum {
+        simd.no_sum()
+    }
+
     #[inline(always)]
     fn dot<S: Simd>(simd: S, sum: S::Sum, codes: &[u8; 64], x: &[[i8; 64]]) -> S::Sum {
         // 128 too much for each code; the scaling takes it off by the sum of the activations.
         simd.add_products(sum, simd.flip_sign(simd.load_bytes(codes)), simd.arranged(&x[0], &x[1]))
+    }
+
+    #[inline(always)]
+    fn quad_sums<S: Simd>(simd: S, of: [S::Sum; 4]) -> S::I {
+        simd.end_quad_sums(of)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::aligned::Aligned;
 use crate::elementwise::largest_magnitude;
-use crate::halves::{STEPS, split};
+use crate::halves::{PAIR_STEPS, STEPS, split, split_pairs};
 use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd, UNIT_TOKENS};
@@ -17,7 +17,8 @@ use crate::unit::UnitTokens;
 pub enum Mode {
     /// f32 activations, f32 sums.
     Exact,
-    /// Activations rounded to fifteen bits with one scale per group; integer sums within a group.
+    /// Activations rounded to sixteen bits, or to twelve where codes are nibbles, with one scale per group; integer sums
+    /// within a group.
     Fast,
 }
 
@@ -81,23 +82,12 @@ impl Form {
         self.group / self.lanes()
     }
 
-    /// The same for the fast form, where sums are exact and only the packing counts: a tile takes words of codes apart,
-    /// and of nibbles first the lower ones of a word's four bytes, then the upper ones.
-    pub(crate) fn fast_place(self, element: usize) -> usize {
-        if self.nibbles { element / 8 * 8 + element % 2 * 4 + element % 8 / 2 } else { element }
-    }
-
-    /// Eight neighbouring codes as [`Form::fast_place`] places them.
+    /// Eight neighbouring activations as they meet a word taken apart for the matrix unit: of nibbles first the lower
+    /// ones of its four bytes, then the upper ones.
     #[inline(always)]
-    pub(crate) fn fast_places(self, codes: [i8; 8]) -> [i8; 8] {
+    pub(crate) fn taken_apart(self, codes: [i8; 8]) -> [i8; 8] {
         let [a, b, c, d, e, f, g, h] = codes;
         if self.nibbles { [a, c, e, g, b, d, f, h] } else { codes }
-    }
-
-    #[inline(always)]
-    fn fast_quads(self, codes: [i8; 8]) -> [[i8; 4]; 2] {
-        let [a, b, c, d, e, f, g, h] = self.fast_places(codes);
-        [[a, b, c, d], [e, f, g, h]]
     }
 }
 
@@ -121,11 +111,13 @@ pub(crate) struct Prepared {
     pub form: Form,
     /// Exact: the values. One token: vectors as the codes' words are taken apart; several: [block][k][tokens].
     pub values: Aligned<f32>,
-    /// Fast, one token: vectors as the codes' bytes lie, two as [`Simd::arranged`] takes them for each 64 codes.
+    /// Fast, one token: vectors as the codes' bytes lie, two as [`Simd::arranged`] takes them for each 64 codes, or four
+    /// as [`Simd::nibble_x`] does for each 128.
     /// Several for the matrix unit: as [`UnitTokens`] has them, scales and sums too.
     pub codes: Aligned<[i8; 64]>,
-    /// Fast, several: [block][k / 4][tokens] of four codes as `Simd::quad` has them.
-    pub quads: Aligned<[i32; 2]>,
+    /// Fast, several: [block][k / 4][tokens] of four codes as `Simd::quad` has them, or [block][k / 8][tokens] of eight
+    /// as `Simd::eight` does.
+    pub words: Aligned<i32>,
     /// Fast: scale of each group. One token: [groups], zero-padded to 16; several: [block][groups][tokens].
     pub scales: Aligned<f32>,
     /// Sum of each group's values (exact) or codes (fast), laid out as the scales.
@@ -183,7 +175,7 @@ impl Inputs {
     pub fn size_bytes(&self) -> usize {
         let sizes = self.prepared.iter().map(|p| {
             let floats = p.values.size_bytes() + p.scales.size_bytes() + p.sums.size_bytes();
-            floats + p.quads.size_bytes() + p.codes.size_bytes()
+            floats + p.words.size_bytes() + p.codes.size_bytes()
         });
         sizes.sum()
     }
@@ -195,7 +187,7 @@ impl Prepared {
             form,
             values: Aligned::default(),
             codes: Aligned::default(),
-            quads: Aligned::default(),
+            words: Aligned::default(),
             scales: Aligned::default(),
             sums: Aligned::default(),
         }
@@ -231,15 +223,15 @@ impl Prepared {
         }
         self.scales.resize(groups * tokens);
         self.sums.resize(groups * tokens);
-        let (mut values, mut quads): (&mut [f32], &mut [[i32; 2]]) = (&mut [], &mut []);
+        let (mut values, mut words): (&mut [f32], &mut [i32]) = (&mut [], &mut []);
         match form.mode {
             Mode::Exact => {
                 self.values.resize(padded * tokens);
                 values = &mut self.values;
             }
             Mode::Fast => {
-                self.quads.resize(padded / 4 * tokens);
-                quads = &mut self.quads;
+                self.words.resize(padded / 2 * tokens);
+                words = &mut self.words;
             }
         }
         let mut blocks: Vec<Block<'_>> = Vec::new();
@@ -249,16 +241,16 @@ impl Prepared {
             let tokens = block_tokens(left.len() / columns);
             let (x, rest) = left.split_at(tokens * columns);
             left = rest;
-            let (value_count, quad_count) = match form.mode {
+            let (value_count, word_count) = match form.mode {
                 Mode::Exact => (padded * tokens, 0),
-                Mode::Fast => (0, padded / 4 * tokens),
+                Mode::Fast => (0, padded / 2 * tokens),
             };
             blocks.push(Block {
                 form,
                 columns,
                 x,
                 values: take(&mut values, value_count),
-                quads: take(&mut quads, quad_count),
+                words: take(&mut words, word_count),
                 scales: take(&mut scales, groups * tokens),
                 sums: take(&mut sums, groups * tokens),
             });
@@ -326,16 +318,22 @@ impl<'a> Group<'a> {
         simd.sum(sum)
     }
 
-    /// The upper and lower halves of codes, 128 * upper + lower, and their scale and sum.
+    /// The upper and lower halves of codes, 256 * upper + lower, and their scale and sum; `pairs` of them if they meet
+    /// nibbles.
     #[inline(always)]
-    pub(crate) fn quantize<S: Simd>(&self, simd: S, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
+    pub(crate) fn quantize<S: Simd>(&self, simd: S, pairs: bool, halves: &mut [[i8; 128]; 2]) -> (f32, f32) {
+        let steps = if pairs { PAIR_STEPS } else { STEPS };
         let largest = largest_magnitude(simd, self.vectors().as_flattened());
         // Below this the inverse overflows; such a group is zero beside any other.
-        let inverse = if largest > 1e-33 { STEPS / largest } else { 0.0 };
+        let inverse = if largest > 1e-33 { steps / largest } else { 0.0 };
         let [upper, lower] = halves;
         let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
-        let sum = split(simd, self.vectors(), inverse, upper, lower);
-        let scale = if inverse > 0.0 { largest / STEPS } else { 0.0 };
+        let (sum, step) = if pairs {
+            (split_pairs(simd, self.vectors(), inverse, upper, lower), 16.0 * steps)
+        } else {
+            (split(simd, self.vectors(), inverse, upper, lower), steps)
+        };
+        let scale = if inverse > 0.0 { largest / step } else { 0.0 };
         // At most 128 * STEPS: exact in any order.
         (scale, simd.sum(simd.float(sum)))
     }
@@ -376,7 +374,7 @@ impl Kernel for OneToken<'_> {
             match form.mode {
                 Mode::Exact => prepared.sums[g] = values.sum(simd),
                 Mode::Fast => {
-                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, &mut halves);
+                    (prepared.scales[g], prepared.sums[g]) = values.quantize(simd, form.nibbles, &mut halves);
                     for (half, codes) in halves.iter().enumerate() {
                         let codes = &codes[..group];
                         if form.nibbles {
@@ -397,8 +395,14 @@ impl Kernel for OneToken<'_> {
                 }
             }
         }
-        for [upper, lower] in prepared.codes.as_chunks_mut().0 {
-            simd.arrange(upper, lower);
+        if form.nibbles {
+            for x in prepared.codes.as_chunks_mut().0 {
+                simd.arrange_for_nibbles(x);
+            }
+        } else {
+            for [upper, lower] in prepared.codes.as_chunks_mut().0 {
+                simd.arrange(upper, lower);
+            }
         }
     }
 }
@@ -409,7 +413,7 @@ struct Block<'a> {
     columns: usize,
     x: &'a [f32],
     values: &'a mut [f32],
-    quads: &'a mut [[i32; 2]],
+    words: &'a mut [i32],
     scales: &'a mut [f32],
     sums: &'a mut [f32],
 }
@@ -423,7 +427,7 @@ impl Kernel for ManyTokens<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Block { form, columns, x, values, quads, scales, sums } = self.block;
+        let Block { form, columns, x, values, words, scales, sums } = self.block;
         let (group, tokens) = (form.group, x.len() / *columns);
         let mut order = [0; 128];
         for (place, element) in order.iter_mut().zip(form.exact_order()) {
@@ -442,14 +446,23 @@ impl Kernel for ManyTokens<'_, '_> {
                         }
                     }
                     Mode::Fast => {
-                        (scales[at], sums[at]) = numbers.quantize(simd, &mut halves);
-                        let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks::<8>().0);
-                        let at = start / 4;
-                        for (k, (upper, lower)) in upper.iter().zip(lower).enumerate().take(group / 8) {
-                            let quads = &mut quads[(at + 2 * k) * tokens..];
-                            let (upper, lower) = (form.fast_quads(*upper), form.fast_quads(*lower));
-                            quads[t] = S::quad(upper[0], lower[0]);
-                            quads[tokens + t] = S::quad(upper[1], lower[1]);
+                        (scales[at], sums[at]) = numbers.quantize(simd, form.nibbles, &mut halves);
+                        let words = &mut words[start / 2 * tokens..];
+                        if form.nibbles {
+                            let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks().0);
+                            let eights = words.as_chunks_mut().0.iter_mut().skip(t).step_by(tokens);
+                            for ((&upper, &lower), eight) in
+                                upper.iter().zip(lower).zip(eights).take(group / 8)
+                            {
+                                *eight = S::eight(upper, lower);
+                            }
+                        } else {
+                            let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks().0);
+                            let quads = words.as_chunks_mut().0.iter_mut().skip(t).step_by(tokens);
+                            for ((&upper, &lower), quad) in upper.iter().zip(lower).zip(quads).take(group / 4)
+                            {
+                                *quad = S::quad(upper, lower);
+                            }
                         }
                     }
                 }

@@ -283,7 +283,7 @@ impl<F: WholeFormat> Sums<F> for Integers {
     ) -> S::F {
         let codes = if FULL { &codes[..4 * QUADS * PARTS] } else { codes };
         let own = &x.codes[chunk * 4 * QUADS * PARTS * F::CODES..][..codes.len() * F::CODES];
-        let (zero, none) = (simd.int_splat(0), simd.no_sum());
+        let (zero, none) = (simd.int_splat(0), F::none(simd));
         macro_rules! quad {
             ($quad:literal) => {
                 if FULL || codes.len() > 4 * $quad * PARTS {

@@ -1,13 +1,16 @@
 //! Several tokens times sixteen rows: prefill, bound by arithmetic.
 //!
-//! The rows' codes are taken apart once, into a tile whose vectors hold one element (or four neighbouring codes) of
-//! each of the sixteen rows, and meet every token there: lanes are rows, so no sum runs across lanes and a group
+//! The rows' codes are taken apart once, into a tile whose vectors hold one element (or one word of codes) of each of
+//! the sixteen rows, and meet every token there: lanes are rows, so no sum runs across lanes and a group
 //! costs three more operations than its products. The sums are added in the order in which one token's product
 //! adds them across lanes ([`crate::row`]): a binary counter walks the same tree leaf by leaf.
+
+use std::ops::Range;
 
 use crate::aligned::Aligned;
 use crate::columns::ColumnBlock;
 use crate::elementwise::store_part;
+use crate::format::{Bytes, Nibbles, TileFormat};
 use crate::input::{Form, Mode, Prepared, TOKENS, TREE, block_tokens};
 use crate::matrix::{Codes, Floats, Matrix, Scaling};
 use crate::row::{Scratch, float_dot, float_row};
@@ -54,12 +57,13 @@ impl Kernel for Tiles<'_, '_> {
         };
         let mut from = 0;
         while from < rows {
-            let left = rows - from;
-            let tile = Tile::decode(simd, matrix, x.form, first + from, left.min(16), plain, first_tile);
-            if S::TILES == 2 && left > 16 {
-                let second = first + from + 16;
-                let second =
-                    Tile::decode(simd, matrix, x.form, second, (left - 16).min(16), plain, second_tile);
+            let for_unit = matches!(space, Space::Unit(..));
+            let next = (from + 16).min(rows);
+            let tile =
+                Tile::decode(simd, matrix, x.form, first + from..first + next, for_unit, plain, first_tile);
+            if S::TILES == 2 && next < rows {
+                let second = first + next..first + (next + 16).min(rows);
+                let second = Tile::decode(simd, matrix, x.form, second, for_unit, plain, second_tile);
                 space.products(simd, &[tile, second], x, from, out);
             } else {
                 space.products(simd, &[tile], x, from, out);
@@ -106,15 +110,27 @@ fn products<S: Simd, const R: usize>(
     out: &mut ColumnBlock<'_, f32>,
     trees: &mut Trees<S>,
 ) {
-    let (tokens, groups) = (out.rows(), tiles[0].groups);
-    let mut done = 0;
+    let form = tiles[0].form;
+    let (tokens, mut done) = (out.rows(), 0);
     while done < tokens {
         let now = block_tokens(tokens - done);
+        macro_rules! times {
+            ($T:expr) => {{
+                let block = XBlock::<$T>::of(x, done, tiles[0].groups);
+                match form.mode {
+                    Mode::Fast if form.nibbles => {
+                        times_integers::<S, Nibbles, $T, R>(simd, tiles, block, trees)
+                    }
+                    Mode::Fast => times_integers::<S, Bytes, $T, R>(simd, tiles, block, trees),
+                    Mode::Exact => times_reals::<S, $T, R>(simd, tiles, block, trees),
+                }
+            }};
+        }
         match now {
-            1 => times::<S, 1, R>(simd, tiles, XBlock::of(x, done, groups), trees),
-            2 => times::<S, 2, R>(simd, tiles, XBlock::of(x, done, groups), trees),
-            4 => times::<S, 4, R>(simd, tiles, XBlock::of(x, done, groups), trees),
-            _ => times::<S, TOKENS, R>(simd, tiles, XBlock::of(x, done, groups), trees),
+            1 => times!(1),
+            2 => times!(2),
+            4 => times!(4),
+            _ => times!(TOKENS),
         }
         for (tile, tree) in trees.slots.iter().enumerate().take(R) {
             for (token, &sum) in tree[4].iter().enumerate().take(now) {
@@ -137,7 +153,7 @@ pub(crate) struct TileSpace {
 pub(crate) struct Tile<'a> {
     pub form: Form,
     pub groups: usize,
-    /// Fast: [columns / 4] vectors of four codes of each row.
+    /// Fast: [columns / 4] vectors of four bytes of each row; of nibbles [columns / 8], but for the matrix unit.
     pub codes: &'a [[u8; 64]],
     /// Exact: [columns] vectors of one code of each row, as floats.
     values: &'a [[f32; 16]],
@@ -152,8 +168,8 @@ pub(crate) struct Tile<'a> {
 struct XBlock<'a, const T: usize> {
     /// Exact: [columns].
     values: &'a [[f32; T]],
-    /// Fast: [columns / 4].
-    quads: &'a [[[i32; 2]; T]],
+    /// Fast: [columns / 8][T] of four words, or [columns / 4][T] of two.
+    words: &'a [i32],
     /// [groups]
     sums: &'a [[f32; T]],
     /// [groups]
@@ -165,13 +181,13 @@ impl<'a, const T: usize> XBlock<'a, T> {
     #[inline(always)]
     fn of(x: &'a Prepared, before: usize, groups: usize) -> Self {
         let padded = groups * x.form.group;
-        let (values, quads): (&[f32], &[[i32; 2]]) = match x.form.mode {
+        let (values, words): (&[f32], &[i32]) = match x.form.mode {
             Mode::Exact => (&x.values[before * padded..][..T * padded], &[]),
-            Mode::Fast => (&[], &x.quads[before * padded / 4..][..T * padded / 4]),
+            Mode::Fast => (&[], &x.words[before * padded / 2..][..T * padded / 2]),
         };
         let numbers = |of: &'a [f32]| of[before * groups..][..T * groups].as_chunks().0;
         let (sums, scales) = (numbers(&x.sums), numbers(&x.scales));
-        Self { values: values.as_chunks().0, quads: quads.as_chunks().0, sums, scales }
+        Self { values: values.as_chunks().0, words, sums, scales }
     }
 }
 
@@ -181,17 +197,18 @@ impl<'a> Tile<'a> {
         simd: S,
         matrix: &Matrix<'_>,
         form: Form,
-        first: usize,
-        count: usize,
+        rows: Range<usize>,
+        for_unit: bool,
         plain: &mut Aligned<u8>,
         space: &'a mut TileSpace,
     ) -> Self {
+        let (first, count) = (rows.start, rows.len());
         let groups = matrix.columns.div_ceil(form.group);
         let padded = groups * form.group;
         let affine = matches!(matrix.scaling, Scaling::Affine { .. });
-        let tile_bytes = 16 * padded;
-        space.codes.resize(tile_bytes);
-        let value_count = if form.mode == Mode::Exact { tile_bytes } else { 0 };
+        let columns_of_word = if form.nibbles && !for_unit { 8 } else { 4 };
+        space.codes.resize(64 * padded / columns_of_word);
+        let value_count = if form.mode == Mode::Exact { 16 * padded } else { 0 };
         let scale_count = 16 * groups;
         space.values.resize(value_count + 2 * scale_count);
         let (values, floats) = space.values.split_at_mut(value_count);
@@ -202,7 +219,7 @@ impl<'a> Tile<'a> {
         match matrix.codes {
             Codes::Nibbles(bytes) => {
                 let rows = Rows { bytes, stride: columns / 2, first, count };
-                take_apart(simd, rows, Packing::Nibbles, codes);
+                take_apart(simd, rows, if for_unit { Packing::Nibbles } else { Packing::Bytes }, codes);
             }
             Codes::Bytes(bytes) => {
                 take_apart(simd, Rows { bytes, stride: columns, first, count }, Packing::Bytes, codes);
@@ -242,25 +259,20 @@ impl<'a> Tile<'a> {
         if form.mode == Mode::Exact {
             let signed = matches!(matrix.codes, Codes::Signed(_) | Codes::Rounded(_));
             let rounded = matches!(matrix.codes, Codes::Rounded(_));
-            // The place of an element in the tile's fast packing, in the order of exact sums.
             let mut order = [0; 128];
             for (place, element) in order.iter_mut().zip(form.exact_order()) {
-                *place = form.fast_place(element);
+                *place = element;
             }
-            let of_groups = values.chunks_exact_mut(form.group).zip(codes.chunks_exact(form.group / 4));
+            let codes = codes.chunks_exact(form.group / columns_of_word);
+            let of_groups = values.chunks_exact_mut(form.group).zip(codes);
             for ((values, codes), scale) in of_groups.zip(&mut *scales) {
                 let factor = simd.load(scale);
                 for (value, &place) in values.iter_mut().zip(&order) {
-                    let words = simd.words(simd.load_bytes(&codes[place / 4]));
-                    let taken = match (signed, place % 4) {
-                        (false, 0) => simd.byte::<0>(words),
-                        (false, 1) => simd.byte::<1>(words),
-                        (false, 2) => simd.byte::<2>(words),
-                        (false, _) => simd.byte::<3>(words),
-                        (true, 0) => simd.signed_byte::<0>(words),
-                        (true, 1) => simd.signed_byte::<1>(words),
-                        (true, 2) => simd.signed_byte::<2>(words),
-                        (true, _) => simd.signed_byte::<3>(words),
+                    let words = simd.words(simd.load_bytes(&codes[place / columns_of_word]));
+                    let taken = match (form.nibbles, signed) {
+                        (true, _) => nibble(simd, words, place % 8),
+                        (_, false) => byte(simd, words, place % 4),
+                        (_, true) => signed_byte(simd, words, place % 4),
                     };
                     let taken = if rounded { simd.round_to_f16(simd.mul(taken, factor)) } else { taken };
                     simd.store(taken, value);
@@ -274,102 +286,130 @@ impl<'a> Tile<'a> {
     }
 }
 
+/// Nibble `at` of each word as a number.
+#[inline(always)]
+fn nibble<S: Simd>(simd: S, words: S::I, at: usize) -> S::F {
+    match at {
+        0 => simd.nibble::<0>(words),
+        1 => simd.nibble::<1>(words),
+        2 => simd.nibble::<2>(words),
+        3 => simd.nibble::<3>(words),
+        4 => simd.nibble::<4>(words),
+        5 => simd.nibble::<5>(words),
+        6 => simd.nibble::<6>(words),
+        _ => simd.nibble::<7>(words),
+    }
+}
+
+/// Byte `at` of each word as a number.
+#[inline(always)]
+fn byte<S: Simd>(simd: S, words: S::I, at: usize) -> S::F {
+    match at {
+        0 => simd.byte::<0>(words),
+        1 => simd.byte::<1>(words),
+        2 => simd.byte::<2>(words),
+        _ => simd.byte::<3>(words),
+    }
+}
+
+/// Byte `at` of each word as a signed number.
+#[inline(always)]
+fn signed_byte<S: Simd>(simd: S, words: S::I, at: usize) -> S::F {
+    match at {
+        0 => simd.signed_byte::<0>(words),
+        1 => simd.signed_byte::<1>(words),
+        2 => simd.signed_byte::<2>(words),
+        _ => simd.signed_byte::<3>(words),
+    }
+}
+
 /// Tiles times T tokens: the products with each row are the last level of the slots' trees.
 #[inline(always)]
-fn times<S: Simd, const T: usize, const R: usize>(
+fn times_integers<S: Simd, F: TileFormat, const T: usize, const R: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
     block: XBlock<'_, T>,
     trees: &mut Trees<S>,
 ) {
-    let (form, groups) = (tiles[0].form, tiles[0].groups);
-    for (rank, &slot) in TREE.iter().enumerate() {
-        let mut sums = [[simd.splat(0.0); T]; R];
-        for g in (slot..groups).step_by(16) {
-            match form.mode {
-                Mode::Fast => add_integers::<S, T, R>(simd, tiles, block, g, &mut sums),
-                Mode::Exact => add_reals::<S, T, R>(simd, tiles, block, g, trees, &mut sums),
-            }
-        }
-        for (tree, sums) in trees.slots.iter_mut().zip(sums) {
-            count_up(simd, tree, rank, sums);
-        }
+    match F::tokens::<S>().min(T) {
+        1 => times_some_integers::<S, F, T, R, 1>(simd, tiles, block, trees),
+        2 => times_some_integers::<S, F, T, R, 2>(simd, tiles, block, trees),
+        4 => times_some_integers::<S, F, T, R, 4>(simd, tiles, block, trees),
+        _ => times_some_integers::<S, F, T, R, TOKENS>(simd, tiles, block, trees),
     }
 }
 
-/// Adds the scaled products of group `g` to `sums` [tiles][tokens].
+/// [`times_integers`], N tokens at a time.
 #[inline(always)]
-fn add_integers<S: Simd, const T: usize, const R: usize>(
+fn times_some_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, const N: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
     block: XBlock<'_, T>,
-    g: usize,
-    sums: &mut [[S::F; T]; R],
+    trees: &mut Trees<S>,
 ) {
-    match S::TILE_TOKENS.min(T) {
-        1 => add_some_integers::<S, T, R, 1>(simd, tiles, block, g, sums),
-        2 => add_some_integers::<S, T, R, 2>(simd, tiles, block, g, sums),
-        4 => add_some_integers::<S, T, R, 4>(simd, tiles, block, g, sums),
-        _ => add_some_integers::<S, T, R, TOKENS>(simd, tiles, block, g, sums),
-    }
-}
-
-/// [`add_integers`], N tokens at a time.
-#[inline(always)]
-fn add_some_integers<S: Simd, const T: usize, const R: usize, const N: usize>(
-    simd: S,
-    tiles: &[Tile<'_>; R],
-    block: XBlock<'_, T>,
-    g: usize,
-    sums: &mut [[S::F; T]; R],
-) {
-    let form = tiles[0].form;
-    let quads = form.group / 4;
-    let x = &block.quads[g * quads..][..quads];
-    let (x_sums, x_scales) = (&block.sums[g], &block.scales[g]);
-    let codes = tiles.each_ref().map(|tile| &tile.codes[g * quads..][..quads]);
     for from in (0..T).step_by(N) {
-        let mut dots = [[simd.no_wide_sum(); N]; R];
-        for (quad, x) in x.iter().enumerate() {
-            let mut wide = [simd.widen(simd.load_bytes(&codes[0][quad])); R];
-            for r in 1..R {
-                wide[r] = simd.widen(simd.load_bytes(&codes[r][quad]));
+        for (rank, &slot) in TREE.iter().enumerate() {
+            let mut sums = [[simd.splat(0.0); N]; R];
+            for g in (slot..tiles[0].groups).step_by(16) {
+                add_integers::<S, F, T, R, N>(simd, tiles, block, g, from, &mut sums);
             }
-            for n in 0..N {
-                let x = simd.repeat(&x[from + n]);
-                for r in 0..R {
-                    dots[r][n] = if form.nibbles {
-                        simd.add_small_wide_products(dots[r][n], wide[r], x)
-                    } else {
-                        simd.add_wide_products(dots[r][n], wide[r], x)
-                    };
-                }
+            for (tree, sums) in trees.slots.iter_mut().zip(sums) {
+                count_up(simd, tree, rank, from, sums);
             }
         }
-        // Not a loop over tiles: their sums would lie in memory, and be written there with every product.
-        let x = (&x_scales[from..], &x_sums[from..]);
-        add_scaled(simd, &tiles[0], g, x, dots[0], &mut sums[0][from..]);
-        if R == 2 {
-            add_scaled(simd, &tiles[1], g, x, dots[1], &mut sums[1][from..]);
+    }
+}
+
+/// Adds the scaled products of group `g` to `sums` [tiles][tokens] of tokens `from..`.
+#[inline(always)]
+fn add_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, const N: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    block: XBlock<'_, T>,
+    g: usize,
+    from: usize,
+    sums: &mut [[S::F; N]; R],
+) {
+    let group = tiles[0].form.group;
+    let vectors = group / F::COLUMNS;
+    let x = &F::kept::<T>(&block.words[g * group / 2 * T..])[..vectors];
+    let codes = tiles.each_ref().map(|tile| &tile.codes[g * vectors..][..vectors]);
+    let mut dots = [[F::none(simd); N]; R];
+    for (vector, x) in x.iter().enumerate() {
+        let mut taken = [F::codes(simd, &codes[0][vector]); R];
+        for r in 1..R {
+            taken[r] = F::codes(simd, &codes[r][vector]);
         }
+        for n in 0..N {
+            let x = F::repeat(simd, &x[from + n]);
+            for r in 0..R {
+                dots[r][n] = F::dot(simd, dots[r][n], taken[r], x);
+            }
+        }
+    }
+    // Not a loop over tiles: their sums would lie in memory, and be written there with every product.
+    let x = (&block.scales[g][from..], &block.sums[g][from..]);
+    add_scaled::<S, F, N>(simd, &tiles[0], g, x, dots[0], &mut sums[0]);
+    if R == 2 {
+        add_scaled::<S, F, N>(simd, &tiles[1], g, x, dots[1], &mut sums[1]);
     }
 }
 
 /// Adds the whole products `dots` of group `g`, scaled, to `sums`; `x` are the scales and the sums of the group's
 /// activations.
 #[inline(always)]
-fn add_scaled<S: Simd, const N: usize>(
+fn add_scaled<S: Simd, F: TileFormat, const N: usize>(
     simd: S,
     tile: &Tile<'_>,
     g: usize,
     (x_scales, x_sums): (&[f32], &[f32]),
-    dots: [S::WideSum; N],
-    sums: &mut [S::F],
+    dots: [F::Sum<S>; N],
+    sums: &mut [S::F; N],
 ) {
     let (scale, bias) = (simd.load(&tile.scales[g]), tile.biases.get(g));
     for n in 0..N {
-        let mut dot = simd.end_wide_sum(dots[n]);
-        if !tile.form.nibbles && S::OFFSET != 0 {
+        let mut dot = F::end(simd, dots[n]);
+        if !F::SMALL && S::OFFSET != 0 {
             dot = simd.int_add(dot, simd.int_splat(S::OFFSET * x_sums[n] as i32));
         }
         sums[n] = scaled(simd, dot, scale, bias, (x_scales[n], x_sums[n]), sums[n]);
@@ -393,6 +433,25 @@ pub(crate) fn scaled<S: Simd>(
         None => simd.mul(scale, simd.sub(dot, simd.mul(simd.splat(128.0), x_sum))),
     };
     simd.fma(simd.splat(x_scale), value, sum)
+}
+
+/// [`times_integers`] of floats.
+#[inline(always)]
+fn times_reals<S: Simd, const T: usize, const R: usize>(
+    simd: S,
+    tiles: &[Tile<'_>; R],
+    block: XBlock<'_, T>,
+    trees: &mut Trees<S>,
+) {
+    for (rank, &slot) in TREE.iter().enumerate() {
+        let mut sums = [[simd.splat(0.0); T]; R];
+        for g in (slot..tiles[0].groups).step_by(16) {
+            add_reals::<S, T, R>(simd, tiles, block, g, trees, &mut sums);
+        }
+        for (tree, sums) in trees.slots.iter_mut().zip(sums) {
+            count_up(simd, tree, rank, 0, sums);
+        }
+    }
 }
 
 /// [`add_integers`] of floats, in the order of a single token's product.
@@ -422,7 +481,7 @@ fn add_reals<S: Simd, const T: usize, const R: usize>(
             }
         }
         for (tree, parts) in trees.lanes.iter_mut().zip(parts) {
-            count_up(simd, tree, leaf, parts);
+            count_up(simd, tree, leaf, 0, parts);
         }
     }
     for r in 0..R {
@@ -458,17 +517,23 @@ impl<S: Simd> Trees<S> {
     }
 }
 
-/// Adds leaf number `rank` to a binary counter of partial sums.
+/// Adds leaf number `rank` of tokens `from..from + T` to a binary counter of partial sums.
 #[inline(always)]
-fn count_up<S: Simd, const T: usize>(simd: S, tree: &mut [[S::F; TOKENS]; 5], rank: usize, leaf: [S::F; T]) {
+fn count_up<S: Simd, const T: usize>(
+    simd: S,
+    tree: &mut [[S::F; TOKENS]; 5],
+    rank: usize,
+    from: usize,
+    leaf: [S::F; T],
+) {
     let mut sums = leaf;
     let level = rank.trailing_ones() as usize;
     for held in &tree[..level] {
-        for t in 0..T {
-            sums[t] = simd.add(held[t], sums[t]);
+        for (sum, &held) in sums.iter_mut().zip(&held[from..from + T]) {
+            *sum = simd.add(held, *sum);
         }
     }
-    tree[level][..T].copy_from_slice(&sums);
+    tree[level][from..from + T].copy_from_slice(&sums);
 }
 
 /// Rows `first..first + count` of `floats` [rows, groups] to vectors of one number of each row, zeros for rows beyond.

@@ -134,10 +134,10 @@ fn add_scaled<S: Simd>(
     }
 }
 
-/// 128 * upper + lower.
+/// 256 * upper + lower.
 #[inline(always)]
 fn joined<S: Simd>(simd: S, upper: &[i32; 16], lower: &[i32; 16]) -> S::I {
-    simd.int_add(simd.int_shl::<7>(simd.int_load(upper)), simd.int_load(lower))
+    simd.int_add(simd.int_shl::<8>(simd.int_load(upper)), simd.int_load(lower))
 }
 
 /// Activations of up to sixteen tokens, as the unit reads them.
@@ -165,11 +165,12 @@ impl Kernel for &mut UnitTokens<'_> {
         for (t, x) in x.chunks_exact(*columns).enumerate() {
             for (g, start) in (0..x.len()).step_by(group).enumerate() {
                 let at = g * UNIT_TOKENS + t;
-                (scales[at], sums[at]) = Group::read(x, start, group, &mut room).quantize(simd, &mut halves);
+                let numbers = Group::read(x, start, group, &mut room);
+                (scales[at], sums[at]) = numbers.quantize(simd, form.nibbles, &mut halves);
                 for (half, from) in halves.iter().enumerate() {
                     let to = &mut codes[((2 * g + half) * UNIT_TOKENS + t) * group..][..group];
                     for (to, &from) in to.as_chunks_mut::<8>().0.iter_mut().zip(from.as_chunks().0) {
-                        *to = form.fast_places(from);
+                        *to = form.taken_apart(from);
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, even_then_odd, with_features, word};
+use super::{Kernel, Simd, even_then_odd, every_second, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
@@ -107,9 +107,14 @@ impl Simd for Avx2 {
     type Wide = [I; 2];
     type Quad = [__m256i; 2];
     type WideSum = I;
+    /// Sixteen bits each of the low nibbles of even bytes of words, of odd bytes, then of high nibbles.
+    type Nibbles = [I; 4];
+    type NibbleX = [I; 4];
+    type NibbleSum = I;
 
     // 4 x 2 sums, 2 x 2 vectors of codes, 2 of activations: 14 of 16 registers.
     const TILE_TOKENS: usize = 4;
+    const NIBBLE_TILE_TOKENS: usize = 4;
     const TILES: usize = 1;
     // Their sums do not stay in registers, but what the cache holds is widened once for all four.
     const HEADS: usize = 4;
@@ -118,6 +123,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
         even_then_odd(upper, lower)
+    }
+
+    #[inline(always)]
+    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4] {
+        let low = even_then_odd(every_second(upper, 0), every_second(lower, 0));
+        let high = even_then_odd(every_second(upper, 1), every_second(lower, 1));
+        [low[0], low[1], high[0], high[1]]
     }
 
     with_features! {
@@ -230,6 +242,7 @@ impl Simd for Avx2 {
         }
         fn int_add(self, a: I, b: I) -> I { both!(_mm256_add_epi32(a, b)) }
         fn int_sub(self, a: I, b: I) -> I { both!(_mm256_sub_epi32(a, b)) }
+        fn int_and(self, a: I, b: I) -> I { both!(_mm256_and_si256(a, b)) }
         fn int_shl<const BITS: u32>(self, a: I) -> I {
             let count = _mm_cvtsi32_si128(BITS as i32);
             [_mm256_sll_epi32(a[0], count), _mm256_sll_epi32(a[1], count)]
@@ -263,6 +276,9 @@ impl Simd for Avx2 {
             [_mm256_permute2x128_si256::<0x20>(even, odd), _mm256_permute2x128_si256::<0x31>(even, odd)]
         }
         fn int_zip_quads(self, a: I) -> I { [self.zip(a[0]), self.zip(a[1])] }
+        fn swap_pairs(self, a: I) -> I {
+            [_mm256_shuffle_epi32::<0b10_11_00_01>(a[0]), _mm256_shuffle_epi32::<0b10_11_00_01>(a[1])]
+        }
         fn int_transpose(self, rows: &mut [I; 16]) {
             let a = self.transpose_eight(eight!(rows, 0, 0));
             let b = self.transpose_eight(eight!(rows, 8, 0));
@@ -297,8 +313,8 @@ impl Simd for Avx2 {
             let (high, low) = (self.load_signed(upper), self.load_signed(lower));
             for i in 0..2 {
                 let (high, low) = (self.widen_signed(high[i]), self.widen_signed(low[i]));
-                let even = _mm256_add_epi16(_mm256_slli_epi16::<7>(high[0]), low[0]);
-                let odd = _mm256_add_epi16(_mm256_slli_epi16::<7>(high[1]), low[1]);
+                let even = _mm256_add_epi16(_mm256_slli_epi16::<8>(high[0]), low[0]);
+                let odd = _mm256_add_epi16(_mm256_slli_epi16::<8>(high[1]), low[1]);
                 _mm256_storeu_si256(upper.as_mut_ptr().add(32 * i).cast(), even);
                 _mm256_storeu_si256(lower.as_mut_ptr().add(32 * i).cast(), odd);
             }
@@ -328,6 +344,44 @@ impl Simd for Avx2 {
             self.add_widened(sum, codes, [[x[0]; 2], [x[1]; 2]])
         }
         fn end_wide_sum(self, sum: I) -> I { sum }
+        fn arrange_for_nibbles(self, x: &mut [[i8; 64]; 4]) {
+            let [low, low_rest, high, high_rest] = x;
+            self.arrange(low, low_rest);
+            self.arrange(high, high_rest);
+        }
+        fn nibble_x(self, x: &[[i8; 64]; 4]) -> [I; 4] {
+            [self.load_signed(&x[0]), self.load_signed(&x[1]), self.load_signed(&x[2]), self.load_signed(&x[3])]
+        }
+        fn repeat_eight(self, eight: &[i32; 4]) -> [I; 4] {
+            [
+                [_mm256_set1_epi32(eight[0]); 2],
+                [_mm256_set1_epi32(eight[1]); 2],
+                [_mm256_set1_epi32(eight[2]); 2],
+                [_mm256_set1_epi32(eight[3]); 2],
+            ]
+        }
+        fn nibbles(self, a: I) -> [I; 4] {
+            let four = [_mm256_set1_epi16(15); 2];
+            [
+                both!(_mm256_and_si256(a, four)),
+                both!(_mm256_and_si256([_mm256_srli_epi16::<8>(a[0]), _mm256_srli_epi16::<8>(a[1])], four)),
+                both!(_mm256_and_si256([_mm256_srli_epi16::<4>(a[0]), _mm256_srli_epi16::<4>(a[1])], four)),
+                [_mm256_srli_epi16::<12>(a[0]), _mm256_srli_epi16::<12>(a[1])],
+            ]
+        }
+        fn no_nibble_sum(self) -> I { self.no_sum() }
+        fn add_nibble_products(self, sum: I, codes: [I; 4], x: [I; 4]) -> I {
+            let low = both!(_mm256_add_epi32(
+                both!(_mm256_madd_epi16(codes[0], x[0])),
+                both!(_mm256_madd_epi16(codes[1], x[1]))
+            ));
+            let high = both!(_mm256_add_epi32(
+                both!(_mm256_madd_epi16(codes[2], x[2])),
+                both!(_mm256_madd_epi16(codes[3], x[3]))
+            ));
+            self.int_add(sum, self.int_add(low, high))
+        }
+        fn end_nibble_sum(self, sum: I) -> I { sum }
         fn words(self, a: I) -> I { a }
         fn bytes(self, a: I) -> I { a }
         fn nibble<const J: u32>(self, a: I) -> F {

@@ -3,7 +3,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, even_then_odd, with_features, word};
+use super::{Kernel, Simd, even_then_odd, every_second, with_features, word};
+use crate::halves::upper_beside;
 
 /// `_mm512_dpwssd_epi32`, which LLVM would make a product and an addition of where two follow each other: three
 /// instructions instead of two where instructions are what there is not enough of.
@@ -57,9 +58,17 @@ impl Simd for Avx512 {
     type Wide = [__m512i; 2];
     type Quad = [__m512i; 2];
     type WideSum = __m512i;
+    /// The bytes themselves, their low nibbles and their high ones.
+    type Nibbles = [__m512i; 3];
+    /// c, d and e of pairs.
+    type NibbleX = [__m512i; 3];
+    /// Of products with c, and of those with d and e.
+    type NibbleSum = [__m512i; 2];
 
     // 2 x 8 sums, 2 x 2 vectors of codes, 2 of activations: 22 of 32 registers.
     const TILE_TOKENS: usize = 8;
+    // 2 x 4 x 2 sums, 2 x 3 vectors of codes, 3 of activations: 25 registers.
+    const NIBBLE_TILE_TOKENS: usize = 4;
     const TILES: usize = 2;
     const HEADS: usize = 4;
     const OFFSET: i32 = 0;
@@ -67,6 +76,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
         even_then_odd(upper, lower)
+    }
+
+    #[inline(always)]
+    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4] {
+        let c = every_second(lower, 0);
+        let upper_odd = every_second(upper, 1);
+        let e = std::array::from_fn(|i| upper_beside(upper_odd[i], c[i]));
+        [word(c), word(every_second(upper, 0)), word(e), 0]
     }
 
     with_features! {
@@ -136,6 +153,7 @@ impl Simd for Avx512 {
         }
         fn int_add(self, a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn int_sub(self, a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
+        fn int_and(self, a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
         fn int_shl<const BITS: u32>(self, a: __m512i) -> __m512i { _mm512_slli_epi32::<BITS>(a) }
         fn int_shr<const BITS: u32>(self, a: __m512i) -> __m512i { _mm512_srai_epi32::<BITS>(a) }
         fn int_quad_sums(self, of: [__m512i; 4]) -> __m512i {
@@ -158,6 +176,7 @@ impl Simd for Avx512 {
             let order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
             _mm512_permutexvar_epi32(order, a)
         }
+        fn swap_pairs(self, a: __m512i) -> __m512i { _mm512_shuffle_epi32::<0b10_11_00_01>(a) }
         fn int_transpose(self, rows: &mut [__m512i; 16]) {
             // 4 x 4 blocks of lanes within each group of four rows, then the blocks themselves.
             for four in 0..4 {
@@ -208,21 +227,7 @@ impl Simd for Avx512 {
             [_mm512_dpbusd_epi32(sum[0], a, x[0]), _mm512_dpbusd_epi32(sum[1], a, x[1])]
         }
         fn end_sum(self, sum: [__m512i; 2]) -> __m512i {
-            _mm512_add_epi32(_mm512_slli_epi32::<7>(sum[0]), sum[1])
-        }
-        fn nibble_quad_sums(self, of: [[__m512i; 2]; 4]) -> __m512i {
-            // A nibble times a half is below 2^11, so the sums fit sixteen bits and are added up by products.
-            let [a, b, c, d] = of;
-            let (upper, one) = (_mm512_set1_epi16(128), _mm512_set1_epi16(1));
-            let ab = _mm512_madd_epi16(_mm512_packs_epi32(a[0], b[0]), upper);
-            let ab = dot_words(ab, _mm512_packs_epi32(a[1], b[1]), one);
-            let cd = _mm512_madd_epi16(_mm512_packs_epi32(c[0], d[0]), upper);
-            let cd = dot_words(cd, _mm512_packs_epi32(c[1], d[1]), one);
-            let (ab, cd) = (_mm512_castsi512_ps(ab), _mm512_castsi512_ps(cd));
-            _mm512_add_epi32(
-                _mm512_castps_si512(_mm512_shuffle_ps::<0b10_00_10_00>(ab, cd)),
-                _mm512_castps_si512(_mm512_shuffle_ps::<0b11_01_11_01>(ab, cd)),
-            )
+            _mm512_add_epi32(_mm512_slli_epi32::<8>(sum[0]), sum[1])
         }
         fn repeat(self, quad: &[i32; 2]) -> [__m512i; 2] {
             [_mm512_set1_epi32(quad[0]), _mm512_set1_epi32(quad[1])]
@@ -235,6 +240,37 @@ impl Simd for Avx512 {
             dot_words(dot_words(sum, codes[0], x[0]), codes[1], x[1])
         }
         fn end_wide_sum(self, sum: __m512i) -> __m512i { sum }
+        fn arrange_for_nibbles(self, x: &mut [[i8; 64]; 4]) {
+            let [d, c, upper, _] = x;
+            for (upper, &c) in upper.iter_mut().zip(c.iter()) {
+                *upper = upper_beside(*upper, c);
+            }
+            std::mem::swap(d, c);
+        }
+        fn nibble_x(self, x: &[[i8; 64]; 4]) -> [__m512i; 3] {
+            [
+                _mm512_loadu_si512(x[0].as_ptr().cast()),
+                _mm512_loadu_si512(x[1].as_ptr().cast()),
+                _mm512_loadu_si512(x[2].as_ptr().cast()),
+            ]
+        }
+        fn repeat_eight(self, eight: &[i32; 4]) -> [__m512i; 3] {
+            [_mm512_set1_epi32(eight[0]), _mm512_set1_epi32(eight[1]), _mm512_set1_epi32(eight[2])]
+        }
+        fn nibbles(self, a: __m512i) -> [__m512i; 3] { [a, self.low_nibbles(a), self.high_nibbles(a)] }
+        fn no_nibble_sum(self) -> [__m512i; 2] { self.no_sum() }
+        fn add_nibble_products(self, sum: [__m512i; 2], codes: [__m512i; 3], x: [__m512i; 3]) -> [__m512i; 2] {
+            let upper = _mm512_dpbusd_epi32(sum[1], codes[1], x[1]);
+            [_mm512_dpbusd_epi32(sum[0], codes[0], x[0]), _mm512_dpbusd_epi32(upper, codes[2], x[2])]
+        }
+        fn end_nibble_sum(self, sum: [__m512i; 2]) -> __m512i {
+            _mm512_add_epi32(_mm512_slli_epi32::<8>(sum[1]), sum[0])
+        }
+        fn nibble_products(self, codes: [__m512i; 3], x: [__m512i; 3]) -> __m512i {
+            let upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[1], x[1]);
+            let upper = _mm512_dpbusd_epi32(upper, codes[2], x[2]);
+            _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(upper), codes[0], x[0])
+        }
         fn words(self, a: __m512i) -> __m512i { a }
         fn bytes(self, a: __m512i) -> __m512i { a }
         fn nibble<const J: u32>(self, a: __m512i) -> __m512 {

@@ -143,7 +143,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type F: Copy;
     type I: Copy;
     type B: Copy;
-    /// 64 activations of fifteen bits, each 128 * upper + lower.
+    /// 64 activations of sixteen bits, each 256 * upper + lower.
     type X: Copy;
     /// A sum of products with them.
     type Sum: Copy;
@@ -153,9 +153,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type Quad: Copy;
     /// A sum of products of the two.
     type WideSum: Copy;
+    /// 64 bytes of nibbles as products take them.
+    type Nibbles: Copy;
+    /// Their activations, pairs of [`crate::halves`].
+    type NibbleX: Copy;
+    /// A sum of products of the two.
+    type NibbleSum: Copy;
 
     /// Tokens, at most eight, whose sums over the rows of [`Simd::TILES`] tiles stay in registers.
     const TILE_TOKENS: usize;
+    /// The same for nibbles.
+    const NIBBLE_TILE_TOKENS: usize;
     /// Tiles of sixteen rows, one or two, that share the repeated activations.
     const TILES: usize;
     /// Query heads, one, two or four, that pass over a cache together: fewer loads, for more sums in registers.
@@ -212,6 +220,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn int_store(self, value: Self::I, to: &mut [i32; 16]);
     fn int_add(self, a: Self::I, b: Self::I) -> Self::I;
     fn int_sub(self, a: Self::I, b: Self::I) -> Self::I;
+    fn int_and(self, a: Self::I, b: Self::I) -> Self::I;
     fn int_shl<const BITS: u32>(self, a: Self::I) -> Self::I;
     /// Arithmetic: rounds down.
     fn int_shr<const BITS: u32>(self, a: Self::I) -> Self::I;
@@ -219,6 +228,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn int_pair_quads(self, a: Self::I, b: Self::I) -> Self::I;
     fn int_transpose_quads(self, a: Self::I) -> Self::I;
     fn int_zip_quads(self, a: Self::I) -> Self::I;
+    /// Lanes 0 and 1 change places, 2 and 3, and so on.
+    fn swap_pairs(self, a: Self::I) -> Self::I;
     /// Lane c of vector r goes to lane r of vector c.
     fn int_transpose(self, rows: &mut [Self::I; 16]);
     /// Each lane's low byte, signed.
@@ -242,23 +253,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn no_sum(self) -> Self::Sum;
     /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
     fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
-    /// Adds the products of bytes below 128 with activations.
-    #[inline(always)]
-    fn add_small_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum {
-        self.add_products(sum, a, x)
-    }
-    /// Four activations, 128 * upper + lower each, as they are kept for [`Simd::repeat`].
+    /// Four activations, 256 * upper + lower each, as they are kept for [`Simd::repeat`].
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2];
     fn repeat(self, quad: &[i32; 2]) -> Self::Quad;
     fn widen(self, codes: Self::B) -> Self::Wide;
     fn no_wide_sum(self) -> Self::WideSum;
     /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
     fn add_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum;
-    /// Adds the products of bytes below 128 with activations.
-    #[inline(always)]
-    fn add_small_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum {
-        self.add_wide_products(sum, codes, x)
-    }
     /// Lane i: the products of bytes 4 i..4 i + 4.
     fn end_wide_sum(self, sum: Self::WideSum) -> Self::I;
     /// Lane i: the products of bytes 4 i..4 i + 4.
@@ -269,10 +270,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let [a, b, c, d] = of;
         self.int_quad_sums([self.end_sum(a), self.end_sum(b), self.end_sum(c), self.end_sum(d)])
     }
-    /// [`Simd::end_quad_sums`] of sums of at most sixteen products of nibbles in a lane.
+    /// Turns the activations of 64 bytes of nibbles, the upper and the lower halves of those of low nibbles, then of
+    /// high ones, into four vectors as [`Simd::nibble_x`] takes them.
+    fn arrange_for_nibbles(self, x: &mut [[i8; 64]; 4]);
+    fn nibble_x(self, x: &[[i8; 64]; 4]) -> Self::NibbleX;
+    /// Eight neighbouring activations, those of a word, as they are kept for [`Simd::repeat_eight`].
+    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4];
+    /// One word's activations, sixteen times.
+    fn repeat_eight(self, eight: &[i32; 4]) -> Self::NibbleX;
+    fn nibbles(self, a: Self::B) -> Self::Nibbles;
+    fn no_nibble_sum(self) -> Self::NibbleSum;
+    fn add_nibble_products(
+        self,
+        sum: Self::NibbleSum,
+        codes: Self::Nibbles,
+        x: Self::NibbleX,
+    ) -> Self::NibbleSum;
+    /// Lane i: the products of the nibbles of bytes 4 i..4 i + 4.
+    fn end_nibble_sum(self, sum: Self::NibbleSum) -> Self::I;
+    /// The sum of one vector's products.
     #[inline(always)]
-    fn nibble_quad_sums(self, of: [Self::Sum; 4]) -> Self::I {
-        self.end_quad_sums(of)
+    fn nibble_products(self, codes: Self::Nibbles, x: Self::NibbleX) -> Self::I {
+        self.end_nibble_sum(self.add_nibble_products(self.no_nibble_sum(), codes, x))
     }
     /// The same bits as 16 words, little-endian.
     fn words(self, a: Self::B) -> Self::I;
@@ -306,9 +325,15 @@ fn word(bytes: [i8; 4]) -> i32 {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn even_then_odd(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
-    let code = |i: usize| 128 * i32::from(upper[i]) + i32::from(lower[i]);
+    let code = |i: usize| 256 * i32::from(upper[i]) + i32::from(lower[i]);
     let pair = |low: usize, high: usize| code(low) & 0xffff | code(high) << 16;
     [pair(0, 2), pair(1, 3)]
+}
+
+/// Every second of eight, from the first or the second on.
+#[inline(always)]
+fn every_second(of: [i8; 8], from: usize) -> [i8; 4] {
+    [of[from], of[from + 2], of[from + 4], of[from + 6]]
 }
 
 /// Implements trait methods by expressions that need the instruction set's features.

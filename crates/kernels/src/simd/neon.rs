@@ -5,7 +5,7 @@ use std::array::from_fn;
 
 use half::f16;
 
-use super::{Kernel, Simd, with_features, word};
+use super::{Kernel, Simd, every_second, with_features, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Neon(());
@@ -49,6 +49,15 @@ impl Neon {
             );
             acc
         }
+        fn add_signed_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
+            let mut sum = sum;
+            for i in 0..4 {
+                for (sum, x) in sum.iter_mut().zip(&x) {
+                    sum[i] = self.signed_dot(sum[i], vreinterpretq_s8_u8(a[i]), x[i]);
+                }
+            }
+            sum
+        }
     }
 }
 
@@ -63,9 +72,15 @@ impl Simd for Neon {
     /// Upper halves, then lower ones.
     type Quad = [int8x16_t; 2];
     type WideSum = [I; 2];
+    /// Low nibbles, then high ones.
+    type Nibbles = [B; 2];
+    /// Upper halves of those of low nibbles, lower ones, then those of high nibbles.
+    type NibbleX = [[int8x16_t; 4]; 4];
+    type NibbleSum = [I; 2];
 
     // 2 x 2 x 4 sums, 4 vectors of codes, 2 of activations: 22 of 32 registers.
     const TILE_TOKENS: usize = 2;
+    const NIBBLE_TILE_TOKENS: usize = 2;
     const TILES: usize = 1;
     const HEADS: usize = 1;
     const OFFSET: i32 = 128;
@@ -73,6 +88,11 @@ impl Simd for Neon {
     #[inline(always)]
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
         [word(upper), word(lower)]
+    }
+
+    #[inline(always)]
+    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4] {
+        [(upper, 0), (lower, 0), (upper, 1), (lower, 1)].map(|(half, from)| word(every_second(half, from)))
     }
 
     with_features! {
@@ -174,6 +194,7 @@ impl Simd for Neon {
         }
         fn int_add(self, a: I, b: I) -> I { each!(vaddq_s32(a, b)) }
         fn int_sub(self, a: I, b: I) -> I { each!(vsubq_s32(a, b)) }
+        fn int_and(self, a: I, b: I) -> I { each!(vandq_s32(a, b)) }
         fn int_shl<const BITS: u32>(self, a: I) -> I { each!(vshlq_s32(a, [vdupq_n_s32(BITS as i32); 4])) }
         fn int_shr<const BITS: u32>(self, a: I) -> I {
             each!(vshlq_s32(a, [vdupq_n_s32(-(BITS as i32)); 4]))
@@ -202,6 +223,7 @@ impl Simd for Neon {
         fn int_zip_quads(self, a: I) -> I {
             [vzip1q_s32(a[0], a[1]), vzip2q_s32(a[0], a[1]), vzip1q_s32(a[2], a[3]), vzip2q_s32(a[2], a[3])]
         }
+        fn swap_pairs(self, a: I) -> I { each!(vrev64q_s32(a)) }
         fn int_transpose(self, rows: &mut [I; 16]) {
             let mut lanes = [[0i32; 16]; 16];
             for (row, lanes) in rows.iter().zip(&mut lanes) {
@@ -241,19 +263,10 @@ impl Simd for Neon {
         }
         fn no_sum(self) -> [I; 2] { [[vdupq_n_s32(0); 4]; 2] }
         fn add_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
-            self.add_small_products(sum, self.flip_sign(a), x)
-        }
-        fn add_small_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
-            let mut sum = sum;
-            for i in 0..4 {
-                for (sum, x) in sum.iter_mut().zip(&x) {
-                    sum[i] = self.signed_dot(sum[i], vreinterpretq_s8_u8(a[i]), x[i]);
-                }
-            }
-            sum
+            self.add_signed_products(sum, self.flip_sign(a), x)
         }
         fn end_sum(self, sum: [I; 2]) -> I {
-            from_fn(|i| vaddq_s32(vshlq_n_s32::<7>(sum[0][i]), sum[1][i]))
+            from_fn(|i| vaddq_s32(vshlq_n_s32::<8>(sum[0][i]), sum[1][i]))
         }
         fn repeat(self, quad: &[i32; 2]) -> [int8x16_t; 2] {
             quad.map(|half| vreinterpretq_s8_s32(vdupq_n_s32(half)))
@@ -263,10 +276,21 @@ impl Simd for Neon {
         fn add_wide_products(self, sum: [I; 2], codes: B, x: [int8x16_t; 2]) -> [I; 2] {
             self.add_products(sum, codes, x.map(|half| [half; 4]))
         }
-        fn add_small_wide_products(self, sum: [I; 2], codes: B, x: [int8x16_t; 2]) -> [I; 2] {
-            self.add_small_products(sum, codes, x.map(|half| [half; 4]))
-        }
         fn end_wide_sum(self, sum: [I; 2]) -> I { self.end_sum(sum) }
+        fn arrange_for_nibbles(self, _x: &mut [[i8; 64]; 4]) {}
+        fn nibble_x(self, x: &[[i8; 64]; 4]) -> [[int8x16_t; 4]; 4] {
+            from_fn(|vector| from_fn(|i| vld1q_s8(x[vector].as_ptr().add(16 * i))))
+        }
+        fn repeat_eight(self, eight: &[i32; 4]) -> [[int8x16_t; 4]; 4] {
+            eight.map(|word| [vreinterpretq_s8_s32(vdupq_n_s32(word)); 4])
+        }
+        fn nibbles(self, a: B) -> [B; 2] { [self.low_nibbles(a), self.high_nibbles(a)] }
+        fn no_nibble_sum(self) -> [I; 2] { self.no_sum() }
+        fn add_nibble_products(self, sum: [I; 2], codes: [B; 2], x: [[int8x16_t; 4]; 4]) -> [I; 2] {
+            let sum = self.add_signed_products(sum, codes[0], [x[0], x[1]]);
+            self.add_signed_products(sum, codes[1], [x[2], x[3]])
+        }
+        fn end_nibble_sum(self, sum: [I; 2]) -> I { self.end_sum(sum) }
         fn words(self, a: B) -> I { each!(vreinterpretq_s32_u8(a)) }
         fn bytes(self, a: I) -> B { each!(vreinterpretq_u8_s32(a)) }
         fn nibble<const J: u32>(self, a: I) -> F {

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Kernel, Simd, word};
+use super::{Kernel, Simd, every_second, word};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable(());
@@ -45,14 +45,23 @@ impl Simd for Portable {
     type Wide = B;
     type Quad = [i16; 4];
     type WideSum = I;
+    type Nibbles = B;
+    /// Of low nibbles, then of high ones.
+    type NibbleX = [[i16; 64]; 2];
+    type NibbleSum = I;
 
     const TILE_TOKENS: usize = 8;
+    const NIBBLE_TILE_TOKENS: usize = 8;
     const TILES: usize = 2;
     const HEADS: usize = 4;
     const OFFSET: i32 = 0;
 
     fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
         [word(upper), word(lower)]
+    }
+    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4] {
+        let [low, high] = [0, 1].map(|from| Self::quad(every_second(upper, from), every_second(lower, from)));
+        [low[0], low[1], high[0], high[1]]
     }
 
     fn splat(self, value: f32) -> F {
@@ -146,6 +155,9 @@ impl Simd for Portable {
     fn int_sub(self, a: I, b: I) -> I {
         lanes(|i| a[i].wrapping_sub(b[i]))
     }
+    fn int_and(self, a: I, b: I) -> I {
+        lanes(|i| a[i] & b[i])
+    }
     fn int_shl<const BITS: u32>(self, a: I) -> I {
         a.map(|value| value << BITS)
     }
@@ -163,6 +175,9 @@ impl Simd for Portable {
     }
     fn int_zip_quads(self, a: I) -> I {
         lanes(|lane| a[lane / 8 * 8 + lane % 2 * 4 + lane / 2 % 4])
+    }
+    fn swap_pairs(self, a: I) -> I {
+        lanes(|lane| a[lane ^ 1])
     }
     fn int_transpose(self, rows: &mut [I; 16]) {
         let before = *rows;
@@ -188,10 +203,10 @@ impl Simd for Portable {
         a.map(|byte| byte ^ 128)
     }
     fn arranged(self, upper: &[i8; 64], lower: &[i8; 64]) -> [i16; 64] {
-        lanes(|i| 128 * i16::from(upper[i]) + i16::from(lower[i]))
+        lanes(|i| 256 * i16::from(upper[i]) + i16::from(lower[i]))
     }
     fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [i16; 64] {
-        lanes(|i| 128 * i16::from(upper[i % 4]) + i16::from(lower[i % 4]))
+        lanes(|i| 256 * i16::from(upper[i % 4]) + i16::from(lower[i % 4]))
     }
     fn no_sum(self) -> I {
         [0; 16]
@@ -206,7 +221,7 @@ impl Simd for Portable {
     }
     fn repeat(self, quad: &[i32; 2]) -> [i16; 4] {
         let [upper, lower] = quad.map(i32::to_le_bytes);
-        lanes(|i| 128 * i16::from(upper[i] as i8) + i16::from(lower[i] as i8))
+        lanes(|i| 256 * i16::from(upper[i] as i8) + i16::from(lower[i] as i8))
     }
     fn widen(self, codes: B) -> B {
         codes
@@ -218,6 +233,29 @@ impl Simd for Portable {
         self.add_products(sum, codes, lanes(|i| x[i % 4]))
     }
     fn end_wide_sum(self, sum: I) -> I {
+        sum
+    }
+    fn arrange_for_nibbles(self, _x: &mut [[i8; 64]; 4]) {}
+    fn nibble_x(self, x: &[[i8; 64]; 4]) -> [[i16; 64]; 2] {
+        [self.arranged(&x[0], &x[1]), self.arranged(&x[2], &x[3])]
+    }
+    fn repeat_eight(self, eight: &[i32; 4]) -> [[i16; 64]; 2] {
+        [[eight[0], eight[1]], [eight[2], eight[3]]].map(|quad| {
+            let quad = self.repeat(&quad);
+            lanes(|i| quad[i % 4])
+        })
+    }
+    fn nibbles(self, a: B) -> B {
+        a
+    }
+    fn no_nibble_sum(self) -> I {
+        self.no_sum()
+    }
+    fn add_nibble_products(self, sum: I, codes: B, x: [[i16; 64]; 2]) -> I {
+        let sum = self.add_products(sum, self.low_nibbles(codes), x[0]);
+        self.add_products(sum, self.high_nibbles(codes), x[1])
+    }
+    fn end_nibble_sum(self, sum: I) -> I {
         sum
     }
     fn words(self, a: B) -> I {
