@@ -1,6 +1,6 @@
 //! What a sequence remembers of its tokens.
 
-use q35_kernels::{Aligned, BLOCK, DeltaShape, HeadCache, Mode};
+use q35_kernels::{Aligned, DeltaShape, HeadCache, Mode, SPAN};
 use q35_model::{LayerKind, RecurrentState, RunError, Snapshot, SnapshotTensor, StateType, TextConfig};
 
 use crate::weights::delta_shape;
@@ -75,8 +75,8 @@ impl State {
 
     fn layout(&self) -> &'static str {
         match self.mode {
-            Mode::Exact => "cpu-exact-1",
-            Mode::Fast => "cpu-fast-3",
+            Mode::Exact => "cpu-exact-2",
+            Mode::Fast => "cpu-fast-4",
         }
     }
 
@@ -108,9 +108,9 @@ impl State {
     }
 
     fn cache_shape(&self, heads: usize, position: usize, bytes: usize) -> (StateType, Vec<usize>) {
-        let blocks = position.div_ceil(BLOCK);
+        let blocks = position.div_ceil(SPAN);
         match self.mode {
-            Mode::Exact => (StateType::F32, vec![heads, blocks, 2, BLOCK, self.head_width]),
+            Mode::Exact => (StateType::F32, vec![heads, blocks, 2, SPAN, self.head_width]),
             Mode::Fast => (StateType::I8, vec![heads, blocks, bytes / (heads * blocks).max(1)]),
         }
     }

@@ -12,11 +12,8 @@ use std::cell::RefCell;
 
 use crate::elementwise::{exp, largest, largest_magnitude, load_part, padded, store_part};
 use crate::halves::split;
-use crate::head_cache::{BLOCK, Blocks, ExactBlock, FastBlock, HeadCache};
+use crate::head_cache::{Blocks, ExactBlock, FastBlock, HeadCache, SPAN};
 use crate::simd::{Isa, Kernel, Simd};
-
-/// Positions in one span.
-pub const SPAN: usize = 256;
 
 /// What one span gives for some query heads.
 #[derive(Clone, Debug, Default)]
@@ -135,24 +132,23 @@ impl Kernel for Spans<'_> {
             prepare_queries(simd, queries, width, scratch);
         }
         for (span, result) in results.iter_mut().enumerate() {
-            let first = (first + span) * SPAN;
-            let count = (positions - first).min(SPAN);
-            let blocks = first / BLOCK..(first + count).div_ceil(BLOCK);
+            let span = first + span;
+            let count = (positions - span * SPAN).min(SPAN);
             match &cache.blocks {
                 Blocks::Exact(all) => {
-                    exact_scores(simd, &all[blocks.clone()], width, count, queries, &mut scratch.scores);
+                    exact_scores(simd, &all[span], width, count, queries, &mut scratch.scores);
                 }
-                Blocks::Fast(all) => fast_scores(simd, &all[blocks.clone()], width, scratch),
+                Blocks::Fast(all) => fast_scores(simd, &all[span], width, count, scratch),
             }
             soften(simd, count, &mut scratch.scores, result);
             result.values.resize(heads * width, 0.0);
             match &cache.blocks {
                 Blocks::Exact(all) => {
-                    exact_values(simd, &all[blocks], width, count, &scratch.scores, &mut result.values);
+                    exact_values(simd, &all[span], width, count, &scratch.scores, &mut result.values);
                 }
                 Blocks::Fast(all) => {
-                    let next = all.get(blocks.end);
-                    fast_values(simd, &all[blocks], next, width, scratch, &mut result.values);
+                    let (block, next) = (&all[span], all.get(span + 1));
+                    fast_values(simd, block, next, width, count, scratch, &mut result.values);
                 }
             }
         }
@@ -168,12 +164,13 @@ fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], result: &mut SpanR
         scores[count..].fill(0.0);
         let top = largest(simd, &scores[..count]);
         let splat = simd.splat(top);
-        for vector in scores.as_chunks_mut::<16>().0 {
+        let used = count.next_multiple_of(16);
+        for vector in scores[..used].as_chunks_mut::<16>().0 {
             simd.store(exp(simd, simd.sub(simd.load(vector), splat)), vector);
         }
-        scores[count..].fill(0.0);
+        scores[count..used].fill(0.0);
         let mut sum = simd.splat(0.0);
-        for vector in scores.as_chunks::<16>().0 {
+        for vector in scores[..used].as_chunks::<16>().0 {
             sum = simd.add(sum, simd.load(vector));
         }
         result.largest.push(top);
@@ -184,14 +181,14 @@ fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], result: &mut SpanR
 #[inline(always)]
 fn exact_scores<S: Simd>(
     simd: S,
-    blocks: &[ExactBlock],
+    block: &ExactBlock,
     width: usize,
     count: usize,
     queries: &[f32],
     scores: &mut [f32],
 ) {
     let scale = 1.0 / (width as f32).sqrt();
-    for (at, key) in blocks.iter().flat_map(|block| block.keys.chunks_exact(width)).take(count).enumerate() {
+    for (at, key) in block.keys.chunks_exact(width).take(count).enumerate() {
         let (vectors, rest) = key.as_chunks::<16>();
         let last = simd.load(&padded(rest));
         for (query, scores) in queries.chunks_exact(width).zip(scores.chunks_exact_mut(SPAN)) {
@@ -211,15 +208,14 @@ fn exact_scores<S: Simd>(
 #[inline(always)]
 fn exact_values<S: Simd>(
     simd: S,
-    blocks: &[ExactBlock],
+    block: &ExactBlock,
     width: usize,
     count: usize,
     weights: &[f32],
     out: &mut [f32],
 ) {
     for (weights, out) in weights.chunks_exact(SPAN).zip(out.chunks_exact_mut(width)) {
-        let values = blocks.iter().flat_map(|block| block.values.chunks_exact(width));
-        weighted_rows(simd, values, &weights[..count], out);
+        weighted_rows(simd, block.values.chunks_exact(width), &weights[..count], out);
     }
 }
 
@@ -307,7 +303,7 @@ fn heads_together<S: Simd>(left: usize) -> usize {
 }
 
 #[inline(always)]
-fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &mut Scratch) {
+fn fast_scores<S: Simd>(simd: S, block: &FastBlock, width: usize, count: usize, scratch: &mut Scratch) {
     let Scratch { scores, queries, query_scales, .. } = scratch;
     let (mut head, heads) = (0, query_scales.len());
     while head < heads {
@@ -315,9 +311,9 @@ fn fast_scores<S: Simd>(simd: S, blocks: &[FastBlock], width: usize, scratch: &m
         let out = &mut scores[head * SPAN..];
         let together = heads_together::<S>(heads - head);
         match together {
-            4 => scores_of::<S, 4>(simd, blocks, width, queries, out),
-            2 => scores_of::<S, 2>(simd, blocks, width, queries, out),
-            _ => scores_of::<S, 1>(simd, blocks, width, queries, out),
+            4 => scores_of::<S, 4>(simd, block, width, count, queries, out),
+            2 => scores_of::<S, 2>(simd, block, width, count, queries, out),
+            _ => scores_of::<S, 1>(simd, block, width, count, queries, out),
         }
         head += together;
     }
@@ -333,46 +329,35 @@ struct Queries<'a> {
     scales: &'a [(f32, i32)],
 }
 
-/// Scores of the first `HEADS` queries, to `out` [HEADS, SPAN].
+/// Scores of the first `HEADS` queries with `count` positions, rounded up to pairs of vectors, to `out` [HEADS, SPAN].
 #[inline(always)]
 fn scores_of<S: Simd, const HEADS: usize>(
     simd: S,
-    blocks: &[FastBlock],
+    block: &FastBlock,
     width: usize,
+    count: usize,
     queries: Queries<'_>,
     out: &mut [f32],
 ) {
     let fours = width.div_ceil(4);
-    for (b, block) in blocks.iter().enumerate() {
-        for pair in 0..BLOCK / 32 {
-            let (keys, rest) = block.keys[64 * 2 * fours * pair..].split_at(64 * 2 * fours);
-            // Blocks lie apart, so that the hardware does not know what comes next.
-            let next = match blocks.get(b + 1) {
-                Some(next) if rest.is_empty() => &next.keys,
-                _ => rest,
-            };
-            let mut sums = no_sums::<S, HEADS>(simd);
-            for from in (0..fours).step_by(FOURS) {
-                let count = FOURS.min(fours - from);
-                let keys = both(keys, fours, from).map(|keys| &keys.as_chunks().0[..count]);
-                let ahead = match blocks.get(from / FOURS) {
-                    Some(block) if next.is_empty() => both(&block.values, FOURS, 0),
-                    _ => both(next, fours, from),
-                };
-                let codes = &queries.codes[from * 4 / SPAN * queries.heads..];
-                let codes = codes.first_chunk().expect("codes for each head");
-                sums = pair_sums(simd, keys, codes, from % (SPAN / 4), ahead, sums);
-            }
-            for (head, (sums, &(scale, code_sum))) in sums.into_iter().zip(queries.scales).enumerate() {
-                for (side, sum) in sums.into_iter().enumerate() {
-                    let at = 32 * pair + 16 * side;
-                    let key_scales =
-                        simd.load(block.key_scales[at..].first_chunk().expect("sixteen positions"));
-                    let out = &mut out[head * SPAN + b * BLOCK + at..];
-                    let out = out.first_chunk_mut().expect("scores for all blocks of a span");
-                    let sum = simd.float(without_offset(simd, sum, code_sum));
-                    simd.store(simd.mul(simd.mul(sum, key_scales), simd.splat(scale)), out);
-                }
+    for pair in 0..count.div_ceil(32) {
+        let (keys, rest) = block.keys[64 * 2 * fours * pair..].split_at(64 * 2 * fours);
+        let (next, stride) = if rest.is_empty() { (&block.values[..], FOURS) } else { (rest, fours) };
+        let mut sums = no_sums::<S, HEADS>(simd);
+        for from in (0..fours).step_by(FOURS) {
+            let count = FOURS.min(fours - from);
+            let keys = both(keys, fours, from).map(|keys| &keys.as_chunks().0[..count]);
+            let codes = &queries.codes[from * 4 / SPAN * queries.heads..];
+            let codes = codes.first_chunk().expect("codes for each head");
+            sums = pair_sums(simd, keys, codes, both(next, stride, from), sums);
+        }
+        for (head, (sums, &(scale, code_sum))) in sums.into_iter().zip(queries.scales).enumerate() {
+            for (side, sum) in sums.into_iter().enumerate() {
+                let at = 32 * pair + 16 * side;
+                let key_scales = simd.load(block.key_scales[at..].first_chunk().expect("sixteen positions"));
+                let out = out[head * SPAN + at..].first_chunk_mut().expect("scores for a whole span");
+                let sum = simd.float(without_offset(simd, sum, code_sum));
+                simd.store(simd.mul(simd.mul(sum, key_scales), simd.splat(scale)), out);
             }
         }
     }
@@ -389,31 +374,30 @@ fn no_sums<S: Simd, const HEADS: usize>(simd: S) -> [[S::Sum; 2]; HEADS] {
     [[simd.no_sum(); 2]; HEADS]
 }
 
-/// Vectors of codes that are taken at a time: a block's positions, four in a vector, or as many fours of columns.
-const FOURS: usize = BLOCK / 4;
+/// Vectors of codes that are taken at a time: a span's positions, four in a vector, or as many fours of columns.
+const FOURS: usize = SPAN / 4;
 
-/// Adds to `sums` the products of two runs of at most [`FOURS`] vectors of codes with the factors of `HEADS` query heads
-/// from four `from` on: each vector is loaded once for all of them, each factor once for both runs, and no sum waits for
-/// itself. As many lines of each part of `ahead` are asked for.
+/// Adds to `sums` the products of two runs of at most [`FOURS`] vectors of codes with the factors of `HEADS` query heads:
+/// each vector is loaded once for all of them, each factor once for both runs, and no sum waits for itself. As many lines
+/// of each part of `ahead` are asked for.
 #[inline(always)]
 fn pair_sums<S: Simd, const HEADS: usize>(
     simd: S,
     [left, right]: [&[[u8; 64]]; 2],
     factors: &[Codes; HEADS],
-    from: usize,
     ahead: [&[u8]; 2],
     sums: [[S::Sum; 2]; HEADS],
 ) -> [[S::Sum; 2]; HEADS] {
     let mut sums = sums;
     let count = left.len();
-    assert!(right.len() == count && from + count <= SPAN / 4, "four {from} and {count} more");
+    assert!(right.len() == count && count <= FOURS, "two runs of {count} vectors");
     for four in 0..count {
         simd.prefetch(ahead[0], 64 * four);
         simd.prefetch(ahead[1], 64 * four);
         let (a, b) = (simd.load_bytes(&left[four]), simd.load_bytes(&right[four]));
         for (sums, factors) in sums.iter_mut().zip(factors) {
             let [first, second] = factors;
-            let factor = simd.repeat_arranged(first[from + four], second[from + four]);
+            let factor = simd.repeat_arranged(first[four], second[four]);
             sums[0] = simd.add_products(sums[0], a, factor);
             sums[1] = simd.add_products(sums[1], b, factor);
         }
@@ -430,9 +414,10 @@ fn both(codes: &[u8], stride: usize, from: usize) -> [&[u8]; 2] {
 #[inline(always)]
 fn fast_values<S: Simd>(
     simd: S,
-    blocks: &[FastBlock],
+    block: &FastBlock,
     next: Option<&FastBlock>,
     width: usize,
+    count: usize,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
@@ -440,13 +425,11 @@ fn fast_values<S: Simd>(
     weights.resize(scores.len() / SPAN, NO_CODES);
     weight_scales.clear();
     for (scores, weights) in scores.chunks_exact_mut(SPAN).zip(&mut *weights) {
+        let scores = &mut scores[..count.next_multiple_of(16)];
         // Each position's own scale goes into its weight.
-        for (scores, block) in scores.chunks_exact_mut(BLOCK).zip(blocks) {
-            for (score, scale) in scores.iter_mut().zip(&block.value_scales) {
-                *score *= scale;
-            }
+        for (score, scale) in scores.iter_mut().zip(&block.value_scales) {
+            *score *= scale;
         }
-        let scores = &scores[..BLOCK * blocks.len()];
         let (scale, inverse) = steps_of(largest(simd, scores));
         weight_scales.push((scale, fill(simd, scores, inverse, weights)));
     }
@@ -455,39 +438,37 @@ fn fast_values<S: Simd>(
         let heads = heads_together::<S>(scales.len());
         let (own, rest) = out.split_at_mut(heads * width);
         match heads {
-            4 => values_of::<S, 4>(simd, blocks, next, width, weights, scales, own),
-            2 => values_of::<S, 2>(simd, blocks, next, width, weights, scales, own),
-            _ => values_of::<S, 1>(simd, blocks, next, width, weights, scales, own),
+            4 => values_of::<S, 4>(simd, block, next, width, count, weights, scales, own),
+            2 => values_of::<S, 2>(simd, block, next, width, count, weights, scales, own),
+            _ => values_of::<S, 1>(simd, block, next, width, count, weights, scales, own),
         }
         (weights, scales, out) = (&weights[heads..], &scales[heads..], rest);
     }
 }
 
-/// Weighted sums of values for `HEADS` query heads: `weights` and `scales` [HEADS], `out` [HEADS, width]. `next` is the
-/// block after these, whose keys are needed soon.
+/// Weighted sums of `count` values for `HEADS` query heads: `weights` and `scales` [HEADS], `out` [HEADS, width]. `next` is
+/// the block after this one, whose keys are needed soon.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn values_of<S: Simd, const HEADS: usize>(
     simd: S,
-    blocks: &[FastBlock],
+    block: &FastBlock,
     next: Option<&FastBlock>,
     width: usize,
+    count: usize,
     weights: &[Codes],
     scales: &[(f32, i32)],
     out: &mut [f32],
 ) {
-    let (weights, fours) =
-        (weights.first_chunk::<HEADS>().expect("weights for each head"), width.div_ceil(4));
+    let weights = weights.first_chunk::<HEADS>().expect("weights for each head");
     for pair in 0..width.div_ceil(32) {
-        let mut sums = no_sums::<S, HEADS>(simd);
-        for (b, block) in blocks.iter().enumerate() {
-            let (values, rest) = block.values[64 * 2 * FOURS * pair..].split_at(64 * 2 * FOURS);
-            let values = both(values, FOURS, 0).map(|values| &values.as_chunks().0[..FOURS]);
-            let ahead = match next {
-                Some(next) if rest.is_empty() => both(&next.keys, fours, b * FOURS),
-                _ => both(rest, FOURS, 0),
-            };
-            sums = pair_sums(simd, values, weights, b * FOURS, ahead, sums);
-        }
+        let (values, rest) = block.values[64 * 2 * FOURS * pair..].split_at(64 * 2 * FOURS);
+        let values = both(values, FOURS, 0).map(|values| &values.as_chunks().0[..count.div_ceil(4)]);
+        let ahead = match next {
+            Some(next) if rest.is_empty() => both(&next.keys, width.div_ceil(4), 0),
+            _ => both(rest, FOURS, 0),
+        };
+        let sums = pair_sums(simd, values, weights, ahead, no_sums::<S, HEADS>(simd));
         let out = out.chunks_exact_mut(width);
         for ((sums, &(scale, code_sum)), out) in sums.into_iter().zip(scales).zip(out) {
             for (sum, out) in sums.into_iter().zip(out[32 * pair..].chunks_mut(16)) {

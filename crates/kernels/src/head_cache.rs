@@ -6,8 +6,9 @@
 use crate::aligned::Aligned;
 use crate::input::Mode;
 
-/// Positions in one block of a cache.
-pub const BLOCK: usize = 64;
+/// Positions in one block of a cache, which attention takes at a time: so many that its keys, and then its values, are
+/// read from beginning to end of whole pages of memory.
+pub const SPAN: usize = 256;
 
 /// Keys and values of one head, in blocks that are added as the sequence grows.
 #[derive(Clone, Debug)]
@@ -24,20 +25,20 @@ pub(crate) enum Blocks {
 
 #[derive(Clone, Debug)]
 pub(crate) struct ExactBlock {
-    /// [BLOCK, width]
+    /// [SPAN, width]
     pub keys: Aligned<f32>,
-    /// [BLOCK, width]
+    /// [SPAN, width]
     pub values: Aligned<f32>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct FastBlock {
-    /// [BLOCK / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
+    /// [SPAN / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
     pub keys: Aligned<u8>,
-    /// [width rounded up to 32, in sixteens][BLOCK / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
+    /// [width rounded up to 32, in sixteens][SPAN / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
     pub values: Aligned<u8>,
-    pub key_scales: [f32; BLOCK],
-    pub value_scales: [f32; BLOCK],
+    pub key_scales: [f32; SPAN],
+    pub value_scales: [f32; SPAN],
 }
 
 /// Codes of zeros, 128 added.
@@ -60,8 +61,8 @@ impl HeadCache {
     /// Bytes of one block.
     fn block_bytes(&self) -> usize {
         match self.blocks {
-            Blocks::Exact(_) => 8 * BLOCK * self.width,
-            Blocks::Fast(_) => BLOCK * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8),
+            Blocks::Exact(_) => 8 * SPAN * self.width,
+            Blocks::Fast(_) => SPAN * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8),
         }
     }
 
@@ -76,21 +77,21 @@ impl HeadCache {
 
     /// Makes room for positions below `positions`.
     pub fn reserve(&mut self, positions: usize) {
-        let (count, width) = (positions.div_ceil(BLOCK), self.width);
+        let (count, width) = (positions.div_ceil(SPAN), self.width);
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
                 while blocks.len() < count {
-                    let zeros = || Aligned::zeros(BLOCK * width);
+                    let zeros = || Aligned::zeros(SPAN * width);
                     blocks.push(ExactBlock { keys: zeros(), values: zeros() });
                 }
             }
             Blocks::Fast(blocks) => {
                 while blocks.len() < count {
                     blocks.push(FastBlock {
-                        keys: zero_codes(BLOCK * width.next_multiple_of(4)),
-                        values: zero_codes(BLOCK * width.next_multiple_of(32)),
-                        key_scales: [0.0; BLOCK],
-                        value_scales: [0.0; BLOCK],
+                        keys: zero_codes(SPAN * width.next_multiple_of(4)),
+                        values: zero_codes(SPAN * width.next_multiple_of(32)),
+                        key_scales: [0.0; SPAN],
+                        value_scales: [0.0; SPAN],
                     });
                 }
             }
@@ -128,7 +129,7 @@ impl HeadCache {
     pub fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
         let width = self.width;
         assert!(key.len() == width && value.len() == width, "width of keys and values");
-        let (block, at) = (position / BLOCK, position % BLOCK);
+        let (block, at) = (position / SPAN, position % SPAN);
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
                 blocks[block].keys[at * width..][..width].copy_from_slice(key);
@@ -145,7 +146,7 @@ impl HeadCache {
                 let (scale, inverse) = scales_of(value);
                 block.value_scales[at] = scale;
                 for (column, x) in value.iter().enumerate() {
-                    let place = column / 16 * 16 * BLOCK + at / 4 * 64 + column % 16 * 4 + at % 4;
+                    let place = column / 16 * 16 * SPAN + at / 4 * 64 + column % 16 * 4 + at % 4;
                     block.values[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
                 }
             }
@@ -154,7 +155,7 @@ impl HeadCache {
 
     /// Appends the first `positions` positions, as whole blocks of bytes, to `out`.
     pub fn save(&self, positions: usize, out: &mut Vec<u8>) {
-        let count = positions.div_ceil(BLOCK);
+        let count = positions.div_ceil(SPAN);
         match &self.blocks {
             Blocks::Exact(blocks) => {
                 for block in &blocks[..count] {
@@ -175,7 +176,7 @@ impl HeadCache {
 
     /// Bytes that [`HeadCache::save`] appends for as many positions.
     pub fn saved_bytes(&self, positions: usize) -> usize {
-        positions.div_ceil(BLOCK) * self.block_bytes()
+        positions.div_ceil(SPAN) * self.block_bytes()
     }
 
     /// Takes back what [`HeadCache::save`] wrote for `positions` positions, and forgets all others.
@@ -185,7 +186,7 @@ impl HeadCache {
     pub fn load(&mut self, positions: usize, saved: &[u8]) {
         assert_eq!(saved.len(), self.saved_bytes(positions), "bytes of a saved cache");
         self.reserve(positions);
-        self.clear_from(positions.div_ceil(BLOCK));
+        self.clear_from(positions.div_ceil(SPAN));
         let bytes = self.block_bytes();
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
@@ -199,7 +200,7 @@ impl HeadCache {
                 for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
                     let (keys, saved) = saved.split_at(block.keys.len());
                     let (values, saved) = saved.split_at(block.values.len());
-                    let (key_scales, value_scales) = saved.split_at(4 * BLOCK);
+                    let (key_scales, value_scales) = saved.split_at(4 * SPAN);
                     block.keys.copy_from_slice(keys);
                     block.values.copy_from_slice(values);
                     bytemuck::cast_slice_mut(&mut block.key_scales).copy_from_slice(key_scales);
