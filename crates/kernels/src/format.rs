@@ -37,6 +37,9 @@ pub(crate) trait TileFormat {
     const COLUMNS: usize;
     /// Codes are below 128.
     const SMALL: bool;
+    /// Tokens whose sums have no place in registers pass over the tiles later, instead of group by group: better where
+    /// codes are few.
+    const PASSES: bool;
 
     /// One token's activations of these columns, as they are kept.
     type Kept: Copy;
@@ -108,6 +111,7 @@ impl WholeFormat for Nibbles {
 impl TileFormat for Nibbles {
     const COLUMNS: usize = 8;
     const SMALL: bool = true;
+    const PASSES: bool = true;
 
     type Kept = [i32; 4];
     type X<S: Simd> = S::NibbleX;
@@ -183,6 +187,7 @@ impl WholeFormat for Bytes {
 impl TileFormat for Bytes {
     const COLUMNS: usize = 4;
     const SMALL: bool = false;
+    const PASSES: bool = false;
 
     type Kept = [i32; 2];
     type X<S: Simd> = S::Quad;

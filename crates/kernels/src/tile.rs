@@ -331,27 +331,45 @@ fn times_integers<S: Simd, F: TileFormat, const T: usize, const R: usize>(
     block: XBlock<'_, T>,
     trees: &mut Trees<S>,
 ) {
+    macro_rules! at_a_time {
+        ($N:expr) => {
+            if F::PASSES {
+                times_some_integers::<S, F, T, R, $N, $N>(simd, tiles, block, trees)
+            } else {
+                times_some_integers::<S, F, T, R, T, $N>(simd, tiles, block, trees)
+            }
+        };
+    }
     match F::tokens::<S>().min(T) {
-        1 => times_some_integers::<S, F, T, R, 1>(simd, tiles, block, trees),
-        2 => times_some_integers::<S, F, T, R, 2>(simd, tiles, block, trees),
-        4 => times_some_integers::<S, F, T, R, 4>(simd, tiles, block, trees),
-        _ => times_some_integers::<S, F, T, R, TOKENS>(simd, tiles, block, trees),
+        1 => at_a_time!(1),
+        2 => at_a_time!(2),
+        4 => at_a_time!(4),
+        _ => at_a_time!(TOKENS),
     }
 }
 
-/// [`times_integers`], N tokens at a time.
+/// [`times_integers`], M tokens in a pass over the tiles, of which N at a time meet a group.
 #[inline(always)]
-fn times_some_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, const N: usize>(
+fn times_some_integers<
+    S: Simd,
+    F: TileFormat,
+    const T: usize,
+    const R: usize,
+    const M: usize,
+    const N: usize,
+>(
     simd: S,
     tiles: &[Tile<'_>; R],
     block: XBlock<'_, T>,
     trees: &mut Trees<S>,
 ) {
-    for from in (0..T).step_by(N) {
+    for from in (0..T).step_by(M) {
         for (rank, &slot) in TREE.iter().enumerate() {
-            let mut sums = [[simd.splat(0.0); N]; R];
+            let mut sums = [[simd.splat(0.0); M]; R];
             for g in (slot..tiles[0].groups).step_by(16) {
-                add_integers::<S, F, T, R, N>(simd, tiles, block, g, from, &mut sums);
+                for part in (0..M).step_by(N) {
+                    add_integers::<S, F, T, R, M, N>(simd, tiles, block, g, from + part, part, &mut sums);
+                }
             }
             for (tree, sums) in trees.slots.iter_mut().zip(sums) {
                 count_up(simd, tree, rank, from, sums);
@@ -360,15 +378,16 @@ fn times_some_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, c
     }
 }
 
-/// Adds the scaled products of group `g` to `sums` [tiles][tokens] of tokens `from..`.
+/// Adds the scaled products of group `g` with N tokens from `from` on to their `sums` [tiles][tokens], from `part` on.
 #[inline(always)]
-fn add_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, const N: usize>(
+fn add_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, const M: usize, const N: usize>(
     simd: S,
     tiles: &[Tile<'_>; R],
     block: XBlock<'_, T>,
     g: usize,
     from: usize,
-    sums: &mut [[S::F; N]; R],
+    part: usize,
+    sums: &mut [[S::F; M]; R],
 ) {
     let group = tiles[0].form.group;
     let vectors = group / F::COLUMNS;
@@ -389,9 +408,9 @@ fn add_integers<S: Simd, F: TileFormat, const T: usize, const R: usize, const N:
     }
     // Not a loop over tiles: their sums would lie in memory, and be written there with every product.
     let x = (&block.scales[g][from..], &block.sums[g][from..]);
-    add_scaled::<S, F, N>(simd, &tiles[0], g, x, dots[0], &mut sums[0]);
+    add_scaled::<S, F, N>(simd, &tiles[0], g, x, dots[0], &mut sums[0][part..]);
     if R == 2 {
-        add_scaled::<S, F, N>(simd, &tiles[1], g, x, dots[1], &mut sums[1]);
+        add_scaled::<S, F, N>(simd, &tiles[1], g, x, dots[1], &mut sums[1][part..]);
     }
 }
 
@@ -404,7 +423,7 @@ fn add_scaled<S: Simd, F: TileFormat, const N: usize>(
     g: usize,
     (x_scales, x_sums): (&[f32], &[f32]),
     dots: [F::Sum<S>; N],
-    sums: &mut [S::F; N],
+    sums: &mut [S::F],
 ) {
     let (scale, bias) = (simd.load(&tile.scales[g]), tile.biases.get(g));
     for n in 0..N {
