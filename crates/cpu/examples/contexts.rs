@@ -8,16 +8,10 @@ use std::time::Instant;
 
 use q35_cpu::{CpuModel, CpuOptions};
 use q35_mlx::MlxDirectory;
-use q35_model::{Model, Observer, Rows, Sequence, Snapshot};
+use q35_model::{Discard, Model, Rows, Sequence, Snapshot};
 
 const CONTEXTS: [usize; 2] = [128, 8192];
 const DECODED: usize = 32;
-
-struct Ignore;
-
-impl Observer for Ignore {
-    fn logits(&mut self, _position: usize, _row: &[f32]) {}
-}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -31,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut sequences = Vec::new();
     for context in CONTEXTS {
         let mut sequence = model.new_sequence(context + DECODED)?;
-        sequence.extend(&ids[..context], Rows::None, &mut Ignore)?;
+        sequence.extend(&ids[..context], Rows::None, &mut Discard)?;
         let start = sequence.snapshot()?;
         sequences.push((context, sequence, start));
     }
@@ -54,10 +48,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Tokens per second after `start`, but for the first one: what came before has left its own things in the caches.
 fn decode(sequence: &mut dyn Sequence, start: &Snapshot, ids: &[u32]) -> Result<f64, Box<dyn Error>> {
     sequence.restore(start)?;
-    sequence.extend(&ids[..1], Rows::Last, &mut Ignore)?;
+    sequence.extend(&ids[..1], Rows::Last, &mut Discard)?;
     let begin = Instant::now();
     for id in &ids[1..] {
-        sequence.extend(std::slice::from_ref(id), Rows::Last, &mut Ignore)?;
+        sequence.extend(std::slice::from_ref(id), Rows::Last, &mut Discard)?;
     }
     Ok((ids.len() - 1) as f64 / begin.elapsed().as_secs_f64())
 }

@@ -155,13 +155,13 @@ impl Kernel for Spans<'_> {
     }
 }
 
-/// Turns the first `count` scores of each head [heads, SPAN] into e^(score - largest), and all others into zeros.
+/// Turns the first `count` scores of each head [heads, SPAN] into e^(score - largest), and the rest of the last vector
+/// of them into zeros.
 #[inline(always)]
 fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], result: &mut SpanResult) {
     result.largest.clear();
     result.sum.clear();
     for scores in scores.chunks_exact_mut(SPAN) {
-        scores[count..].fill(0.0);
         let top = largest(simd, &scores[..count]);
         let splat = simd.splat(top);
         let used = count.next_multiple_of(16);
@@ -262,10 +262,10 @@ fn fill<S: Simd>(simd: S, numbers: &[f32], inverse: f32, codes: &mut Codes) -> i
     let (upper, lower) =
         (upper.as_flattened_mut().as_chunks_mut().0, lower.as_flattened_mut().as_chunks_mut().0);
     let (vectors, rest) = numbers.as_chunks();
-    let mut sums = split(simd, vectors, inverse, upper, lower);
+    let mut sums = split(simd, false, vectors, inverse, upper, lower);
     if !rest.is_empty() {
         let (upper, lower) = (&mut upper[vectors.len()..], &mut lower[vectors.len()..]);
-        sums = simd.int_add(sums, split(simd, &[padded(rest)], inverse, upper, lower));
+        sums = simd.int_add(sums, split(simd, false, &[padded(rest)], inverse, upper, lower));
     }
     let (upper, lower) =
         (upper.as_flattened_mut().as_chunks_mut().0, lower.as_flattened_mut().as_chunks_mut().0);

@@ -9,6 +9,8 @@ pub(crate) trait Format {
     /// Vectors of activations that 64 bytes of codes meet: of codes, and of floats.
     const CODES: usize = 2 * Self::PER_BYTE;
     const FLOATS: usize = 4 * Self::PER_BYTE;
+    /// Codes are below 128.
+    const SMALL: bool = Self::PER_BYTE > 1;
 
     /// acc + their products. `factor` is what the lanes' codes are scaled by, where sums cannot be scaled instead.
     fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F;
@@ -16,9 +18,6 @@ pub(crate) trait Format {
 
 /// Formats whose sums may be integers.
 pub(crate) trait WholeFormat: Format {
-    /// Codes are below 128.
-    const SMALL: bool;
-
     /// A sum of products.
     type Sum<S: Simd>: Copy;
 
@@ -32,11 +31,9 @@ pub(crate) trait WholeFormat: Format {
 }
 
 /// Formats whose tiles meet several tokens in integers. A vector of a tile holds one word of codes of each of its rows.
-pub(crate) trait TileFormat {
+pub(crate) trait TileFormat: Format {
     /// Columns whose codes are in a word.
-    const COLUMNS: usize;
-    /// Codes are below 128.
-    const SMALL: bool;
+    const COLUMNS: usize = 4 * Self::PER_BYTE;
     /// Tokens whose sums have no place in registers pass over the tiles later, instead of group by group: better where
     /// codes are few.
     const PASSES: bool;
@@ -87,8 +84,6 @@ impl Format for Nibbles {
 }
 
 impl WholeFormat for Nibbles {
-    const SMALL: bool = true;
-
     type Sum<S: Simd> = S::I;
 
     #[inline(always)]
@@ -109,8 +104,6 @@ impl WholeFormat for Nibbles {
 }
 
 impl TileFormat for Nibbles {
-    const COLUMNS: usize = 8;
-    const SMALL: bool = true;
     const PASSES: bool = true;
 
     type Kept = [i32; 4];
@@ -164,8 +157,6 @@ impl Format for Bytes {
 }
 
 impl WholeFormat for Bytes {
-    const SMALL: bool = false;
-
     type Sum<S: Simd> = S::Sum;
 
     #[inline(always)]
@@ -185,8 +176,6 @@ impl WholeFormat for Bytes {
 }
 
 impl TileFormat for Bytes {
-    const COLUMNS: usize = 4;
-    const SMALL: bool = false;
     const PASSES: bool = false;
 
     type Kept = [i32; 2];
@@ -240,8 +229,6 @@ impl Format for Signed {
 }
 
 impl WholeFormat for Signed {
-    const SMALL: bool = false;
-
     type Sum<S: Simd> = S::Sum;
 
     #[inline(always)]

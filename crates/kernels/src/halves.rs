@@ -21,10 +21,12 @@ pub(crate) const STEPS: f32 = 127.0 * 256.0;
 /// The largest code of a pair, in sixteens: d and e are then within a byte.
 pub(crate) const PAIR_STEPS: f32 = 119.0 * 16.0;
 
-/// Rounds `vectors` times `factor`, which are at most [`STEPS`], to codes; returns their sums, lane by lane.
+/// Rounds `vectors` times `factor` to codes, which are at most [`STEPS`]; returns their sums, lane by lane. Of `pairs` the
+/// products are at most [`PAIR_STEPS`], and the codes sixteen times as large.
 #[inline(always)]
 pub(crate) fn split<S: Simd>(
     simd: S,
+    pairs: bool,
     vectors: &[[f32; 16]],
     factor: f32,
     upper: &mut [[i8; 16]],
@@ -33,41 +35,23 @@ pub(crate) fn split<S: Simd>(
     let factor = simd.splat(factor);
     let mut sums = simd.int_splat(0);
     for (vector, (upper, lower)) in vectors.iter().zip(upper.iter_mut().zip(lower)) {
-        let codes = simd.round(simd.mul(simd.load(vector), factor));
+        let steps = simd.mul(simd.load(vector), factor);
+        let codes = if pairs { pair_codes(simd, steps) } else { simd.round(steps) };
         sums = simd.int_add(sums, codes);
-        halve(simd, codes, upper, lower);
+        simd.store_low_bytes(codes, lower);
+        simd.store_low_bytes(simd.int_shr::<8>(simd.int_add(codes, simd.int_splat(128))), upper);
     }
     sums
 }
 
-/// [`split`] into pairs: `vectors` times `factor` are at most [`PAIR_STEPS`], and codes are sixteen times as large.
+/// The codes of eight pairs.
 #[inline(always)]
-pub(crate) fn split_pairs<S: Simd>(
-    simd: S,
-    vectors: &[[f32; 16]],
-    factor: f32,
-    upper: &mut [[i8; 16]],
-    lower: &mut [[i8; 16]],
-) -> S::I {
-    let factor = simd.splat(factor);
+fn pair_codes<S: Simd>(simd: S, sixteens: S::F) -> S::I {
+    // The lower four bits of c, which the second of a pair settles.
     let of_first = simd.int_load(&[15, 0, 15, 0, 15, 0, 15, 0, 15, 0, 15, 0, 15, 0, 15, 0]);
-    let mut sums = simd.int_splat(0);
-    for (vector, (upper, lower)) in vectors.iter().zip(upper.iter_mut().zip(lower)) {
-        let sixteens = simd.mul(simd.load(vector), factor);
-        // The lower four bits of c, which the second of a pair settles.
-        let settled = simd.int_and(simd.swap_pairs(simd.round(sixteens)), of_first);
-        let left = simd.sub(sixteens, simd.mul(simd.float(settled), simd.splat(1.0 / 16.0)));
-        let codes = simd.int_add(simd.int_shl::<4>(simd.round(left)), settled);
-        sums = simd.int_add(sums, codes);
-        halve(simd, codes, upper, lower);
-    }
-    sums
-}
-
-#[inline(always)]
-fn halve<S: Simd>(simd: S, codes: S::I, upper: &mut [i8; 16], lower: &mut [i8; 16]) {
-    simd.store_low_bytes(codes, lower);
-    simd.store_low_bytes(simd.int_shr::<8>(simd.int_add(codes, simd.int_splat(128))), upper);
+    let settled = simd.int_and(simd.swap_pairs(simd.round(sixteens)), of_first);
+    let left = simd.sub(sixteens, simd.mul(simd.float(settled), simd.splat(1.0 / 16.0)));
+    simd.int_add(simd.int_shl::<4>(simd.round(left)), settled)
 }
 
 /// e of a pair, from the upper half of b and the lower half of a, which is c.
@@ -90,7 +74,7 @@ mod tests {
         type Output = i32;
 
         fn run<S: Simd>(self, simd: S) -> i32 {
-            let sums = split_pairs(simd, self.0, 1.0, self.1, self.2);
+            let sums = split(simd, true, self.0, 1.0, self.1, self.2);
             let mut lanes = [0; 16];
             simd.int_store(sums, &mut lanes);
             lanes.iter().sum()

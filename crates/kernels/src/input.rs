@@ -6,7 +6,7 @@
 
 use crate::aligned::Aligned;
 use crate::elementwise::largest_magnitude;
-use crate::halves::{PAIR_STEPS, STEPS, split, split_pairs};
+use crate::halves::{PAIR_STEPS, STEPS, split};
 use crate::matrix::{Codes, Matrix, ROW_GROUP, Scaling};
 use crate::pool::Pool;
 use crate::simd::{Isa, Kernel, Simd, UNIT_TOKENS};
@@ -67,14 +67,19 @@ impl Form {
     }
 
     /// The place in a group of each element in the order in which the exact tile product takes them: lanes in the
-    /// order of the tree that adds them, all elements of a lane in turn.
-    pub(crate) fn exact_order(self) -> impl Iterator<Item = usize> {
+    /// order of the tree that adds them, all elements of a lane in turn. Beyond the group: zeros.
+    pub(crate) fn exact_order(self) -> [usize; 128] {
         let (width, lanes, unit) = (self.lane_elements(), self.lanes(), self.unit());
         let parts = self.group.div_ceil(unit);
-        (0..lanes).flat_map(move |rank| {
+        let elements = (0..lanes).flat_map(|rank| {
             let lane = TREE[rank];
             (0..parts).flat_map(move |part| (0..width).map(move |step| part * unit + lane * width + step))
-        })
+        });
+        let mut order = [0; 128];
+        for (place, element) in order.iter_mut().zip(elements) {
+            *place = element;
+        }
+        order
     }
 
     /// Elements that one lane adds up in turn in the exact form.
@@ -328,11 +333,8 @@ impl<'a> Group<'a> {
         let inverse = if largest > 1e-33 { steps / largest } else { 0.0 };
         let [upper, lower] = halves;
         let (upper, lower) = (upper.as_chunks_mut().0, lower.as_chunks_mut().0);
-        let (sum, step) = if pairs {
-            (split_pairs(simd, self.vectors(), inverse, upper, lower), 16.0 * steps)
-        } else {
-            (split(simd, self.vectors(), inverse, upper, lower), steps)
-        };
+        let sum = split(simd, pairs, self.vectors(), inverse, upper, lower);
+        let step = if pairs { 16.0 * steps } else { steps };
         let scale = if inverse > 0.0 { largest / step } else { 0.0 };
         // At most 128 * STEPS: exact in any order.
         (scale, simd.sum(simd.float(sum)))
@@ -429,10 +431,7 @@ impl Kernel for ManyTokens<'_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let Block { form, columns, x, values, words, scales, sums } = self.block;
         let (group, tokens) = (form.group, x.len() / *columns);
-        let mut order = [0; 128];
-        for (place, element) in order.iter_mut().zip(form.exact_order()) {
-            *place = element;
-        }
+        let order = form.exact_order();
         let (mut room, mut halves) = ([0.0; 128], [[0; 128]; 2]);
         for (t, x) in x.chunks_exact(*columns).enumerate() {
             for (g, start) in (0..x.len()).step_by(group).enumerate() {
@@ -449,24 +448,30 @@ impl Kernel for ManyTokens<'_, '_> {
                         (scales[at], sums[at]) = numbers.quantize(simd, form.nibbles, &mut halves);
                         let words = &mut words[start / 2 * tokens..];
                         if form.nibbles {
-                            let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks().0);
-                            let eights = words.as_chunks_mut().0.iter_mut().skip(t).step_by(tokens);
-                            for ((&upper, &lower), eight) in
-                                upper.iter().zip(lower).zip(eights).take(group / 8)
-                            {
-                                *eight = S::eight(upper, lower);
-                            }
+                            keep(&halves, group, t, tokens, words, S::eight);
                         } else {
-                            let [upper, lower] = halves.each_ref().map(|codes| codes.as_chunks().0);
-                            let quads = words.as_chunks_mut().0.iter_mut().skip(t).step_by(tokens);
-                            for ((&upper, &lower), quad) in upper.iter().zip(lower).zip(quads).take(group / 4)
-                            {
-                                *quad = S::quad(upper, lower);
-                            }
+                            keep(&halves, group, t, tokens, words, S::quad);
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// Keeps the halves of a group of token `t`, N columns at a time: `words` are [group / N][tokens][W].
+#[inline(always)]
+fn keep<const N: usize, const W: usize>(
+    [upper, lower]: &[[i8; 128]; 2],
+    group: usize,
+    t: usize,
+    tokens: usize,
+    words: &mut [i32],
+    kept: impl Fn([i8; N], [i8; N]) -> [i32; W],
+) {
+    let halves = upper[..group].as_chunks().0.iter().zip(lower.as_chunks().0);
+    let places = words.as_chunks_mut().0.iter_mut().skip(t).step_by(tokens);
+    for ((&upper, &lower), place) in halves.zip(places) {
+        *place = kept(upper, lower);
     }
 }

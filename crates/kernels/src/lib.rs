@@ -60,17 +60,18 @@
 //! - NEON, whose dot products take bytes of like signs only: 128 times the sum of a group's activations is added once
 //!   instead of 128 times each activation in every vector. Three instructions instead of nine for sixteen INT8 codes;
 //!   results checked under qemu, speed unmeasured.
-//! - AVX-512 again, on Zen 4, whose best loops had never been looked at there. A loop over two tiles indexed their sums, so
-//!   these lay in memory and were written with every product, and LLVM made a product and an addition of every second
-//!   dot product: without both a tile takes 0.75 of its time, its innermost loop at the peak. Sums of nibbles packed to
-//!   sixteen bits and added up by products (until pairs came), high nibbles by one instruction: 0.78. Codes asked for into the second-level
-//!   cache 8 KB ahead instead of into the first 4 KB ahead, which kept too few lines on the way: from memory 1.3 times
-//!   as fast with one thread. Decode as a whole 1.38 (INT4) and 1.5 (INT8), with two threads 1.2; Intel does not mind.
+//! - AVX-512 again, on Zen 4, whose best loops had never been looked at there. A loop over two tiles indexed their
+//!   sums, so these lay in memory and were written with every product, and LLVM made a product and an addition of
+//!   every second dot product: without both a tile takes 0.75 of its time, its innermost loop at the peak. Sums of
+//!   nibbles packed to sixteen bits and added up by products (until pairs came), high nibbles by one instruction:
+//!   0.78. Codes asked for into the second-level cache 8 KB ahead instead of into the first 4 KB ahead, which kept too
+//!   few lines on the way: from memory 1.3 times as fast with one thread. Decode as a whole 1.38 (INT4) and 1.5
+//!   (INT8), with two threads 1.2; Intel does not mind.
 //! - The same distance on AVX2 (the same Zen 4): decode INT8 1.26 with one thread and 1.08 with two, INT4 as before.
 //!   Weights that begin at cache lines: INT4 on AVX-512 1.17 and 1.07, INT8 1.03 and none.
-//! - Without gain there, the first three in a copy of the loop by itself: two rows at a time, dot products that begin with the other half's sum, scaling sixteen rows at
-//!   the end, iterators instead of indices (0.9), scales asked for two to four blocks ahead, every second or fourth line
-//!   of codes (0.7 to 1.0).
+//! - Without gain there, the first three in a copy of the loop by itself: two rows at a time, dot products that begin
+//!   with the other half's sum, scaling sixteen rows at the end, iterators instead of indices (0.9), scales asked for
+//!   two to four blocks ahead, every second or fourth line of codes (0.7 to 1.0).
 //! - Large pages for states and caches: 1 % with one thread, nothing with two. For weights, which a file's map holds: 1.3
 //!   times as fast with one thread and 1.1 with two on a Zen 4 in a virtual machine; see `q35-bundle`'s way of writing.
 //! - Codes asked for 2 KB ahead instead of 8, measured again once weights lay in large pages: INT4 1.06 and INT8 1.1

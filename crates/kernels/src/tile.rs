@@ -191,6 +191,16 @@ impl<'a, const T: usize> XBlock<'a, T> {
     }
 }
 
+/// $take::<$at>, where a code's place in its word is known at run time only.
+macro_rules! code_at {
+    ($simd:ident, $words:ident, $at:expr, $take:ident, $($j:literal)*) => {
+        match $at {
+            $($j => $simd.$take::<$j>($words),)*
+            at => unreachable!("a code's place in a word: {at}"),
+        }
+    };
+}
+
 impl<'a> Tile<'a> {
     #[inline(always)]
     fn decode<S: Simd>(
@@ -259,10 +269,7 @@ impl<'a> Tile<'a> {
         if form.mode == Mode::Exact {
             let signed = matches!(matrix.codes, Codes::Signed(_) | Codes::Rounded(_));
             let rounded = matches!(matrix.codes, Codes::Rounded(_));
-            let mut order = [0; 128];
-            for (place, element) in order.iter_mut().zip(form.exact_order()) {
-                *place = element;
-            }
+            let order = form.exact_order();
             let codes = codes.chunks_exact(form.group / columns_of_word);
             let of_groups = values.chunks_exact_mut(form.group).zip(codes);
             for ((values, codes), scale) in of_groups.zip(&mut *scales) {
@@ -270,9 +277,9 @@ impl<'a> Tile<'a> {
                 for (value, &place) in values.iter_mut().zip(&order) {
                     let words = simd.words(simd.load_bytes(&codes[place / columns_of_word]));
                     let taken = match (form.nibbles, signed) {
-                        (true, _) => nibble(simd, words, place % 8),
-                        (_, false) => byte(simd, words, place % 4),
-                        (_, true) => signed_byte(simd, words, place % 4),
+                        (true, _) => code_at!(simd, words, place % 8, nibble, 0 1 2 3 4 5 6 7),
+                        (_, false) => code_at!(simd, words, place % 4, byte, 0 1 2 3),
+                        (_, true) => code_at!(simd, words, place % 4, signed_byte, 0 1 2 3),
                     };
                     let taken = if rounded { simd.round_to_f16(simd.mul(taken, factor)) } else { taken };
                     simd.store(taken, value);
@@ -283,43 +290,6 @@ impl<'a> Tile<'a> {
             }
         }
         Self { form, groups, codes, values, scales, biases: if affine { biases } else { &[] } }
-    }
-}
-
-/// Nibble `at` of each word as a number.
-#[inline(always)]
-fn nibble<S: Simd>(simd: S, words: S::I, at: usize) -> S::F {
-    match at {
-        0 => simd.nibble::<0>(words),
-        1 => simd.nibble::<1>(words),
-        2 => simd.nibble::<2>(words),
-        3 => simd.nibble::<3>(words),
-        4 => simd.nibble::<4>(words),
-        5 => simd.nibble::<5>(words),
-        6 => simd.nibble::<6>(words),
-        _ => simd.nibble::<7>(words),
-    }
-}
-
-/// Byte `at` of each word as a number.
-#[inline(always)]
-fn byte<S: Simd>(simd: S, words: S::I, at: usize) -> S::F {
-    match at {
-        0 => simd.byte::<0>(words),
-        1 => simd.byte::<1>(words),
-        2 => simd.byte::<2>(words),
-        _ => simd.byte::<3>(words),
-    }
-}
-
-/// Byte `at` of each word as a signed number.
-#[inline(always)]
-fn signed_byte<S: Simd>(simd: S, words: S::I, at: usize) -> S::F {
-    match at {
-        0 => simd.signed_byte::<0>(words),
-        1 => simd.signed_byte::<1>(words),
-        2 => simd.signed_byte::<2>(words),
-        _ => simd.signed_byte::<3>(words),
     }
 }
 

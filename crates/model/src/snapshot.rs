@@ -41,7 +41,7 @@ pub struct SnapshotTensor {
 pub struct Snapshot {
     /// Tokens consumed when it was taken.
     pub position: usize,
-    /// Names the backend and layout that can restore it, "cpu-exact-1".
+    /// Names the backend and layout that can restore it, "cpu-exact-2".
     pub layout: String,
     /// The state.
     pub tensors: Vec<SnapshotTensor>,
