@@ -64,6 +64,7 @@ impl Forward {
         wants_hidden: bool,
         observer: &mut dyn Observer,
     ) {
+        let State { layers, pages, .. } = state;
         let (config, weights) = (shared.config(), &shared.weights);
         let width = config.hidden_size;
         let embedding = weights.embedding.of(&shared.directory);
@@ -80,13 +81,16 @@ impl Forward {
         let rotations: Vec<Rotation> = (position..position + ids.len())
             .map(|position| Rotation::at(position, config.rotary_dim(), config.rope_theta))
             .collect();
-        for (index, (layer, state)) in weights.layers.iter().zip(&mut state.layers).enumerate() {
+        for (index, (layer, state)) in weights.layers.iter().zip(layers).enumerate() {
             self.norm(shared, &layer.input_norm);
             match (&layer.mixer, state) {
                 (MixerWeights::Linear(weights), LayerState::Linear { convolution, recurrent }) => {
                     self.linear_attention(shared, weights, convolution, recurrent);
                 }
                 (MixerWeights::Full(weights), LayerState::Full(caches)) => {
+                    for cache in &mut *caches {
+                        cache.reserve(position + ids.len(), pages);
+                    }
                     self.full_attention(shared, weights, caches, position, &rotations);
                 }
                 _ => unreachable!("weights and state are made from one configuration"),
@@ -196,7 +200,6 @@ impl Forward {
         let mut writers: Vec<_> = caches.iter_mut().zip(columns).enumerate().collect();
         let eps = config.rms_norm_eps as f32;
         shared.pool.for_each(&mut writers, |(head, (cache, queries))| {
-            cache.reserve(position + rotations.len());
             let mut key = vec![0.0; heads.width];
             for (t, rotation) in rotations.iter().enumerate() {
                 let from = (t * heads.caches + *head) * heads.width;

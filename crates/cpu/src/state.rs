@@ -1,6 +1,6 @@
 //! What a sequence remembers of its tokens.
 
-use q35_kernels::{Aligned, DeltaShape, HeadCache, Mode, SPAN};
+use q35_kernels::{DeltaShape, HeadCache, Mode, Pages, Part, SPAN};
 use q35_model::{LayerKind, RecurrentState, RunError, Snapshot, SnapshotTensor, StateType, TextConfig};
 
 use crate::weights::delta_shape;
@@ -12,6 +12,8 @@ pub(crate) struct State {
     head_width: usize,
     mode: Mode,
     pub layers: Vec<LayerState>,
+    /// Where layers take their memory from.
+    pub pages: Pages,
 }
 
 #[derive(Debug)]
@@ -20,7 +22,7 @@ pub(crate) enum LayerState {
         /// [key heads][taps - 1][channels of a key head]
         convolution: Vec<f32>,
         /// [value heads], each as [`DeltaShape`] says
-        recurrent: Aligned<f32>,
+        recurrent: Part<f32>,
     },
     /// One cache for each key/value head.
     Full(Vec<HeadCache>),
@@ -29,16 +31,19 @@ pub(crate) enum LayerState {
 impl State {
     pub(crate) fn new(config: &TextConfig, mode: Mode) -> Self {
         let shape = delta_shape(config);
+        let mut pages = Pages::default();
         let layers = config.layer_types.iter().map(|kind| match kind {
             LayerKind::LinearAttention => LayerState::Linear {
                 convolution: vec![0.0; shape.key_heads * shape.convolution_state()],
-                recurrent: Aligned::zeros(shape.value_heads * shape.recurrent_state()),
+                recurrent: pages.take(shape.value_heads * shape.recurrent_state()),
             },
             LayerKind::FullAttention => {
-                LayerState::Full(vec![HeadCache::new(mode, config.head_dim); config.num_key_value_heads])
+                let heads = 0..config.num_key_value_heads;
+                LayerState::Full(heads.map(|_| HeadCache::new(mode, config.head_dim)).collect())
             }
         });
-        Self { shape, head_width: config.head_dim, mode, layers: layers.collect() }
+        let layers = layers.collect();
+        Self { shape, head_width: config.head_dim, mode, layers, pages }
     }
 
     pub(crate) fn reset(&mut self) {
@@ -156,7 +161,7 @@ impl State {
                     let mut saved = &next()[..];
                     for cache in caches {
                         let (own, rest) = saved.split_at(cache.saved_bytes(snapshot.position));
-                        cache.load(snapshot.position, own);
+                        cache.load(snapshot.position, own, &mut self.pages);
                         saved = rest;
                     }
                 }

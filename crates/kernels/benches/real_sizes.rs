@@ -5,7 +5,7 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use q35_kernels::{
-    DeltaHead, DeltaLayer, DeltaShape, FloatKind, Floats, HeadCache, Inputs, Isa, Matrix, Mode, Pool,
+    DeltaHead, DeltaLayer, DeltaShape, FloatKind, Floats, HeadCache, Inputs, Isa, Matrix, Mode, Pages, Pool,
     Product, attend, delta_head, multiply, rms_norm,
 };
 
@@ -16,7 +16,7 @@ fn main() {
 const HIDDEN: usize = 1024;
 const INTERMEDIATE: usize = 3584;
 /// Copies of a matrix that are used in turn, so that none stays in a cache.
-const COPIES: usize = 1;
+const COPIES: usize = 64;
 
 fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|i| ((i % 977) as f32 * 0.37).sin()).collect()
@@ -27,7 +27,7 @@ struct Stored {
     scales: Vec<u8>,
 }
 
-/// The MLP's up projection in MLX's layout: `bits` of 4 or 8, groups of 64, bf16 scales.
+/// The MLP's projections in MLX's layout: `bits` of 4 or 8, groups of 64, bf16 scales.
 fn stored(bits: usize, copies: usize) -> Stored {
     let weights = copies * INTERMEDIATE * HIDDEN;
     Stored {
@@ -37,27 +37,32 @@ fn stored(bits: usize, copies: usize) -> Stored {
 }
 
 impl Stored {
-    fn copy(&self, bits: usize, copy: usize) -> Matrix<'_> {
+    fn copy(&self, bits: usize, [rows, columns]: [usize; 2], copy: usize) -> Matrix<'_> {
         let (codes, scales) = (INTERMEDIATE * HIDDEN * bits / 8, 2 * INTERMEDIATE * HIDDEN / 64);
         let floats = Floats::new(FloatKind::Bf16, &self.scales[copy * scales..][..scales]);
-        Matrix::affine(INTERMEDIATE, HIDDEN, bits, 64, &self.codes[copy * codes..][..codes], floats, floats)
+        Matrix::affine(rows, columns, bits, 64, &self.codes[copy * codes..][..codes], floats, floats)
             .expect("a matrix of these sizes")
     }
 }
 
-fn product(bencher: Bencher<'_, '_>, bits: usize, tokens: usize, mode: Mode) {
+/// Shape [rows, columns] of the up projection, and of the down projection with its wide rows.
+const UP: [usize; 2] = [INTERMEDIATE, HIDDEN];
+const DOWN: [usize; 2] = [HIDDEN, INTERMEDIATE];
+
+fn product(bencher: Bencher<'_, '_>, bits: usize, shape: [usize; 2], tokens: usize, mode: Mode) {
     let copies = if tokens == 1 { COPIES } else { 1 };
     let stored = stored(bits, copies);
     let (isa, pool) = (Isa::detect(), Pool::new(1));
-    let x = numbers(tokens * HIDDEN);
-    let mut out = vec![0.0; tokens * INTERMEDIATE];
+    let [rows, columns] = shape;
+    let x = numbers(tokens * columns);
+    let mut out = vec![0.0; tokens * rows];
     let mut inputs = Inputs::default();
     let mut copy = 0;
     bencher.counter(BytesCount::new((stored.codes.len() + 2 * stored.scales.len()) / copies)).bench_local(
         || {
             copy = (copy + 1) % copies;
-            let matrix = stored.copy(bits, copy);
-            inputs.prepare(isa, &pool, mode, &x, HIDDEN, [&matrix]);
+            let matrix = stored.copy(bits, shape, copy);
+            inputs.prepare(isa, &pool, mode, &x, columns, [&matrix]);
             multiply(isa, &pool, mode, &inputs, &mut [Product { matrix: &matrix, out: black_box(&mut out) }]);
         },
     );
@@ -66,19 +71,25 @@ fn product(bencher: Bencher<'_, '_>, bits: usize, tokens: usize, mode: Mode) {
 /// One token: bound by memory.
 #[divan::bench(args = [4, 8])]
 fn decode_product(bencher: Bencher<'_, '_>, bits: usize) {
-    product(bencher, bits, 1, Mode::Fast);
+    product(bencher, bits, UP, 1, Mode::Fast);
+}
+
+/// One token, wide rows.
+#[divan::bench(args = [4, 8])]
+fn decode_product_wide(bencher: Bencher<'_, '_>, bits: usize) {
+    product(bencher, bits, DOWN, 1, Mode::Fast);
 }
 
 /// One token with f32 activations.
 #[divan::bench(args = [4, 8])]
 fn decode_product_exact(bencher: Bencher<'_, '_>, bits: usize) {
-    product(bencher, bits, 1, Mode::Exact);
+    product(bencher, bits, UP, 1, Mode::Exact);
 }
 
 /// Sixty-four tokens: bound by arithmetic.
 #[divan::bench(args = [4, 8])]
 fn prefill_product(bencher: Bencher<'_, '_>, bits: usize) {
-    product(bencher, bits, 64, Mode::Fast);
+    product(bencher, bits, UP, 64, Mode::Fast);
 }
 
 /// A key/value head of 256, four query heads, one token.
@@ -86,7 +97,7 @@ fn prefill_product(bencher: Bencher<'_, '_>, bits: usize) {
 fn attention(bencher: Bencher<'_, '_>, positions: usize) {
     let (isa, width, heads) = (Isa::detect(), 256, 4);
     let mut cache = HeadCache::new(Mode::Fast, width);
-    cache.reserve(positions);
+    cache.reserve(positions, &mut Pages::default());
     let row = numbers(positions + width);
     for position in 0..positions {
         cache.write(position, &row[position..][..width], &row[position / 2..][..width]);

@@ -491,6 +491,7 @@ fn total<S: Simd>(simd: S, sums: S::I) -> i32 {
 mod tests {
     use super::*;
     use crate::input::Mode;
+    use crate::pages::Pages;
 
     fn numbers(count: usize, seed: f32) -> Vec<f32> {
         (0..count).map(|i| ((i as f32 + 1.0) * seed).sin() * 2.0).collect()
@@ -498,7 +499,7 @@ mod tests {
 
     fn filled(mode: Mode, width: usize, positions: usize) -> HeadCache {
         let mut cache = HeadCache::new(mode, width);
-        cache.reserve(positions);
+        cache.reserve(positions, &mut Pages::default());
         let (keys, values) = (numbers(positions * width, 0.71), numbers(positions * width, 0.37));
         for (position, (key, value)) in keys.chunks(width).zip(values.chunks(width)).enumerate() {
             cache.write(position, key, value);
@@ -590,7 +591,7 @@ mod tests {
             let mut saved = Vec::new();
             cache.save(130, &mut saved);
             let mut loaded = HeadCache::new(mode, 24);
-            loaded.load(130, &saved);
+            loaded.load(130, &saved, &mut Pages::default());
             let queries = numbers(24, 0.2);
             let (mut before, mut after) = (vec![0.0; 24], vec![0.0; 24]);
             attend(Isa::detect(), &cache, 130, &queries, &mut before);

@@ -3,47 +3,47 @@
 //! The exact cache keeps f32. The fast one keeps keys and values in eight bits with one scale for each position, laid
 //! out as its products take them.
 
-use crate::aligned::Aligned;
 use crate::input::Mode;
+use crate::pages::{Pages, Part};
 
 /// Positions in one block of a cache, which attention takes at a time: so many that its keys, and then its values, are
 /// read from beginning to end of whole pages of memory.
 pub const SPAN: usize = 256;
 
 /// Keys and values of one head, in blocks that are added as the sequence grows.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HeadCache {
     pub(crate) width: usize,
     pub(crate) blocks: Blocks,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Blocks {
     Exact(Vec<ExactBlock>),
     Fast(Vec<FastBlock>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct ExactBlock {
     /// [SPAN, width]
-    pub keys: Aligned<f32>,
+    pub keys: Part<f32>,
     /// [SPAN, width]
-    pub values: Aligned<f32>,
+    pub values: Part<f32>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct FastBlock {
     /// [SPAN / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
-    pub keys: Aligned<u8>,
+    pub keys: Part<u8>,
     /// [width rounded up to 32, in sixteens][SPAN / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
-    pub values: Aligned<u8>,
+    pub values: Part<u8>,
     pub key_scales: [f32; SPAN],
     pub value_scales: [f32; SPAN],
 }
 
 /// Codes of zeros, 128 added.
-fn zero_codes(count: usize) -> Aligned<u8> {
-    let mut codes = Aligned::zeros(count);
+fn zero_codes(pages: &mut Pages, count: usize) -> Part<u8> {
+    let mut codes = pages.take(count);
     codes.fill(128);
     codes
 }
@@ -76,20 +76,20 @@ impl HeadCache {
     }
 
     /// Makes room for positions below `positions`.
-    pub fn reserve(&mut self, positions: usize) {
+    pub fn reserve(&mut self, positions: usize, pages: &mut Pages) {
         let (count, width) = (positions.div_ceil(SPAN), self.width);
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
                 while blocks.len() < count {
-                    let zeros = || Aligned::zeros(SPAN * width);
+                    let mut zeros = || pages.take(SPAN * width);
                     blocks.push(ExactBlock { keys: zeros(), values: zeros() });
                 }
             }
             Blocks::Fast(blocks) => {
                 while blocks.len() < count {
                     blocks.push(FastBlock {
-                        keys: zero_codes(SPAN * width.next_multiple_of(4)),
-                        values: zero_codes(SPAN * width.next_multiple_of(32)),
+                        keys: zero_codes(pages, SPAN * width.next_multiple_of(4)),
+                        values: zero_codes(pages, SPAN * width.next_multiple_of(32)),
                         key_scales: [0.0; SPAN],
                         value_scales: [0.0; SPAN],
                     });
@@ -183,9 +183,9 @@ impl HeadCache {
     ///
     /// # Panics
     /// If there are not [`HeadCache::saved_bytes`] bytes.
-    pub fn load(&mut self, positions: usize, saved: &[u8]) {
+    pub fn load(&mut self, positions: usize, saved: &[u8], pages: &mut Pages) {
         assert_eq!(saved.len(), self.saved_bytes(positions), "bytes of a saved cache");
-        self.reserve(positions);
+        self.reserve(positions, pages);
         self.clear_from(positions.div_ceil(SPAN));
         let bytes = self.block_bytes();
         match &mut self.blocks {

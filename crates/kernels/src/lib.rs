@@ -72,11 +72,14 @@
 //! - Without gain there, the first three in a copy of the loop by itself: two rows at a time, dot products that begin
 //!   with the other half's sum, scaling sixteen rows at the end, iterators instead of indices (0.9), scales asked for
 //!   two to four blocks ahead, every second or fourth line of codes (0.7 to 1.0).
-//! - Large pages for states and caches: 1 % with one thread, nothing with two. For weights, which a file's map holds: 1.3
-//!   times as fast with one thread and 1.1 with two on a Zen 4 in a virtual machine; see `q35-bundle`'s way of writing.
-//! - Codes asked for 2 KB ahead instead of 8, measured again once weights lay in large pages: INT4 1.06 and INT8 1.1
-//!   times as fast from memory with one thread, INT4 1.05 with two; in small pages INT4 1.08, INT8 the same. 1 KB and
-//!   3 KB are alike.
+//! - Large pages for weights, which a file's map holds: 1.3 times as fast with one thread and 1.1 with two on a Zen 4 in
+//!   a virtual machine; see `q35-bundle`'s way of writing. For states and caches as well ([`Pages`]), once spans were
+//!   blocks: decode at 8,192 tokens 1.1 times as fast, with both contexts in turn in one process; 128 tokens 1.03.
+//! - Codes asked for 2 KB ahead instead of 8, once weights lay in large pages: INT4 1.06 and INT8 1.1 times as fast from
+//!   memory where rows have 1,024 columns, but 0.55 and 0.75 where they have 3,584 (0.8 with 2,048), and of the whole
+//!   model's decode INT4 0.9, INT8 0.7 to 0.95. So it is 8 KB again, and the benchmark has wide rows. Alike or slower in
+//!   the whole model: 12 and 16 KB, every second line for INT8 (0.8), a block's scales a row at a time, into the first
+//!   level alone (0.85) or past the second (0.8).
 //! - Attention's spans as blocks of the cache, whose keys and values lie in pages that are read from end to end, instead
 //!   of four blocks with two kilobytes of each in turn: from memory 0.86 of the time; decode at 8,192 tokens has 0.89 to
 //!   0.91 of its speed at 128 with one thread (0.88 before), 0.905 to 0.91 with two (0.89 to 0.90).
@@ -98,6 +101,7 @@ mod head_cache;
 mod input;
 mod matrix;
 mod multiply;
+mod pages;
 mod pool;
 mod rotary;
 mod row;
@@ -116,6 +120,7 @@ pub use head_cache::{HeadCache, SPAN};
 pub use input::{Inputs, Mode};
 pub use matrix::{FloatKind, Floats, Matrix, MatrixError};
 pub use multiply::{Product, multiply};
+pub use pages::{Pages, Part};
 pub use pool::Pool;
 pub use rotary::{Rotation, norm_and_rotate, sigmoid_multiply};
 pub use simd::Isa;

@@ -344,7 +344,7 @@ impl<F: Format> Sums<F> for Reals {
 }
 
 /// How far ahead of the products codes are asked for, in bytes: the hardware's own prefetch stops at every page.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 8192;
 
 #[inline(always)]
 fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
