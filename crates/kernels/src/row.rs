@@ -343,8 +343,10 @@ impl<F: Format> Sums<F> for Reals {
     }
 }
 
-/// How far ahead of the products codes are asked for, in bytes: the hardware's own prefetch stops at every page.
-const PREFETCH: usize = 8192;
+/// How far ahead of the products codes are asked for, in bytes, since the hardware's own prefetch stops at every page:
+/// from memory, and from the second-level cache into the first.
+const FAR: usize = 8192;
+const NEAR: usize = 2048;
 
 #[inline(always)]
 fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
@@ -372,7 +374,11 @@ fn rows<S: Simd, F: Format, K: Sums<F>, const QUADS: usize, const PARTS: usize>(
         let mut sums = simd.splat(0.0);
         for (chunk, codes) in codes.chunks(64 * vectors).enumerate() {
             for line in 0..vectors {
-                simd.prefetch(codes, PREFETCH + 64 * line);
+                simd.prefetch(codes, FAR + 64 * line);
+                // Whole bytes pass too quickly for it to help.
+                if F::PER_BYTE > 1 {
+                    simd.prefetch_near(codes, NEAR + 64 * line);
+                }
             }
             let codes = codes.as_chunks().0;
             let at = row * groups + 16 * chunk;

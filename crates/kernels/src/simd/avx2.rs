@@ -419,5 +419,8 @@ impl Simd for Avx2 {
         fn prefetch(self, of: &[u8], offset: usize) {
             _mm_prefetch::<_MM_HINT_T1>(of.as_ptr().wrapping_add(offset).cast())
         }
+        fn prefetch_near(self, of: &[u8], offset: usize) {
+            _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(offset).cast())
+        }
     }
 }

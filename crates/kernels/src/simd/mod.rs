@@ -313,6 +313,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it, into the second-level
     /// cache: the first can wait for too few lines at a time to keep memory busy.
     fn prefetch(self, of: &[u8], offset: usize);
+    /// The same for a line that the second-level cache has, into the first.
+    fn prefetch_near(self, of: &[u8], offset: usize);
 }
 
 /// Four bytes as one lane holds them.

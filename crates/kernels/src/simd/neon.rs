@@ -312,5 +312,7 @@ impl Simd for Neon {
                 options(nostack, readonly, preserves_flags)
             );
         }
+        // `prefetch` has brought it into the first already.
+        fn prefetch_near(self, _of: &[u8], _offset: usize) {}
     }
 }

@@ -275,4 +275,5 @@ impl Simd for Portable {
         a.map(|word| (word as u32 >> (8 * J)) as u8 as i8 as f32)
     }
     fn prefetch(self, _of: &[u8], _offset: usize) {}
+    fn prefetch_near(self, _of: &[u8], _offset: usize) {}
 }
