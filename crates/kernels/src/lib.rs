@@ -85,6 +85,10 @@
 //! - Attention's spans as blocks of the cache, whose keys and values lie in pages that are read from end to end, instead
 //!   of four blocks with two kilobytes of each in turn: from memory 0.86 of the time; decode at 8,192 tokens has 0.89 to
 //!   0.91 of its speed at 128 with one thread (0.88 before), 0.905 to 0.91 with two (0.89 to 0.90).
+//! - What is left of attention there: from the caches it runs at the peak of its dot products, eight to a line with four
+//!   query heads, which one thread hardly outruns memory with; two threads read at memory's speed. Nothing came of lines
+//!   asked for into the first-level cache, or of keeping a sum out of memory that LLVM had put there.
+//! - Neighbouring items of a parallel region for each thread instead of the next one for whoever is free: nothing.
 //! - 128 tokens at a time in prefill instead of 64: 2 % to 5 %, not worth 5 MB and a cancellation that is twice as late.
 //!
 //! A default method of `Simd` that was not `inline(always)` was compiled without the instruction set and made INT4
