@@ -10,8 +10,8 @@ use bytemuck::{Pod, Zeroable};
 struct Line([u8; 64]);
 
 /// Numbers, or arrays of numbers, in whole cache lines. Kept from call to call, it only grows.
-#[derive(Clone, Debug)]
-pub struct Aligned<T> {
+#[derive(Debug)]
+pub(crate) struct Aligned<T> {
     lines: Vec<Line>,
     length: usize,
     of: PhantomData<T>,
@@ -24,13 +24,6 @@ impl<T> Default for Aligned<T> {
 }
 
 impl<T: Pod> Aligned<T> {
-    /// `length` zeros.
-    pub fn zeros(length: usize) -> Self {
-        let mut buffer = Self::default();
-        buffer.resize(length);
-        buffer
-    }
-
     /// Makes room for `length` elements. What was there stays; what is new holds anything that was here before, or zeros.
     pub fn resize(&mut self, length: usize) {
         let lines = (length * size_of::<T>()).div_ceil(64);
@@ -77,6 +70,8 @@ mod tests {
             buffer[0] = 3.0;
         }
         assert_eq!(buffer[..2], [3.0, 0.0]);
-        assert_eq!(Aligned::<[i8; 64]>::zeros(3).len(), 3);
+        let mut arrays = Aligned::<[i8; 64]>::default();
+        arrays.resize(3);
+        assert_eq!(*arrays, [[0; 64]; 3]);
     }
 }

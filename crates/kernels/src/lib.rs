@@ -32,7 +32,7 @@
 //!   thread of a Zen 2: decode INT4 1.23 and INT8 1.7 times as fast, prefill 1.34 and 1.82, attention over 8,192
 //!   positions 1.7.
 //! - Attention's values once for four query heads instead of once for each: 3 % on AVX2.
-//! - Buffers that begin at cache lines ([`Aligned`]), on Zen 5: decode 1.2 times as fast with one thread and 1.14 with
+//! - Buffers that begin at cache lines, on Zen 5: decode 1.2 times as fast with one thread and 1.14 with
 //!   two where the allocator had placed them elsewhere; exact decode 1.3.
 //! - In tiles, codes widened to sixteen bits and whole activations instead of two halves of eight: AVX2 takes 0.64 of the
 //!   time before. On AVX-512 (Zen 5) the innermost loop came to nine tenths of its peak, with two tiles that share each
@@ -116,7 +116,6 @@ mod stream;
 mod tile;
 mod unit;
 
-pub use aligned::Aligned;
 pub use attention::{SpanResult, attend, attend_spans, join_spans};
 pub use columns::ColumnBlock;
 pub use delta::{DeltaHead, DeltaLayer, DeltaShape, delta_head};
