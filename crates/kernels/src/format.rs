@@ -11,6 +11,8 @@ pub(crate) trait Format {
     const FLOATS: usize = 4 * Self::PER_BYTE;
     /// Codes are below 128.
     const SMALL: bool = Self::PER_BYTE > 1;
+    /// Codes are scaled one by one, instead of sums of groups.
+    const SCALED: bool = false;
 
     /// acc + their products. `factor` is what the lanes' codes are scaled by, where sums cannot be scaled instead.
     fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F;
@@ -250,6 +252,7 @@ impl WholeFormat for Signed {
 
 impl Format for Rounded {
     const PER_BYTE: usize = 1;
+    const SCALED: bool = true;
 
     #[inline(always)]
     fn float_dot<S: Simd>(simd: S, acc: S::F, codes: &[u8; 64], x: &[[f32; 16]], factor: S::F) -> S::F {
