@@ -1,8 +1,8 @@
 //! One token times rows whose codes are whole bytes.
 //!
 //! As in [`crate::row`], but in short steps, each the same: four vectors of codes at a time, whose sums over quads of
-//! lanes are kept until the row ends, and scales read where they lie. A core's prefetch follows that best; from memory it
-//! is a tenth faster than sixteen groups at a time with a table of scales, which nibbles gain more by.
+//! lanes are kept until the row ends, and scales read where they lie. From memory that is a tenth faster here than
+//! sixteen groups at a time with a table of scales; nibbles are as fast or faster with those, by the instruction set.
 
 use crate::format::{Bytes, Format, Rounded, Signed, WholeFormat};
 use crate::input::Mode;

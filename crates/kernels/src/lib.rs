@@ -87,8 +87,8 @@
 //!   where reading does 28, as many as a core can have on their way; none at all read at full speed there, but in the
 //!   model were 0.96 to 1.1 of the speed, from run to run. INT4 with scales where they lie: 1.03 to 1.06 on AVX-512, 0.9
 //!   to 0.96 on AVX2, 0.96 to 1.05 on Intel; in steps of four lines 0.94. It keeps its table.
-//! - A model that the system has put out of memory and read again has no large pages: 0.85 of the speed. Measure right
-//!   after writing it.
+//! - A model that has lain unused for ten minutes was 0.87 as fast as after it was written anew, perhaps because the
+//!   system had put it out of memory and read it again without large pages. Measure right after writing it.
 //! - INT4's codes asked for once more, 2 KB ahead into the first-level cache: decode 1.05 times as fast with one thread
 //!   and 1.02 to 1.04 with two, on AVX2 1.1 and 1.08. INT8: nothing, on AVX2 0.9.
 //! - Attention's spans as blocks of the cache, whose keys and values lie in pages that are read from end to end, instead
