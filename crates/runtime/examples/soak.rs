@@ -6,11 +6,14 @@
 //!
 //! Each session talks, is cut off, edited, branched and reset by a fixed rule. That goes in twelve rounds. Between two,
 //! when every session is gone, the allocator is told to give back what it holds for later, and the process's own memory
-//! is read (Linux with glibc): while sessions talk, caches come and go by more than what is looked for, and the
-//! allocator keeps 4 to 12 MB, now more, now less. The program fails if the median of its last three rounds is more
-//! than 2 % above that of rounds four to six.
+//! is read (Linux): while sessions talk, caches come and go by more than what is looked for, and glibc's allocator keeps
+//! 4 to 12 MB, now more, now less. The program fails if the median of its last three rounds is more than 2 % above that
+//! of rounds four to six.
 #![expect(clippy::print_stdout, reason = "an example")]
-#![allow(unsafe_code)]
+
+// The crate's own way, which is no part of what it offers.
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +23,7 @@ const ROUNDS: u64 = 12;
 
 /// Resident bytes that no file lies behind: the system takes those of weights away and reads them again as it likes.
 fn own_bytes() -> Result<u64, Box<dyn std::error::Error>> {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it may be called at any time, from any thread.
-    unsafe {
-        libc::malloc_trim(0)
-    };
+    allocator::give_back_freed();
     let text = std::fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"));
     let kilobytes: u64 = line.ok_or("no RssAnon in /proc/self/status: this needs Linux")?.trim().parse()?;
