@@ -83,10 +83,11 @@
 //! - Whole bytes in steps of four lines, each the same, with scales read where they lie instead of from a table of f32
 //!   that is written for sixteen rows before them: INT8 decode on Zen 4's AVX-512 1.13 times as fast with one thread and
 //!   the same with two, which memory holds; on AVX2 there 1.02; on Intel with AMX 1.00 to 1.03 (1, 2, 8 threads), where
-//!   unchanged INT4 read 0.95 to 1.07. Either alone brought 1.04 or less. In a copy of the loop by itself requests for every line end at 21 to 23 GB/s
-//!   where reading does 28, as many as a core can have on their way; none at all read at full speed there, but in the
-//!   model were 0.96 to 1.1 of the speed, from run to run. INT4 with scales where they lie: 1.03 to 1.06 on AVX-512, 0.9
-//!   to 0.96 on AVX2, 0.96 to 1.05 on Intel; in steps of four lines 0.94. It keeps its table.
+//!   unchanged INT4 read 0.95 to 1.07. Either alone brought 1.04 or less. In a copy of the loop by itself requests for
+//!   every line end at 21 to 23 GB/s where reading does 28, as many as a core can have on their way; none at all read
+//!   at full speed there, but in the model were 0.96 to 1.1 of the speed, from run to run. INT4 with scales where they
+//!   lie: 1.03 to 1.06 on AVX-512, 0.9 to 0.96 on AVX2, 0.96 to 1.05 on Intel; in steps of four lines 0.94. It keeps
+//!   its table.
 //! - A model that has lain unused for ten minutes was 0.87 as fast as after it was written anew, perhaps because the
 //!   system had put it out of memory and read it again without large pages. Measure right after writing it.
 //! - INT4's codes asked for once more, 2 KB ahead into the first-level cache: decode 1.05 times as fast with one thread
