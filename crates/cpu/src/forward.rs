@@ -1,9 +1,9 @@
 //! The layers, over one piece of tokens.
 
 use q35_kernels::{
-    ColumnBlock, DeltaHead, DeltaLayer, HeadCache, Inputs, Product, Rotation, SPAN, SpanResult, add_assign,
-    attend, attend_spans, delta_head, join_spans, multiply, norm_and_rotate, rms_norm, sigmoid_multiply,
-    silu_multiply,
+    ColumnBlock, DeltaHead, DeltaLayer, HeadCache, Inputs, Product, RUN, Rotation, SPAN, SpanResult,
+    add_assign, attend, attend_spans, delta_head, join_spans, multiply, norm_and_rotate, rms_norm,
+    sigmoid_multiply, silu_multiply,
 };
 use q35_model::{Observer, Rows, Site, TextConfig};
 
@@ -215,24 +215,22 @@ impl Forward {
         let caches = &*caches;
         if rotations.len() == 1 {
             let count = (position + 1).div_ceil(SPAN);
-            spans.resize(count * heads.caches, SpanResult::default());
             let queries = |head: usize| &queries[head * heads.shared_width()..][..heads.shared_width()];
             // Neighbours together, so that a thread knows what it needs next.
-            let together = (spans.len() / (4 * shared.pool.threads())).clamp(1, 8);
-            let mut work: Vec<_> = spans
-                .chunks_mut(count)
-                .enumerate()
-                .flat_map(|(head, spans)| {
-                    let runs = spans.chunks_mut(together).enumerate();
-                    runs.map(move |(run, results)| (head, run * together, results))
-                })
-                .collect();
-            shared.pool.for_each(&mut work, |(head, first, results)| {
-                attend_spans(isa, &caches[*head], position + 1, queries(*head), *first, results);
+            let share = count * heads.caches / (4 * shared.pool.threads());
+            let together = 1 << share.clamp(1, RUN).ilog2();
+            let runs = count.div_ceil(together);
+            spans.resize(runs * heads.caches, SpanResult::default());
+            let mut work: Vec<_> = spans.iter_mut().enumerate().collect();
+            shared.pool.for_each(&mut work, |(index, result)| {
+                let (head, first) = (*index / runs, *index % runs * together);
+                let spans = first..count.min(first + together);
+                attend_spans(isa, &caches[head], position + 1, queries(head), spans, result);
             });
-            let mut outs: Vec<_> = mixed.chunks_exact_mut(heads.shared_width()).enumerate().collect();
-            shared.pool.for_each(&mut outs, |(head, out)| {
-                join_spans(isa, &spans[*head * count..][..count], heads.width, out);
+            let outs = mixed.chunks_exact_mut(heads.shared_width()).zip(spans.chunks_exact_mut(runs));
+            let mut outs: Vec<_> = outs.enumerate().collect();
+            shared.pool.for_each(&mut outs, |(head, (out, spans))| {
+                join_spans(isa, spans, heads.width, out);
                 heads.gate(isa, q, *head, out);
             });
         } else {

@@ -1,21 +1,26 @@
 //! Softmax attention of one key/value head over its cache.
 //!
 //! Keys are taken in spans of [`SPAN`] positions counted from the start of the sequence. Each span gives a largest
-//! score, a sum and a weighted sum of values; spans are joined in order. So an output does not depend on how tokens
-//! were cut into pieces, and in decode spans may run on different threads.
+//! score, a sum and a weighted sum of values; these are joined two neighbours at a time, again and again. So an output
+//! does not depend on how tokens were cut into pieces, and in decode runs of spans may go to different threads, each of
+//! which joins its own while they are in its caches.
 //!
 //! The exact cache keeps f32. The fast one keeps keys and values in eight bits with one scale for each position:
 //! queries and softmax weights get fifteen, so the cache's own rounding is all that is lost, and a long context costs
 //! half of the memory traffic of a half-float cache.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use crate::elementwise::{exp, largest, largest_magnitude, load_part, padded, store_part};
 use crate::halves::split;
 use crate::head_cache::{Blocks, ExactBlock, FastBlock, HeadCache, SPAN};
 use crate::simd::{Isa, Kernel, Simd};
 
-/// What one span gives for some query heads.
+/// The most spans that [`attend_spans`] takes at a time.
+pub const RUN: usize = 8;
+
+/// What some spans give for some query heads.
 #[derive(Clone, Debug, Default)]
 pub struct SpanResult {
     /// Largest score of each head.
@@ -43,6 +48,8 @@ struct Scratch {
     weights: Vec<Codes>,
     /// Scale of each head's weights, and sum of their codes.
     weight_scales: Vec<(f32, i32)>,
+    /// Of each span of a run.
+    results: [SpanResult; RUN],
 }
 
 /// Attends from `queries` [heads, width], normed and rotated, to the first `positions` of `cache`, for query heads
@@ -51,38 +58,43 @@ struct Scratch {
 /// # Panics
 /// If the cache holds fewer positions, or the sizes do not fit.
 pub fn attend(isa: Isa, cache: &HeadCache, positions: usize, queries: &[f32], out: &mut [f32]) {
-    let mut results = vec![SpanResult::default(); positions.div_ceil(SPAN)];
-    attend_spans(isa, cache, positions, queries, 0, &mut results);
-    join_spans(isa, &results, cache.width, out);
+    let count = positions.div_ceil(SPAN);
+    let mut results = vec![SpanResult::default(); count.div_ceil(RUN)];
+    for (run, result) in results.iter_mut().enumerate() {
+        let spans = run * RUN..count.min((run + 1) * RUN);
+        attend_spans(isa, cache, positions, queries, spans, result);
+    }
+    join_spans(isa, &mut results, cache.width, out);
 }
 
-/// Spans `first..first + results.len()` of the `positions.div_ceil(SPAN)` that [`attend`] has.
+/// Some of the `positions.div_ceil(SPAN)` spans that [`attend`] has. For the same sums as its own, as many begin the
+/// run as a multiple of its length, which is a power of two, and only the last run is shorter.
 ///
 /// # Panics
-/// As [`attend`].
+/// As [`attend`], and if there is no span or more than [`RUN`].
 pub fn attend_spans(
     isa: Isa,
     cache: &HeadCache,
     positions: usize,
     queries: &[f32],
-    first: usize,
-    results: &mut [SpanResult],
+    spans: Range<usize>,
+    result: &mut SpanResult,
 ) {
     assert!(queries.len().is_multiple_of(cache.width), "[heads, width] queries");
-    SCRATCH.with_borrow_mut(|scratch| isa.run(Spans { cache, positions, queries, first, results, scratch }));
+    SCRATCH.with_borrow_mut(|scratch| isa.run(Spans { cache, positions, queries, spans, result, scratch }));
 }
 
-/// Joins the results of all spans, in order, to [`attend`]'s output.
+/// Joins the results of all runs, in order, to [`attend`]'s output. The results are used up.
 ///
 /// # Panics
 /// If there is none, or `out` has another size.
-pub fn join_spans(isa: Isa, results: &[SpanResult], width: usize, out: &mut [f32]) {
+pub fn join_spans(isa: Isa, results: &mut [SpanResult], width: usize, out: &mut [f32]) {
     assert_eq!(out.len(), results[0].values.len(), "[heads, width] outputs");
     isa.run(Join { results, width, out });
 }
 
 struct Join<'a> {
-    results: &'a [SpanResult],
+    results: &'a mut [SpanResult],
     width: usize,
     out: &'a mut [f32],
 }
@@ -93,19 +105,45 @@ impl Kernel for Join<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { results, width, out } = self;
-        let mut factors = vec![0.0; results.len()];
-        for (head, out) in out.chunks_exact_mut(width).enumerate() {
-            let top = results.iter().fold(f32::NEG_INFINITY, |top, span| top.max(span.largest[head]));
-            let mut sum = 0.0;
-            for (factor, span) in factors.iter_mut().zip(results) {
-                *factor = (span.largest[head] - top).exp();
-                sum += span.sum[head] * *factor;
+        join_neighbours(simd, results, width);
+        let SpanResult { sum, values, .. } = &results[0];
+        for ((out, values), sum) in out.chunks_exact_mut(width).zip(values.chunks_exact(width)).zip(sum) {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = value / sum;
             }
-            let values = results.iter().map(|span| &span.values[head * width..][..width]);
-            weighted_rows(simd, values, &factors, out);
-            for value in out {
-                *value /= sum;
+        }
+    }
+}
+
+/// Joins `results` to the first of them: every second one to the one before it, then every fourth to the second before
+/// it, and so on. A run of a power of two by itself gives what it gives among others.
+#[inline(always)]
+fn join_neighbours<S: Simd>(simd: S, results: &mut [SpanResult], width: usize) {
+    let mut apart = 1;
+    while apart < results.len() {
+        for pair in results.chunks_mut(2 * apart) {
+            if let Some((left, [right, ..])) = pair.split_at_mut_checked(apart) {
+                join_pair(simd, &mut left[0], right, width);
             }
+        }
+        apart *= 2;
+    }
+}
+
+/// Adds `right` to `left`, both brought to the larger of their largest scores.
+#[inline(always)]
+fn join_pair<S: Simd>(simd: S, left: &mut SpanResult, right: &SpanResult, width: usize) {
+    let values = left.values.chunks_exact_mut(width).zip(right.values.chunks_exact(width));
+    for (head, (to, from)) in values.enumerate() {
+        let (own, other) = (left.largest[head], right.largest[head]);
+        let top = own.max(other);
+        let (own, other) = ((own - top).exp(), (other - top).exp());
+        left.largest[head] = top;
+        left.sum[head] = left.sum[head] * own + right.sum[head] * other;
+        let (own, other) = (simd.splat(own), simd.splat(other));
+        for (to, from) in to.chunks_mut(16).zip(from.chunks(16)) {
+            let scaled = simd.mul(load_part(simd, to), own);
+            store_part(simd, simd.fma(load_part(simd, from), other, scaled), to);
         }
     }
 }
@@ -114,8 +152,8 @@ struct Spans<'a> {
     cache: &'a HeadCache,
     positions: usize,
     queries: &'a [f32],
-    first: usize,
-    results: &'a mut [SpanResult],
+    spans: Range<usize>,
+    result: &'a mut SpanResult,
     scratch: &'a mut Scratch,
 }
 
@@ -124,15 +162,16 @@ impl Kernel for Spans<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { cache, positions, queries, first, results, scratch } = self;
+        let Self { cache, positions, queries, spans, result: joined, scratch } = self;
         let width = cache.width;
         let heads = queries.len() / width;
         scratch.scores.resize(heads * SPAN, 0.0);
         if let Blocks::Fast(_) = cache.blocks {
             prepare_queries(simd, queries, width, scratch);
         }
-        for (span, result) in results.iter_mut().enumerate() {
-            let span = first + span;
+        let mut all = std::mem::take(&mut scratch.results);
+        let results = &mut all[..spans.len()];
+        for (span, result) in spans.zip(&mut *results) {
             let count = (positions - span * SPAN).min(SPAN);
             match &cache.blocks {
                 Blocks::Exact(all) => {
@@ -152,6 +191,9 @@ impl Kernel for Spans<'_> {
                 }
             }
         }
+        join_neighbours(simd, results, width);
+        std::mem::swap(joined, &mut results[0]);
+        scratch.results = all;
     }
 }
 
@@ -568,19 +610,22 @@ mod tests {
 
     #[test]
     fn spans_may_be_computed_apart() {
-        let (width, heads, positions) = (24, 3, 5 * SPAN - 40);
+        let (width, heads, positions) = (24, 3, 11 * SPAN - 40);
         let queries = numbers(heads * width, 0.53);
         let isa = Isa::detect();
         for mode in [Mode::Exact, Mode::Fast] {
             let cache = filled(mode, width, positions);
             let (mut expected, mut got) = (vec![0.0; heads * width], vec![0.0; heads * width]);
             attend(isa, &cache, positions, &queries, &mut expected);
-            let mut results = vec![SpanResult::default(); 5];
-            for (run, results) in results.chunks_mut(2).enumerate().rev() {
-                attend_spans(isa, &cache, positions, &queries, 2 * run, results);
+            for together in [1, 2, 4, 8] {
+                let mut results = vec![SpanResult::default(); 11_usize.div_ceil(together)];
+                for (run, result) in results.iter_mut().enumerate().rev() {
+                    let spans = run * together..11.min((run + 1) * together);
+                    attend_spans(isa, &cache, positions, &queries, spans, result);
+                }
+                join_spans(isa, &mut results, width, &mut got);
+                assert_eq!(got, expected, "{together} spans at a time");
             }
-            join_spans(isa, &results, width, &mut got);
-            assert_eq!(got, expected);
         }
     }
 

@@ -129,7 +129,7 @@ mod stream;
 mod tile;
 mod unit;
 
-pub use attention::{SpanResult, attend, attend_spans, join_spans};
+pub use attention::{RUN, SpanResult, attend, attend_spans, join_spans};
 pub use columns::ColumnBlock;
 pub use delta::{DeltaHead, DeltaLayer, DeltaShape, delta_head};
 pub use dense::{Strided, multiply_dense};
