@@ -1,9 +1,9 @@
 //! The layers, over one piece of tokens.
 
 use q35_kernels::{
-    ColumnBlock, DeltaHead, DeltaLayer, HeadCache, Inputs, Product, RUN, Rotation, SPAN, SpanResult,
-    add_assign, attend, attend_spans, delta_head, join_spans, multiply, norm_and_rotate, rms_norm,
-    sigmoid_multiply, silu_multiply,
+    ColumnBlock, DeltaHead, DeltaLayer, HeadCache, Inputs, Product, RUN, Rotation, SPAN, SpanSum,
+    SpanWeights, add_assign, attend, delta_head, join_spans, multiply, norm_and_rotate, rms_norm,
+    settle_spans, sigmoid_multiply, silu_multiply, sum_spans, weigh_spans,
 };
 use q35_model::{Observer, Rows, Site, TextConfig};
 
@@ -27,7 +27,8 @@ pub(crate) struct Forward {
     /// Outputs of a mixer before its last projection.
     mixed: Vec<f32>,
     inputs: Inputs,
-    spans: Vec<SpanResult>,
+    span_weights: Vec<SpanWeights>,
+    span_sums: Vec<SpanSum>,
     /// Logits of some tokens.
     logits: Vec<f32>,
 }
@@ -185,7 +186,17 @@ impl Forward {
         rotations: &[Rotation],
     ) {
         let (config, isa) = (shared.config(), shared.isa);
-        let Self { normed, projected: [q, k, v, _], queries, mixed, inputs, spans, update, .. } = self;
+        let Self {
+            normed,
+            projected: [q, k, v, _],
+            queries,
+            mixed,
+            inputs,
+            update,
+            span_weights,
+            span_sums,
+            ..
+        } = self;
         project(
             shared,
             inputs,
@@ -220,17 +231,36 @@ impl Forward {
             let share = count * heads.caches / (4 * shared.pool.threads());
             let together = 1 << share.clamp(1, RUN).ilog2();
             let runs = count.div_ceil(together);
-            spans.resize(runs * heads.caches, SpanResult::default());
-            let mut work: Vec<_> = spans.iter_mut().enumerate().collect();
-            shared.pool.for_each(&mut work, |(index, result)| {
+            span_weights.resize(count * heads.caches, SpanWeights::default());
+            let mut work: Vec<_> = span_weights
+                .chunks_mut(count)
+                .enumerate()
+                .flat_map(|(head, weights)| {
+                    weights.chunks_mut(together).enumerate().map(move |run| (head, run))
+                })
+                .collect();
+            shared.pool.for_each(&mut work, |(head, (run, weights))| {
+                weigh_spans(isa, &caches[*head], position + 1, queries(*head), *run * together, weights);
+            });
+            span_weights.chunks_mut(count).for_each(settle_spans);
+            span_sums.resize(runs * heads.caches, SpanSum::new());
+            let mut work: Vec<_> = span_sums.iter_mut().enumerate().collect();
+            shared.pool.for_each(&mut work, |(index, sum)| {
                 let (head, first) = (*index / runs, *index % runs * together);
                 let spans = first..count.min(first + together);
-                attend_spans(isa, &caches[head], position + 1, queries(head), spans, result);
+                sum_spans(
+                    isa,
+                    &caches[head],
+                    position + 1,
+                    spans,
+                    &span_weights[head * count..][..count],
+                    sum,
+                );
             });
-            let outs = mixed.chunks_exact_mut(heads.shared_width()).zip(spans.chunks_exact_mut(runs));
+            let outs = mixed.chunks_exact_mut(heads.shared_width()).zip(span_sums.chunks_exact_mut(runs));
             let mut outs: Vec<_> = outs.enumerate().collect();
-            shared.pool.for_each(&mut outs, |(head, (out, spans))| {
-                join_spans(isa, spans, heads.width, out);
+            shared.pool.for_each(&mut outs, |(head, (out, sums))| {
+                join_spans(isa, sums, out);
                 heads.gate(isa, q, *head, out);
             });
         } else {

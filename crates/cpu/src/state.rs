@@ -81,7 +81,7 @@ impl State {
     fn layout(&self) -> &'static str {
         match self.mode {
             Mode::Exact => "cpu-exact-2",
-            Mode::Fast => "cpu-fast-4",
+            Mode::Fast => "cpu-fast-5",
         }
     }
 

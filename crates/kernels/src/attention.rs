@@ -1,13 +1,14 @@
 //! Softmax attention of one key/value head over its cache.
 //!
-//! Keys are taken in spans of [`SPAN`] positions counted from the start of the sequence. Each span gives a largest
-//! score, a sum and a weighted sum of values; these are joined two neighbours at a time, again and again. So an output
-//! does not depend on how tokens were cut into pieces, and in decode runs of spans may go to different threads, each of
-//! which joins its own while they are in its caches.
+//! Keys are taken in spans of [`SPAN`] positions counted from the start of the sequence. Each span gives weights, their
+//! largest score and their sum; once those of all spans are known, each gives a sum of its values. The sums are added two
+//! neighbours at a time, again and again. So an output does not depend on how tokens were cut into pieces, and in decode
+//! runs of spans may go to different threads, each of which adds up its own while they are in its caches.
 //!
 //! The exact cache keeps f32. The fast one keeps keys and values in eight bits with one scale for each position:
-//! queries and softmax weights get fifteen, so the cache's own rounding is all that is lost, and a long context costs
-//! half of the memory traffic of a half-float cache.
+//! queries and softmax weights get fifteen, so the cache's own rounding is all that is lost. The lower four bits of
+//! values lie apart from the upper ones and are read only where a weight is large enough for them to matter: a long
+//! context costs three eighths of the memory traffic of a half-float cache, or half where attention is sharp everywhere.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -17,22 +18,32 @@ use crate::halves::split;
 use crate::head_cache::{Blocks, ExactBlock, FastBlock, HeadCache, SPAN};
 use crate::simd::{Isa, Kernel, Simd};
 
-/// The most spans that [`attend_spans`] takes at a time.
+/// The most spans that [`sum_spans`] takes at a time.
 pub const RUN: usize = 8;
 
-/// What some spans give for some query heads.
+/// Of the softmax weights of some query heads, what one span has.
 #[derive(Clone, Debug, Default)]
-pub struct SpanResult {
+pub struct SpanWeights {
     /// Largest score of each head.
     largest: Vec<f32>,
     /// Sum of e^(score - largest) of each head.
     sum: Vec<f32>,
-    /// Values weighted by them [heads, width].
-    values: Vec<f32>,
+    /// What the span's largest weight is of the whole sequence's, of each head.
+    share: Vec<f32>,
+    /// e^(score - largest) [heads, SPAN], with an exact cache.
+    exact: Vec<f32>,
+    /// Codes of the same times the scale of each value [heads], with a fast one.
+    codes: Vec<Codes>,
+    /// Scale of each head's codes, and their sum.
+    scales: Vec<(f32, i32)>,
 }
+
+/// Values of some spans times their weights, added up [heads, width].
+pub type SpanSum = Vec<f32>;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static WEIGHTS: RefCell<Vec<SpanWeights>> = RefCell::default();
 }
 
 /// Work space of a thread.
@@ -44,12 +55,8 @@ struct Scratch {
     queries: Vec<Codes>,
     /// Scale of each head's query times that of attention, and sum of its codes.
     query_scales: Vec<(f32, i32)>,
-    /// Codes of the weights [heads].
-    weights: Vec<Codes>,
-    /// Scale of each head's weights, and sum of their codes.
-    weight_scales: Vec<(f32, i32)>,
     /// Of each span of a run.
-    results: [SpanResult; RUN],
+    sums: [SpanSum; RUN],
 }
 
 /// Attends from `queries` [heads, width], normed and rotated, to the first `positions` of `cache`, for query heads
@@ -59,150 +66,193 @@ struct Scratch {
 /// If the cache holds fewer positions, or the sizes do not fit.
 pub fn attend(isa: Isa, cache: &HeadCache, positions: usize, queries: &[f32], out: &mut [f32]) {
     let count = positions.div_ceil(SPAN);
-    let mut results = vec![SpanResult::default(); count.div_ceil(RUN)];
-    for (run, result) in results.iter_mut().enumerate() {
-        let spans = run * RUN..count.min((run + 1) * RUN);
-        attend_spans(isa, cache, positions, queries, spans, result);
-    }
-    join_spans(isa, &mut results, cache.width, out);
+    WEIGHTS.with_borrow_mut(|weights| {
+        weights.resize(weights.len().max(count), SpanWeights::default());
+        let weights = &mut weights[..count];
+        weigh_spans(isa, cache, positions, queries, 0, weights);
+        settle_spans(weights);
+        let mut sums = vec![SpanSum::new(); count.div_ceil(RUN)];
+        for (run, sum) in sums.iter_mut().enumerate() {
+            sum_spans(isa, cache, positions, run * RUN..count.min((run + 1) * RUN), weights, sum);
+        }
+        join_spans(isa, &mut sums, out);
+    });
 }
 
-/// Some of the `positions.div_ceil(SPAN)` spans that [`attend`] has. For the same sums as its own, as many begin the
-/// run as a multiple of its length, which is a power of two, and only the last run is shorter.
+/// First part of [`attend`]: weights of the spans from `first` on of the `positions.div_ceil(SPAN)` that there are.
 ///
 /// # Panics
-/// As [`attend`], and if there is no span or more than [`RUN`].
-pub fn attend_spans(
+/// As [`attend`].
+pub fn weigh_spans(
     isa: Isa,
     cache: &HeadCache,
     positions: usize,
     queries: &[f32],
-    spans: Range<usize>,
-    result: &mut SpanResult,
+    first: usize,
+    weights: &mut [SpanWeights],
 ) {
     assert!(queries.len().is_multiple_of(cache.width), "[heads, width] queries");
-    SCRATCH.with_borrow_mut(|scratch| isa.run(Spans { cache, positions, queries, spans, result, scratch }));
+    SCRATCH.with_borrow_mut(|scratch| {
+        isa.run(Weigh { cache, positions, queries, first, weights, scratch });
+    });
 }
 
-/// Joins the results of all runs, in order, to [`attend`]'s output. The results are used up.
+/// Second part: what the weights of each span are of the whole. `weights` are those of all spans.
+pub fn settle_spans(weights: &mut [SpanWeights]) {
+    let heads = weights.first().map_or(0, |span| span.largest.len());
+    for head in 0..heads {
+        let top = weights.iter().fold(f32::NEG_INFINITY, |top, span| top.max(span.largest[head]));
+        let mut sum = 0.0;
+        for span in &mut *weights {
+            let factor = (span.largest[head] - top).exp();
+            sum += span.sum[head] * factor;
+            span.share[head] = factor;
+        }
+        for span in &mut *weights {
+            span.share[head] /= sum;
+        }
+    }
+}
+
+/// Third part: values of a run of spans times their weights. For the same sums as [`attend`]'s own, as many begin the run
+/// as a multiple of its length, which is a power of two, and only the last run is shorter. `weights` are those of all
+/// spans.
+///
+/// # Panics
+/// As [`attend`], and if there is no span or more than [`RUN`].
+pub fn sum_spans(
+    isa: Isa,
+    cache: &HeadCache,
+    positions: usize,
+    spans: Range<usize>,
+    weights: &[SpanWeights],
+    sum: &mut SpanSum,
+) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        isa.run(Sum { cache, positions, spans, weights, sum, sums: &mut scratch.sums });
+    });
+}
+
+/// Last part: adds up the sums of all runs, in order, to [`attend`]'s output. The sums are used up.
 ///
 /// # Panics
 /// If there is none, or `out` has another size.
-pub fn join_spans(isa: Isa, results: &mut [SpanResult], width: usize, out: &mut [f32]) {
-    assert_eq!(out.len(), results[0].values.len(), "[heads, width] outputs");
-    isa.run(Join { results, width, out });
+pub fn join_spans(isa: Isa, sums: &mut [SpanSum], out: &mut [f32]) {
+    isa.run(Join(sums));
+    out.copy_from_slice(&sums[0]);
 }
 
-struct Join<'a> {
-    results: &'a mut [SpanResult],
-    width: usize,
-    out: &'a mut [f32],
-}
+struct Join<'a>(&'a mut [SpanSum]);
 
 impl Kernel for Join<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { results, width, out } = self;
-        join_neighbours(simd, results, width);
-        let SpanResult { sum, values, .. } = &results[0];
-        for ((out, values), sum) in out.chunks_exact_mut(width).zip(values.chunks_exact(width)).zip(sum) {
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = value / sum;
-            }
-        }
+        add_neighbours(simd, self.0);
     }
 }
 
-/// Joins `results` to the first of them: every second one to the one before it, then every fourth to the second before
+/// Adds up `sums` in the first of them: every second one to the one before it, then every fourth to the second before
 /// it, and so on. A run of a power of two by itself gives what it gives among others.
 #[inline(always)]
-fn join_neighbours<S: Simd>(simd: S, results: &mut [SpanResult], width: usize) {
+fn add_neighbours<S: Simd>(simd: S, sums: &mut [SpanSum]) {
     let mut apart = 1;
-    while apart < results.len() {
-        for pair in results.chunks_mut(2 * apart) {
+    while apart < sums.len() {
+        for pair in sums.chunks_mut(2 * apart) {
             if let Some((left, [right, ..])) = pair.split_at_mut_checked(apart) {
-                join_pair(simd, &mut left[0], right, width);
+                for (to, from) in left[0].chunks_mut(16).zip(right.chunks(16)) {
+                    store_part(simd, simd.add(load_part(simd, to), load_part(simd, from)), to);
+                }
             }
         }
         apart *= 2;
     }
 }
 
-/// Adds `right` to `left`, both brought to the larger of their largest scores.
-#[inline(always)]
-fn join_pair<S: Simd>(simd: S, left: &mut SpanResult, right: &SpanResult, width: usize) {
-    let values = left.values.chunks_exact_mut(width).zip(right.values.chunks_exact(width));
-    for (head, (to, from)) in values.enumerate() {
-        let (own, other) = (left.largest[head], right.largest[head]);
-        let top = own.max(other);
-        let (own, other) = ((own - top).exp(), (other - top).exp());
-        left.largest[head] = top;
-        left.sum[head] = left.sum[head] * own + right.sum[head] * other;
-        let (own, other) = (simd.splat(own), simd.splat(other));
-        for (to, from) in to.chunks_mut(16).zip(from.chunks(16)) {
-            let scaled = simd.mul(load_part(simd, to), own);
-            store_part(simd, simd.fma(load_part(simd, from), other, scaled), to);
-        }
-    }
-}
-
-struct Spans<'a> {
+struct Weigh<'a> {
     cache: &'a HeadCache,
     positions: usize,
     queries: &'a [f32],
-    spans: Range<usize>,
-    result: &'a mut SpanResult,
+    first: usize,
+    weights: &'a mut [SpanWeights],
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Spans<'_> {
+impl Kernel for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { cache, positions, queries, spans, result: joined, scratch } = self;
+        let Self { cache, positions, queries, first, weights, scratch } = self;
         let width = cache.width;
-        let heads = queries.len() / width;
-        scratch.scores.resize(heads * SPAN, 0.0);
+        scratch.scores.resize(queries.len() / width * SPAN, 0.0);
         if let Blocks::Fast(_) = cache.blocks {
             prepare_queries(simd, queries, width, scratch);
         }
-        let mut all = std::mem::take(&mut scratch.results);
-        let results = &mut all[..spans.len()];
-        for (span, result) in spans.zip(&mut *results) {
+        for (span, weights) in weights.iter_mut().enumerate() {
+            let span = first + span;
             let count = (positions - span * SPAN).min(SPAN);
             match &cache.blocks {
                 Blocks::Exact(all) => {
                     exact_scores(simd, &all[span], width, count, queries, &mut scratch.scores);
-                }
-                Blocks::Fast(all) => fast_scores(simd, &all[span], width, count, scratch),
-            }
-            soften(simd, count, &mut scratch.scores, result);
-            result.values.resize(heads * width, 0.0);
-            match &cache.blocks {
-                Blocks::Exact(all) => {
-                    exact_values(simd, &all[span], width, count, &scratch.scores, &mut result.values);
+                    soften(simd, count, &mut scratch.scores, weights);
+                    weights.exact.clone_from(&scratch.scores);
                 }
                 Blocks::Fast(all) => {
-                    let (block, next) = (&all[span], all.get(span + 1));
-                    fast_values(simd, block, next, width, count, scratch, &mut result.values);
+                    let block = &all[span];
+                    let next =
+                        if (span + 1) * SPAN < positions { &all[span + 1].keys } else { &block.upper_values };
+                    fast_scores(simd, block, next, width, count, scratch);
+                    soften(simd, count, &mut scratch.scores, weights);
+                    prepare_weights(simd, block, count, &mut scratch.scores, weights);
                 }
             }
         }
-        join_neighbours(simd, results, width);
-        std::mem::swap(joined, &mut results[0]);
-        scratch.results = all;
+    }
+}
+
+struct Sum<'a> {
+    cache: &'a HeadCache,
+    positions: usize,
+    spans: Range<usize>,
+    weights: &'a [SpanWeights],
+    sum: &'a mut SpanSum,
+    sums: &'a mut [SpanSum; RUN],
+}
+
+impl Kernel for Sum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { cache, positions, spans, weights, sum: joined, sums } = self;
+        let width = cache.width;
+        let sums = &mut sums[..spans.len()];
+        for (span, sum) in spans.zip(&mut *sums) {
+            let count = (positions - span * SPAN).min(SPAN);
+            let own = &weights[span];
+            sum.resize(own.share.len() * width, 0.0);
+            match &cache.blocks {
+                Blocks::Exact(all) => exact_values(simd, &all[span], width, count, own, sum),
+                Blocks::Fast(all) => {
+                    let next = weights.get(span + 1).map(|weights| (&all[span + 1], weights));
+                    fast_values(simd, (&all[span], own), next, width, count, sum);
+                }
+            }
+        }
+        add_neighbours(simd, sums);
+        std::mem::swap(joined, &mut sums[0]);
     }
 }
 
 /// Turns the first `count` scores of each head [heads, SPAN] into e^(score - largest), and the rest of the last vector
 /// of them into zeros.
 #[inline(always)]
-fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], result: &mut SpanResult) {
-    result.largest.clear();
-    result.sum.clear();
+fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], weights: &mut SpanWeights) {
+    weights.largest.clear();
+    weights.sum.clear();
+    weights.share.resize(scores.len() / SPAN, 0.0);
     for scores in scores.chunks_exact_mut(SPAN) {
         let top = largest(simd, &scores[..count]);
         let splat = simd.splat(top);
@@ -215,8 +265,8 @@ fn soften<S: Simd>(simd: S, count: usize, scores: &mut [f32], result: &mut SpanR
         for vector in scores[..used].as_chunks::<16>().0 {
             sum = simd.add(sum, simd.load(vector));
         }
-        result.largest.push(top);
-        result.sum.push(simd.sum(sum));
+        weights.largest.push(top);
+        weights.sum.push(simd.sum(sum));
     }
 }
 
@@ -253,20 +303,22 @@ fn exact_values<S: Simd>(
     block: &ExactBlock,
     width: usize,
     count: usize,
-    weights: &[f32],
+    weights: &SpanWeights,
     out: &mut [f32],
 ) {
-    for (weights, out) in weights.chunks_exact(SPAN).zip(out.chunks_exact_mut(width)) {
-        weighted_rows(simd, block.values.chunks_exact(width), &weights[..count], out);
+    let heads = weights.exact.chunks_exact(SPAN).zip(&weights.share);
+    for ((weights, &share), out) in heads.zip(out.chunks_exact_mut(width)) {
+        weighted_rows(simd, block.values.chunks_exact(width), &weights[..count], share, out);
     }
 }
 
-/// The sum of `rows`, each as long as `out`, times their weights.
+/// The sum of `rows`, each as long as `out`, times their weights, times `share`.
 #[inline(always)]
 fn weighted_rows<'a, S: Simd>(
     simd: S,
     rows: impl Iterator<Item = &'a [f32]> + Clone,
     weights: &[f32],
+    share: f32,
     out: &mut [f32],
 ) {
     for (column, out) in out.chunks_mut(64).enumerate() {
@@ -279,7 +331,7 @@ fn weighted_rows<'a, S: Simd>(
             }
         }
         for (sum, out) in sums.into_iter().zip(out.chunks_mut(16)) {
-            store_part(simd, sum, out);
+            store_part(simd, simd.mul(sum, simd.splat(share)), out);
         }
     }
 }
@@ -345,7 +397,14 @@ fn heads_together<S: Simd>(left: usize) -> usize {
 }
 
 #[inline(always)]
-fn fast_scores<S: Simd>(simd: S, block: &FastBlock, width: usize, count: usize, scratch: &mut Scratch) {
+fn fast_scores<S: Simd>(
+    simd: S,
+    block: &FastBlock,
+    next: &[u8],
+    width: usize,
+    count: usize,
+    scratch: &mut Scratch,
+) {
     let Scratch { scores, queries, query_scales, .. } = scratch;
     let (mut head, heads) = (0, query_scales.len());
     while head < heads {
@@ -353,9 +412,9 @@ fn fast_scores<S: Simd>(simd: S, block: &FastBlock, width: usize, count: usize, 
         let out = &mut scores[head * SPAN..];
         let together = heads_together::<S>(heads - head);
         match together {
-            4 => scores_of::<S, 4>(simd, block, width, count, queries, out),
-            2 => scores_of::<S, 2>(simd, block, width, count, queries, out),
-            _ => scores_of::<S, 1>(simd, block, width, count, queries, out),
+            4 => scores_of::<S, 4>(simd, block, next, width, count, queries, out),
+            2 => scores_of::<S, 2>(simd, block, next, width, count, queries, out),
+            _ => scores_of::<S, 1>(simd, block, next, width, count, queries, out),
         }
         head += together;
     }
@@ -372,10 +431,13 @@ struct Queries<'a> {
 }
 
 /// Scores of the first `HEADS` queries with `count` positions, rounded up to pairs of vectors, to `out` [HEADS, SPAN].
+/// `next` is needed after the block's keys.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn scores_of<S: Simd, const HEADS: usize>(
     simd: S,
     block: &FastBlock,
+    next: &[u8],
     width: usize,
     count: usize,
     queries: Queries<'_>,
@@ -384,14 +446,14 @@ fn scores_of<S: Simd, const HEADS: usize>(
     let fours = width.div_ceil(4);
     for pair in 0..count.div_ceil(32) {
         let (keys, rest) = block.keys[64 * 2 * fours * pair..].split_at(64 * 2 * fours);
-        let (next, stride) = if rest.is_empty() { (&block.values[..], FOURS) } else { (rest, fours) };
+        let next = if rest.is_empty() { next } else { rest };
         let mut sums = no_sums::<S, HEADS>(simd);
         for from in (0..fours).step_by(FOURS) {
             let count = FOURS.min(fours - from);
             let keys = both(keys, fours, from).map(|keys| &keys.as_chunks().0[..count]);
             let codes = &queries.codes[from * 4 / SPAN * queries.heads..];
             let codes = codes.first_chunk().expect("codes for each head");
-            sums = pair_sums(simd, keys, codes, both(next, stride, from), sums);
+            sums = pair_sums(simd, keys, codes, both(next, fours, from), sums);
         }
         for (head, (sums, &(scale, code_sum))) in sums.into_iter().zip(queries.scales).enumerate() {
             for (side, sum) in sums.into_iter().enumerate() {
@@ -453,72 +515,175 @@ fn both(codes: &[u8], stride: usize, from: usize) -> [&[u8]; 2] {
     [codes.get(64 * from..), codes.get(64 * (stride + from)..)].map(Option::unwrap_or_default)
 }
 
+/// Codes of the weights `scores` [heads, SPAN], each times the scale of its value.
 #[inline(always)]
-fn fast_values<S: Simd>(
+fn prepare_weights<S: Simd>(
     simd: S,
     block: &FastBlock,
-    next: Option<&FastBlock>,
-    width: usize,
     count: usize,
-    scratch: &mut Scratch,
-    out: &mut [f32],
+    scores: &mut [f32],
+    weights: &mut SpanWeights,
 ) {
-    let Scratch { scores, weights, weight_scales, .. } = scratch;
-    weights.resize(scores.len() / SPAN, NO_CODES);
-    weight_scales.clear();
-    for (scores, weights) in scores.chunks_exact_mut(SPAN).zip(&mut *weights) {
+    weights.codes.resize(scores.len() / SPAN, NO_CODES);
+    weights.scales.clear();
+    for (scores, codes) in scores.chunks_exact_mut(SPAN).zip(&mut weights.codes) {
         let scores = &mut scores[..count.next_multiple_of(16)];
-        // Each position's own scale goes into its weight.
         for (score, scale) in scores.iter_mut().zip(&block.value_scales) {
             *score *= scale;
         }
         let (scale, inverse) = steps_of(largest(simd, scores));
-        weight_scales.push((scale, fill(simd, scores, inverse, weights)));
-    }
-    let (mut weights, mut scales, mut out) = (&weights[..], &weight_scales[..], out);
-    while !scales.is_empty() {
-        let heads = heads_together::<S>(scales.len());
-        let (own, rest) = out.split_at_mut(heads * width);
-        match heads {
-            4 => values_of::<S, 4>(simd, block, next, width, count, weights, scales, own),
-            2 => values_of::<S, 2>(simd, block, next, width, count, weights, scales, own),
-            _ => values_of::<S, 1>(simd, block, next, width, count, weights, scales, own),
-        }
-        (weights, scales, out) = (&weights[heads..], &scales[heads..], rest);
+        weights.scales.push((scale, fill(simd, scores, inverse, codes)));
     }
 }
 
-/// Weighted sums of `count` values for `HEADS` query heads: `weights` and `scales` [HEADS], `out` [HEADS, width]. `next` is
-/// the block after this one, whose keys are needed soon.
+impl SpanWeights {
+    /// Whether a position counts for so much that its value is needed in all eight bits. Where none does, those of the
+    /// upper four bits are off by up to half of their steps, sixteen times as much as eight bits are; but with weights
+    /// p of at most 1 / 256 the root mean square of their sum's error is sqrt(sum p^2) <= 1 / 16 of one value's, and so no
+    /// more than what eight bits lose where one position has all the weight.
+    fn needs_whole_values(&self) -> bool {
+        self.share.iter().any(|&share| share > 1.0 / 256.0)
+    }
+}
+
+/// Weighted sums of a span's `count` values for all heads, to `out` [heads, width]; `next` comes after it.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn values_of<S: Simd, const HEADS: usize>(
+fn fast_values<S: Simd>(
     simd: S,
-    block: &FastBlock,
-    next: Option<&FastBlock>,
+    (block, weights): (&FastBlock, &SpanWeights),
+    next: Option<(&FastBlock, &SpanWeights)>,
     width: usize,
     count: usize,
-    weights: &[Codes],
-    scales: &[(f32, i32)],
     out: &mut [f32],
 ) {
-    let weights = weights.first_chunk::<HEADS>().expect("weights for each head");
-    for pair in 0..width.div_ceil(32) {
-        let (values, rest) = block.values[64 * 2 * FOURS * pair..].split_at(64 * 2 * FOURS);
-        let values = both(values, FOURS, 0).map(|values| &values.as_chunks().0[..count.div_ceil(4)]);
-        let ahead = match next {
-            Some(next) if rest.is_empty() => both(&next.keys, width.div_ceil(4), 0),
-            _ => both(rest, FOURS, 0),
+    let values = Values::new(block, weights);
+    let next = next.map(|(block, weights)| Values::new(block, weights));
+    if values.lower.is_empty() {
+        values_of_heads::<S, false>(simd, values, next, width, count, weights, out);
+    } else {
+        values_of_heads::<S, true>(simd, values, next, width, count, weights, out);
+    }
+}
+
+/// Values of a span, as [`FastBlock`] has them.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    upper: &'a [u8],
+    /// Empty where the upper bits are enough.
+    lower: &'a [u8],
+}
+
+impl<'a> Values<'a> {
+    fn new(block: &'a FastBlock, weights: &SpanWeights) -> Self {
+        let lower = if weights.needs_whole_values() { &block.lower_values[..] } else { &[] };
+        Self { upper: &block.upper_values, lower }
+    }
+}
+
+#[inline(always)]
+fn values_of_heads<S: Simd, const WHOLE: bool>(
+    simd: S,
+    values: Values<'_>,
+    next: Option<Values<'_>>,
+    width: usize,
+    count: usize,
+    weights: &SpanWeights,
+    out: &mut [f32],
+) {
+    let (mut head, all) = (0, weights.share.len());
+    while head < all {
+        let heads = heads_together::<S>(all - head);
+        let out = &mut out[head * width..][..heads * width];
+        match heads {
+            4 => values_of::<S, 4, WHOLE>(simd, values, next, width, count, weights, head, out),
+            2 => values_of::<S, 2, WHOLE>(simd, values, next, width, count, weights, head, out),
+            _ => values_of::<S, 1, WHOLE>(simd, values, next, width, count, weights, head, out),
+        }
+        head += heads;
+    }
+}
+
+/// How many runs of lines before their use values are asked for: as many lines as of keys.
+const PAIRS_AHEAD: usize = 2;
+
+/// Weighted sums of `count` values for `HEADS` query heads from `head` on, to `out` [HEADS, width]. `next` are needed after
+/// them.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn values_of<S: Simd, const HEADS: usize, const WHOLE: bool>(
+    simd: S,
+    values: Values<'_>,
+    next: Option<Values<'_>>,
+    width: usize,
+    count: usize,
+    weights: &SpanWeights,
+    head: usize,
+    out: &mut [f32],
+) {
+    let codes = weights.codes[head..].first_chunk::<HEADS>().expect("weights for each head");
+    let pairs = width.div_ceil(32);
+    for pair in 0..pairs {
+        let (ahead, at) = match next {
+            Some(next) if pair + PAIRS_AHEAD >= pairs => (next, (pair + PAIRS_AHEAD - pairs).min(pairs - 1)),
+            _ => (values, pair + PAIRS_AHEAD),
         };
-        let sums = pair_sums(simd, values, weights, ahead, no_sums::<S, HEADS>(simd));
-        let out = out.chunks_exact_mut(width);
-        for ((sums, &(scale, code_sum)), out) in sums.into_iter().zip(scales).zip(out) {
+        let ahead =
+            [ahead.upper, ahead.lower].map(|values| values.get(64 * FOURS * at..).unwrap_or_default());
+        let upper = &values.upper.as_chunks::<64>().0[FOURS * pair..][..count.div_ceil(4)];
+        let lower =
+            if WHOLE { &values.lower.as_chunks::<64>().0[FOURS * pair..][..upper.len()] } else { upper };
+        let sums = nibble_sums::<S, HEADS, WHOLE>(simd, upper, lower, codes, ahead);
+        let of_heads = weights.scales[head..].iter().zip(&weights.share[head..]);
+        for ((sums, (&(scale, code_sum), share)), out) in
+            sums.into_iter().zip(of_heads).zip(out.chunks_exact_mut(width))
+        {
+            // In the middle of the sixteen codes that a value's upper bits may stand for.
+            let middle = simd.splat(if WHOLE { 0.0 } else { 7.5 * code_sum as f32 });
             for (sum, out) in sums.into_iter().zip(out[32 * pair..].chunks_mut(16)) {
-                let sum = simd.float(without_offset(simd, sum, code_sum));
-                store_part(simd, simd.mul(sum, simd.splat(scale)), out);
+                let sum = simd.add(simd.float(without_offset(simd, sum, code_sum)), middle);
+                store_part(simd, simd.mul(sum, simd.splat(scale * share)), out);
             }
         }
     }
+}
+
+/// Sums of products of two vectors of codes a line with the factors of `HEADS` query heads. `lower` is used where the
+/// codes are wanted `WHOLE`; else their lower bits are zeros. As many lines of each part of `ahead` that there is are
+/// asked for.
+#[inline(always)]
+fn nibble_sums<S: Simd, const HEADS: usize, const WHOLE: bool>(
+    simd: S,
+    upper: &[[u8; 64]],
+    lower: &[[u8; 64]],
+    factors: &[Codes; HEADS],
+    ahead: [&[u8]; 2],
+) -> [[S::Sum; 2]; HEADS] {
+    let mut sums = no_sums::<S, HEADS>(simd);
+    let count = upper.len();
+    assert!(lower.len() == count && count <= FOURS, "runs of {count} vectors");
+    let high_bits = simd.int_splat(0xf0f0_f0f0_u32 as i32);
+    for four in 0..count {
+        simd.prefetch(ahead[0], 64 * four);
+        if !ahead[1].is_empty() {
+            simd.prefetch(ahead[1], 64 * four);
+        }
+        let both = simd.load_bytes(&upper[four]);
+        let mut a = simd.int_shl::<4>(simd.words(simd.low_nibbles(both)));
+        let mut b = simd.int_and(simd.words(both), high_bits);
+        if WHOLE {
+            let both = simd.load_bytes(&lower[four]);
+            a = simd.int_add(a, simd.words(simd.low_nibbles(both)));
+            b = simd.int_add(b, simd.words(simd.high_nibbles(both)));
+        }
+        let (a, b) = (simd.bytes(a), simd.bytes(b));
+        for (sums, factors) in sums.iter_mut().zip(factors) {
+            let [first, second] = factors;
+            let factor = simd.repeat_arranged(first[four], second[four]);
+            sums[0] = simd.add_products(sums[0], a, factor);
+            sums[1] = simd.add_products(sums[1], b, factor);
+        }
+    }
+    sums
 }
 
 /// The sum of all lanes.
@@ -589,10 +754,41 @@ mod tests {
     }
 
     #[test]
+    fn values_lose_no_more_than_eight_bits_of_one() {
+        let (width, most) = (96, 3000);
+        let scattered =
+            |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        let rows: Vec<f32> = (0..2 * most * width).map(scattered).collect();
+        let (keys, values) = rows.split_at(most * width);
+        for positions in [1, 200, 300, 1000, most] {
+            let caches = [Mode::Exact, Mode::Fast].map(|mode| {
+                let mut cache = HeadCache::new(mode, width);
+                cache.reserve(positions, &mut Pages::default());
+                let rows = keys.chunks(width).zip(values.chunks(width)).take(positions).enumerate();
+                rows.for_each(|(position, (key, value))| cache.write(position, key, value));
+                cache
+            });
+            // All positions weigh the same, or one nearly everything.
+            let sharp = keys[positions / 2 * width..][..width].iter().map(|x| 12.0 * x).collect();
+            for (name, queries) in [("even", vec![0.0; width]), ("sharp", sharp)] {
+                let [expected, got] = caches.each_ref().map(|cache| {
+                    let mut out = vec![0.0; width];
+                    attend(Isa::detect(), cache, positions, &queries, &mut out);
+                    out
+                });
+                let square: f32 = got.iter().zip(&expected).map(|(a, b)| (a - b) * (a - b)).sum();
+                let (error, eight_bits) = ((square / width as f32).sqrt(), 1.0 / 127.0 / 12.0f32.sqrt());
+                assert!(error < 1.2 * eight_bits, "{error}: {positions} positions, {name}");
+            }
+        }
+    }
+
+    #[test]
     fn later_positions_and_instruction_sets_change_no_bit() {
         let (width, heads) = (48, 3);
-        let queries = numbers(heads * width, 0.53);
-        for mode in [Mode::Exact, Mode::Fast] {
+        // With the smaller queries all positions of the longest weigh little.
+        for (mode, size) in [(Mode::Exact, 1.0), (Mode::Fast, 1.0), (Mode::Fast, 0.01)] {
+            let queries: Vec<f32> = numbers(heads * width, 0.53).iter().map(|x| size * x).collect();
             for positions in [1, 63, 64, 100, 300] {
                 let run = |isa, cache: &HeadCache| {
                     let mut out = vec![0.0; heads * width];
@@ -617,13 +813,18 @@ mod tests {
             let cache = filled(mode, width, positions);
             let (mut expected, mut got) = (vec![0.0; heads * width], vec![0.0; heads * width]);
             attend(isa, &cache, positions, &queries, &mut expected);
+            let mut weights = vec![SpanWeights::default(); 11];
+            for (run, weights) in weights.chunks_mut(3).enumerate().rev() {
+                weigh_spans(isa, &cache, positions, &queries, 3 * run, weights);
+            }
+            settle_spans(&mut weights);
             for together in [1, 2, 4, 8] {
-                let mut results = vec![SpanResult::default(); 11_usize.div_ceil(together)];
-                for (run, result) in results.iter_mut().enumerate().rev() {
+                let mut sums = vec![SpanSum::new(); 11_usize.div_ceil(together)];
+                for (run, sum) in sums.iter_mut().enumerate().rev() {
                     let spans = run * together..11.min((run + 1) * together);
-                    attend_spans(isa, &cache, positions, &queries, spans, result);
+                    sum_spans(isa, &cache, positions, spans, &weights, sum);
                 }
-                join_spans(isa, &mut results, width, &mut got);
+                join_spans(isa, &mut sums, &mut got);
                 assert_eq!(got, expected, "{together} spans at a time");
             }
         }

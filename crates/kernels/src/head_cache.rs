@@ -35,17 +35,82 @@ pub(crate) struct ExactBlock {
 pub(crate) struct FastBlock {
     /// [SPAN / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
     pub keys: Part<u8>,
-    /// [width rounded up to 32, in sixteens][SPAN / 4][16][4]: four positions of sixteen columns in a vector, 128 added.
-    pub values: Part<u8>,
+    /// Bits 4 to 8 of codes to which 128 was added, [width rounded up to 32, in 32s][SPAN / 4][16][4]: four positions of
+    /// sixteen columns in the low nibbles of a vector, and of the sixteen columns after them in the high ones.
+    pub upper_values: Part<u8>,
+    /// Bits 0 to 4, as the others.
+    pub lower_values: Part<u8>,
     pub key_scales: [f32; SPAN],
     pub value_scales: [f32; SPAN],
 }
 
-/// Codes of zeros, 128 added.
-fn zero_codes(pages: &mut Pages, count: usize) -> Part<u8> {
-    let mut codes = pages.take(count);
-    codes.fill(128);
-    codes
+/// Bits 4 to 8 of two codes of zero, 128 added; bits 0 to 4 are zeros.
+const ZERO_NIBBLES: u8 = 0x88;
+
+impl FastBlock {
+    fn new(width: usize, pages: &mut Pages) -> Self {
+        let nibbles = SPAN * width.next_multiple_of(32) / 2;
+        let mut block = Self {
+            keys: pages.take(SPAN * width.next_multiple_of(4)),
+            upper_values: pages.take(nibbles),
+            lower_values: pages.take(nibbles),
+            key_scales: [0.0; SPAN],
+            value_scales: [0.0; SPAN],
+        };
+        block.clear();
+        block
+    }
+
+    fn clear(&mut self) {
+        self.keys.fill(128);
+        self.upper_values.fill(ZERO_NIBBLES);
+        self.lower_values.fill(0);
+        self.key_scales.fill(0.0);
+        self.value_scales.fill(0.0);
+    }
+
+    fn write(&mut self, at: usize, key: &[f32], value: &[f32]) {
+        let code = |x: f32| x.round_ties_even() as i8 as u8 ^ 128;
+        let (scale, inverse) = scales_of(key);
+        self.key_scales[at] = scale;
+        for (column, x) in key.iter().enumerate() {
+            let place = (at / 16 * key.len().div_ceil(4) + column / 4) * 64 + at % 16 * 4 + column % 4;
+            self.keys[place] = code(x * inverse);
+        }
+        let (scale, inverse) = scales_of(value);
+        self.value_scales[at] = scale;
+        for (column, x) in value.iter().enumerate() {
+            let place = column / 32 * 16 * SPAN + at / 4 * 64 + column % 16 * 4 + at % 4;
+            let (code, shift) = (code(x * inverse), column % 32 / 16 * 4);
+            for (byte, nibble) in
+                [(&mut self.upper_values[place], code >> 4), (&mut self.lower_values[place], code & 15)]
+            {
+                *byte = *byte & !(15 << shift) | nibble << shift;
+            }
+        }
+    }
+
+    /// What is saved, in order.
+    fn parts(&self) -> [&[u8]; 5] {
+        let [key_scales, value_scales] = [&self.key_scales, &self.value_scales];
+        [
+            &self.keys,
+            &self.upper_values,
+            &self.lower_values,
+            bytemuck::cast_slice(key_scales),
+            bytemuck::cast_slice(value_scales),
+        ]
+    }
+
+    fn parts_mut(&mut self) -> [&mut [u8]; 5] {
+        [
+            &mut self.keys,
+            &mut self.upper_values,
+            &mut self.lower_values,
+            bytemuck::cast_slice_mut(&mut self.key_scales),
+            bytemuck::cast_slice_mut(&mut self.value_scales),
+        ]
+    }
 }
 
 impl HeadCache {
@@ -87,12 +152,7 @@ impl HeadCache {
             }
             Blocks::Fast(blocks) => {
                 while blocks.len() < count {
-                    blocks.push(FastBlock {
-                        keys: zero_codes(pages, SPAN * width.next_multiple_of(4)),
-                        values: zero_codes(pages, SPAN * width.next_multiple_of(32)),
-                        key_scales: [0.0; SPAN],
-                        value_scales: [0.0; SPAN],
-                    });
+                    blocks.push(FastBlock::new(width, pages));
                 }
             }
         }
@@ -111,14 +171,7 @@ impl HeadCache {
                     block.values.fill(0.0);
                 }
             }
-            Blocks::Fast(blocks) => {
-                for block in blocks.iter_mut().skip(block) {
-                    block.keys.fill(128);
-                    block.values.fill(128);
-                    block.key_scales.fill(0.0);
-                    block.value_scales.fill(0.0);
-                }
-            }
+            Blocks::Fast(blocks) => blocks.iter_mut().skip(block).for_each(FastBlock::clear),
         }
     }
 
@@ -135,21 +188,7 @@ impl HeadCache {
                 blocks[block].keys[at * width..][..width].copy_from_slice(key);
                 blocks[block].values[at * width..][..width].copy_from_slice(value);
             }
-            Blocks::Fast(blocks) => {
-                let block = &mut blocks[block];
-                let (scale, inverse) = scales_of(key);
-                block.key_scales[at] = scale;
-                for (column, x) in key.iter().enumerate() {
-                    let place = (at / 16 * width.div_ceil(4) + column / 4) * 64 + at % 16 * 4 + column % 4;
-                    block.keys[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
-                }
-                let (scale, inverse) = scales_of(value);
-                block.value_scales[at] = scale;
-                for (column, x) in value.iter().enumerate() {
-                    let place = column / 16 * 16 * SPAN + at / 4 * 64 + column % 16 * 4 + at % 4;
-                    block.values[place] = (x * inverse).round_ties_even() as i8 as u8 ^ 128;
-                }
-            }
+            Blocks::Fast(blocks) => blocks[block].write(at, key, value),
         }
     }
 
@@ -165,10 +204,7 @@ impl HeadCache {
             }
             Blocks::Fast(blocks) => {
                 for block in &blocks[..count] {
-                    out.extend_from_slice(&block.keys);
-                    out.extend_from_slice(&block.values);
-                    out.extend(bytemuck::cast_slice(&block.key_scales));
-                    out.extend(bytemuck::cast_slice(&block.value_scales));
+                    block.parts().into_iter().for_each(|part| out.extend_from_slice(part));
                 }
             }
         }
@@ -198,13 +234,10 @@ impl HeadCache {
             }
             Blocks::Fast(blocks) => {
                 for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
-                    let (keys, saved) = saved.split_at(block.keys.len());
-                    let (values, saved) = saved.split_at(block.values.len());
-                    let (key_scales, value_scales) = saved.split_at(4 * SPAN);
-                    block.keys.copy_from_slice(keys);
-                    block.values.copy_from_slice(values);
-                    bytemuck::cast_slice_mut(&mut block.key_scales).copy_from_slice(key_scales);
-                    bytemuck::cast_slice_mut(&mut block.value_scales).copy_from_slice(value_scales);
+                    let mut saved = saved;
+                    for part in block.parts_mut() {
+                        part.copy_from_slice(saved.split_off(..part.len()).expect("bytes of a whole block"));
+                    }
                 }
             }
         }
