@@ -101,11 +101,11 @@
 //!   asked for, or with those of one of its two runs, decode at 8,192 tokens has 0.80 and 0.82 of its speed at 128 with
 //!   one thread, where with both it had 0.865 in the same minutes.
 //! - Values in two halves of four bits, the lower ones read only in spans where a position has more than 1 / 256 of all
-//!   weight (`attention.rs` says why that is enough), and weights of all spans before the first value, so that this is
+//!   weight (`attention/fast.rs` says why that is enough), and weights of all spans before the first value, so that this is
 //!   known: attention at 8,192 tokens takes 0.7 to 0.8 of its time on Emerald Rapids, and decode has 0.90 to 0.91 of its
 //!   speed at 128 instead of 0.88 to 0.89. Mean KL to the exact mode over 4,096 tokens of prose on q35-nano 2.64e-4
-//!   instead of 2.61e-4 (INT8 2.22e-4 both), 1,536 random tokens at 0.8B 1.35e-4 both. Keys do not bear it: half a step
-//!   of four bits moves a score by a tenth and more.
+//!   instead of 2.61e-4 (INT8 2.22e-4 both), 1,536 random tokens at 0.8B 1.35e-4 both. Keys were not
+//!   tried: by calculation four bits move a score by a tenth and more.
 //! - Sums of spans added up by the thread that has them in its caches: joining takes 7 us of a layer at 8,192 tokens
 //!   instead of 20 to 25. Values asked for 4, 16 or 24 KB ahead instead of 8, keys 16 or 24 KB: nothing, or slower.
 //! - Neighbouring items of a parallel region for each thread instead of the next one for whoever is free: nothing.
