@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use q35_mil::{DType, Package, check, inspect, proto};
+use q35_format_mil::{DType, Package, check, inspect, proto};
 use q35_mil_eval::{Function, Precision, Program, Tensor};
 
 const MANIFEST: &str = r#"{
@@ -68,7 +68,7 @@ fn zeros(function: &Function) -> BTreeMap<String, Tensor> {
 /// Whether running it is a matter of moments: few elements, and no loop.
 fn is_small(program: &proto::Program) -> bool {
     let count = |value: &proto::NamedValueType| {
-        let ty = value.r#type.as_ref().and_then(|ty| q35_mil::Type::try_from(ty).ok());
+        let ty = value.r#type.as_ref().and_then(|ty| q35_format_mil::Type::try_from(ty).ok());
         ty.map_or(0, |ty| ty.inner().count())
     };
     let mut left = ELEMENTS;

@@ -30,9 +30,9 @@ converted() {
     local name=$1 bits=$2 group_size=$3
     shift 3
     cargo run --quiet -p q35-testkit --example write_checkpoint -- "$work/mlx-$name" "$@"
-    "$python" scripts/goldens/mlx_conversion.py "$work/mlx-$name" "crates/mlx/tests/golden/$name.json" "$bits" "$group_size"
+    "$python" scripts/goldens/mlx_conversion.py "$work/mlx-$name" "crates/format-mlx/tests/golden/$name.json" "$bits" "$group_size"
 }
-mkdir -p crates/mlx/tests/golden
+mkdir -p crates/format-mlx/tests/golden
 converted tiny-4-64 4 64
 converted more-value-heads-untied-3-128 3 128 more-value-heads untied sharded
 converted f16-8-32 8 32 f16

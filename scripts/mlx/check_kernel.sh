@@ -5,5 +5,5 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"${CXX:-c++}" -std=c++20 -O1 -pthread -I"$here/../../crates/mlx-backend/src" "$here/kernel_on_cpu.cpp" -o "$work/kernel"
+"${CXX:-c++}" -std=c++20 -O1 -pthread -I"$here/../../crates/backend-mlx/src" "$here/kernel_on_cpu.cpp" -o "$work/kernel"
 "$work/kernel"

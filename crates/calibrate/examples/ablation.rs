@@ -14,9 +14,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
+use q35_architecture::tensor_table;
 use q35_calibrate::{Job, Settings, Stage, calibrate, mean_divergence};
 use q35_checkpoint::Checkpoint;
-use q35_model::tensor_table;
 use q35_text::Tokenizer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use q35_model::WeightError;
+use q35_inference::WeightError;
 
 /// Why a calibration could not be done.
 #[derive(Debug, thiserror::Error)]

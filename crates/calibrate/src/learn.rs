@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use q35_model::Role;
+use q35_architecture::Role;
 use q35_quant::FloatType;
 use rayon::prelude::*;
 

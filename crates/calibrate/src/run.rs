@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
-use q35_model::{Role, TextConfig, Weights, tensor_table};
+use q35_architecture::{Role, TextConfig, tensor_table};
+use q35_inference::Weights;
 use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
 use q35_reference::{Rotation, Tap, no_taps};

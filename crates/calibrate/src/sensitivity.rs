@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use q35_model::TensorSpec;
+use q35_architecture::TensorSpec;
 use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
 use rayon::prelude::*;

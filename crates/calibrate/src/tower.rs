@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, Var};
-use q35_model::{TensorSpec, TextConfig, Weights, tensor_table};
+use q35_architecture::{TensorSpec, TextConfig, tensor_table};
+use q35_inference::Weights;
 use q35_quant::FloatType;
 use q35_reference::Layer;
 

@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 
 use candle_core::Device;
+use q35_architecture::tensor_table;
 use q35_calibrate::{
     CalibrateError, Calibrated, Job, Learning, Rates, Replacement, Saved, Settings, Stage, calibrate,
     mean_divergence,
 };
-use q35_model::{Weights, tensor_table};
+use q35_inference::Weights;
 use q35_quant::FloatType;
 use q35_testkit::{MemoryWeights, Random, TinyCheckpoint};
 

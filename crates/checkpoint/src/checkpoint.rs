@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use q35_model::{Role, TensorSpec, TextConfig, WeightError, Weights, tensor_table};
+use q35_architecture::{Role, TensorSpec, TextConfig, tensor_table};
+use q35_inference::{WeightError, Weights};
 use q35_quant::FloatType;
 use rayon::prelude::*;
 use serde_json::Value;

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use q35_model::{Role, TensorSpec};
+use q35_architecture::{Role, TensorSpec};
 use serde_json::Value;
 
 use crate::{CheckpointError, SafetensorsFile};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use q35_model::ConfigError;
+use q35_architecture::ConfigError;
 
 use crate::SafetensorsError;
 

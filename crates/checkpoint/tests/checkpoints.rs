@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use q35_architecture::tensor_table;
 use q35_checkpoint::{Checkpoint, CheckpointError, Part, Problem};
-use q35_model::{Weights, tensor_table};
+use q35_inference::Weights;
 use q35_testkit::{Precision, TinyCheckpoint, tiny_more_value_heads};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde_json::{Value, json};

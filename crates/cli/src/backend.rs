@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use q35_backends::{Backend, ComputeUnits, Device, RunOptions};
+use q35_backend::{Backend, ComputeUnits, Device, RunOptions};
 use q35_reference::Device as ReferenceDevice;
 
 /// Who computes what. What does not apply to a backend is not looked at.

@@ -6,11 +6,11 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use q35_bundle::hash_file;
+use q35_architecture::TensorSpec;
 use q35_calibrate::{Calibrated, Job, Progress, Replacement, Saved, Settings, Stage, calibrate};
 use q35_checkpoint::{Checkpoint, TensorView, sha256_hex};
-use q35_mlx::{Recipe, Treatment};
-use q35_model::TensorSpec;
+use q35_format_mlx::{Recipe, Treatment};
+use q35_output_dir::hash_file;
 use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedMatrix};
 use q35_reference::Device;

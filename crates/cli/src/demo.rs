@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use q35_backend_cpu::{CpuModel, CpuOptions, Mode};
 use q35_checkpoint::Checkpoint;
-use q35_cpu::{CpuModel, CpuOptions, Mode};
+use q35_format_mlx::{MlxDirectory, RoundToNearest, WriteOptions};
+use q35_inference::{LogitsFor, Model, Observer, RunError};
 use q35_metrics::{Summarizer, Summary, compare_rows};
-use q35_mlx::{MlxDirectory, RoundToNearest, WriteOptions};
-use q35_model::{Model, Observer, Rows, RunError};
 use q35_quant::affine::AffineSpec;
 use q35_reference::{Device, Reference};
 use q35_runtime::{Chat, Chunk, Sampling, Usage};
@@ -96,7 +96,7 @@ fn convert(checkpoint: &Checkpoint, bits: u32, out: &Path) -> anyhow::Result<Con
     std::fs::create_dir(out)?;
     let recipe = RoundToNearest(AffineSpec::new(bits, 64)?);
     let options = WriteOptions { source_id: Some(NANO.to_owned()), ..WriteOptions::default() };
-    let summary = q35_mlx::write(checkpoint, &recipe, &options, out, &|_| {})?.summary;
+    let summary = q35_format_mlx::write(checkpoint, &recipe, &options, out, &|_| {})?.summary;
     let seconds = started.elapsed().as_secs_f64();
     Ok(Converted { tensor_bytes: summary.tensor_bytes, bits_per_weight: summary.bits_per_weight, seconds })
 }
@@ -122,7 +122,7 @@ struct Logits(Vec<Vec<f32>>);
 impl Logits {
     fn of(model: &dyn Model, ids: &[u32]) -> Result<Self, RunError> {
         let mut rows = Self::default();
-        model.new_sequence(ids.len())?.extend(ids, Rows::All, &mut rows)?;
+        model.new_sequence(ids.len())?.extend(ids, LogitsFor::AllTokens, &mut rows)?;
         Ok(rows)
     }
 }

@@ -1,6 +1,6 @@
 //! Ctrl-C, as a token that long computations look at.
 
-use q35_model::CancelToken;
+use q35_inference::CancelToken;
 
 /// A token that the first Ctrl-C cancels; a second one ends the process at once.
 ///

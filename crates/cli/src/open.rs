@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use q35_backends::{Backend, open_coreml, open_mlx};
+use q35_backend::{Backend, open_coreml, open_mlx};
 use q35_checkpoint::Checkpoint;
-use q35_mlx::MlxDirectory;
-use q35_model::Model;
+use q35_format_mlx::MlxDirectory;
+use q35_inference::Model;
 use q35_reference::Reference;
 
 use crate::backend::{BackendArgs, BackendName};

@@ -73,7 +73,7 @@
 //!   with the other half's sum, scaling sixteen rows at the end, iterators instead of indices (0.9), scales asked for
 //!   two to four blocks ahead, every second or fourth line of codes (0.7 to 1.0).
 //! - Large pages for weights, which a file's map holds: 1.3 times as fast with one thread and 1.1 with two on a Zen 4 in
-//!   a virtual machine; see `q35-bundle`'s way of writing. For states and caches as well ([`Pages`]), once spans were
+//!   a virtual machine; see `q35-output-dir`'s way of writing. For states and caches as well ([`Pages`]), once spans were
 //!   blocks: decode at 8,192 tokens 1.1 times as fast, with both contexts in turn in one process; 128 tokens 1.03.
 //! - Codes asked for 2 KB ahead instead of 8, once weights lay in large pages: INT4 1.06 and INT8 1.1 times as fast from
 //!   memory where rows have 1,024 columns, but 0.55 and 0.75 where they have 3,584 (0.8 with 2,048), and of the whole

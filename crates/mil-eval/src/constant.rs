@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use q35_mil::proto::Elements;
-use q35_mil::{Bytes, Content, DType, Data, Package, TensorType, Value as Literal};
+use q35_format_mil::proto::Elements;
+use q35_format_mil::{Bytes, Content, DType, Data, Package, TensorType, Value as Literal};
 
 use crate::tensor::{Tensor, elements};
 use crate::weight::{Codes, Source, Value, Weight};

@@ -1,6 +1,6 @@
 //! What can go wrong when a program is loaded or run.
 
-use q35_mil::{CheckError, ReadError};
+use q35_format_mil::{CheckError, ReadError};
 
 /// Why a program cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]

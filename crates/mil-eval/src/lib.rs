@@ -1,6 +1,6 @@
 //! Runs Core ML mlprogram packages on the CPU, operator by operator, from the very files that Core ML would load.
 //!
-//! [`Program::load`] reads and checks a package with `q35_mil` and makes its functions ready: names become slots,
+//! [`Program::load`] reads and checks a package with `q35_format_mil` and makes its functions ready: names become slots,
 //! constants are decoded once, quantized weights stay packed in the mapped file. [`Program::run`] then computes a
 //! call, in f32 throughout ([`Precision::Exact`]) or with every fp16 value rounded as the program declares it
 //! ([`Precision::Half`]).

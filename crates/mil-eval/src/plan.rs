@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use q35_mil::proto;
-use q35_mil::{Package, TensorType, Type, Value as Literal};
+use q35_format_mil::proto;
+use q35_format_mil::{Package, TensorType, Type, Value as Literal};
 
 use crate::constant::{self, ConstantError, Known, Records};
 use crate::ops::{self, Call, Operator};
@@ -403,7 +403,7 @@ impl Compiler<'_> {
                 known.ok_or_else(|| self.wrong(format!("`{name}`: `{parameter}` is not a constant")))?;
             arguments.insert(parameter, known);
         }
-        let half = outputs.first().is_some_and(|port| port.ty.dtype == q35_mil::DType::F16);
+        let half = outputs.first().is_some_and(|port| port.ty.dtype == q35_format_mil::DType::F16);
         let round = if half { self.precision } else { Precision::Exact };
         match constant::expression(self.package, operator, &arguments, round) {
             Some(value) => {

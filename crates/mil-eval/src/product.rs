@@ -212,7 +212,7 @@ mod tests {
     use crate::Precision;
     use crate::weight::{Codes, Source};
     use half::f16;
-    use q35_mil::{Bytes, DType};
+    use q35_format_mil::{Bytes, DType};
 
     #[test]
     fn products_with_packed_weights_are_those_with_what_they_stand_for() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use q35_mil::{CheckError, Package, TensorType, check};
+use q35_format_mil::{CheckError, Package, TensorType, check};
 
 use crate::constant::Records;
 use crate::plan::{Function, compile};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use q35_mil::{DType, TensorType};
+use q35_format_mil::{DType, TensorType};
 
 use crate::ops::{Call, only_moves};
 use crate::plan::{Action, Block, Function, Step};

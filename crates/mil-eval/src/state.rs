@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use q35_mil::TensorType;
+use q35_format_mil::TensorType;
 
 use crate::run::accepted;
 use crate::tensor::Tensor;

@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use q35_format_mil::{Bytes, DType, unpack_bits};
 use q35_kernels::{FloatKind, Floats, Matrix};
-use q35_mil::{Bytes, DType, unpack_bits};
 
 use crate::tensor::{Tensor, elements, strides};
 use crate::{Fault, Precision};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use q35_mil::{Package, check};
+use q35_format_mil::{Package, check};
 use q35_mil_eval::{Data, Precision, Program, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use prost::Message;
-use q35_mil::proto::{self, BindingKind, ValueKind, ValueTypeKind};
-use q35_mil::{DType, Package, check, inspect};
+use q35_format_mil::proto::{self, BindingKind, ValueKind, ValueTypeKind};
+use q35_format_mil::{DType, Package, check, inspect};
 use q35_mil_eval::{EvalError, Precision, Program, Tensor};
 
 /// Programs with more elements than this are loaded but not run: a tile of a tile is honest, and slow.
@@ -63,7 +63,7 @@ impl Sample {
 
 fn is_small(program: &proto::Program) -> bool {
     let count = |value: &proto::NamedValueType| {
-        let ty = value.r#type.as_ref().and_then(|ty| q35_mil::Type::try_from(ty).ok());
+        let ty = value.r#type.as_ref().and_then(|ty| q35_format_mil::Type::try_from(ty).ok());
         ty.map_or(0, |ty| ty.inner().count())
     };
     program.functions.values().all(|function| {

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use q35_backends::{Activations, Backend, BackendError, RunOptions, Running, open_coreml, open_mlx};
-use q35_bundle::{MANIFEST, Manifest};
+use q35_architecture::{Role, TensorSpec, tensor_table};
+use q35_backend::{Activations, Backend, BackendError, RunOptions, Running, open_coreml, open_mlx};
 use q35_checkpoint::{Checkpoint, CheckpointError, FloatType};
-use q35_coreml::{PackageWeights, PackageWeightsError};
-use q35_mlx::{MlxDirectory, MlxError, MlxTensor};
-use q35_model::{Model, Role, RunError, TensorSpec, Weights, tensor_table};
+use q35_format_coreml::{PackageWeights, PackageWeightsError};
+use q35_format_mlx::{MlxDirectory, MlxError, MlxTensor};
+use q35_inference::{Model, RunError, Weights};
+use q35_output_dir::{MANIFEST, Manifest};
 use q35_reference::{Device, Reference};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};

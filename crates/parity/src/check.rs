@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use q35_model::{CancelToken, Model, Rows, TensorSpec, Weights, tensor_table};
+use q35_architecture::{TensorSpec, tensor_table};
+use q35_inference::{CancelToken, LogitsFor, Model, Weights};
 
 use crate::diagnosis::{explain_execution, of_config, of_explanation, of_sites, of_weights};
 use crate::float_pass::{FloatPass, Logits};
@@ -363,8 +364,10 @@ impl Job<'_> {
         advance(0);
         let original_logits = Logits::new(Who::Reference, original, self.source.weights)?;
         let own_logits = Logits::new(Who::OwnFloat, own, self.candidate.weights)?;
-        let step =
-            self.candidate.model.map_or(PIECE, |model| PIECE.next_multiple_of(model.prefill_grid().max(1)));
+        let step = self
+            .candidate
+            .model
+            .map_or(PIECE, |model| PIECE.next_multiple_of(model.prefill_alignment().max(1)));
         let pieces_at_a_time = (LOGITS_AT_A_TIME / vocab / step).max(1);
         let mut sums = Sums::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
@@ -387,7 +390,7 @@ impl Job<'_> {
             let (before, scored) = pieces.split_at(pieces.partition_point(|(_, scored)| !scored));
             for (piece, _) in before {
                 if let Some(executed) = &mut executed {
-                    executed.feed(&prompt.ids[piece.clone()], Rows::None)?;
+                    executed.feed(&prompt.ids[piece.clone()], LogitsFor::None)?;
                 }
                 advance(piece.len());
             }
@@ -401,7 +404,7 @@ impl Job<'_> {
                         return Err(ParityError::Cancelled);
                     }
                     if let Some(executed) = &mut executed {
-                        executed.feed(&prompt.ids[piece.clone()], Rows::All)?;
+                        executed.feed(&prompt.ids[piece.clone()], LogitsFor::AllTokens)?;
                     }
                     let place = (piece.start - first) * vocab..(piece.end - first) * vocab;
                     let rows = SideBySide {

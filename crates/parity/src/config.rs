@@ -1,6 +1,6 @@
 //! Two configurations of what should be one model.
 
-use q35_model::TextConfig;
+use q35_architecture::TextConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::ParityError;

@@ -1,7 +1,7 @@
 //! The candidate against itself: the same tokens, computed in other ways.
 
+use q35_inference::{CancelToken, LogitsFor, Model};
 use q35_metrics::Summarizer;
-use q35_model::{CancelToken, Model, Rows};
 use serde::{Deserialize, Serialize};
 
 use crate::rows::{Catch, Running, Who, compare_or_infinite, row_error};
@@ -46,10 +46,10 @@ pub(crate) fn examine(
     advance(0);
     let row_error = |position: usize| row_error(Who::Candidate, prompt, position);
 
-    let by_prefill = model.prefill_gives_every_row();
+    let by_prefill = model.prefill_returns_all_logits();
     let last = ids.len() - 1;
     let mut whole = start()?;
-    whole.feed(ids, if by_prefill { Rows::All } else { Rows::Last })?;
+    whole.feed(ids, if by_prefill { LogitsFor::AllTokens } else { LogitsFor::LastToken })?;
     let prefilled = std::mem::take(&mut whole.catch.rows);
     drop(whole);
     advance(ids.len());
@@ -58,7 +58,7 @@ pub(crate) fn examine(
     let mut comparison = Comparison::default();
     let mut one_by_one = start()?;
     for (position, id) in ids.iter().enumerate() {
-        one_by_one.feed(std::slice::from_ref(id), Rows::Last)?;
+        one_by_one.feed(std::slice::from_ref(id), LogitsFor::LastToken)?;
         let decoded = &one_by_one.catch.rows;
         if by_prefill {
             let row = &prefilled[position * vocab..(position + 1) * vocab];
@@ -77,8 +77,8 @@ pub(crate) fn examine(
     let expected = if by_prefill { &prefilled[last * vocab..] } else { &decoded[..] };
     for cut in cuts {
         let mut running = start()?;
-        running.feed(&ids[..cut], Rows::None)?;
-        running.feed(&ids[cut..], Rows::Last)?;
+        running.feed(&ids[..cut], LogitsFor::None)?;
+        running.feed(&ids[cut..], LogitsFor::LastToken)?;
         let mut comparison = Comparison::default();
         comparison.push(last, expected, &running.catch.rows).map_err(row_error(last))?;
         reports.push(comparison.report(format!("cut at {cut}")));
@@ -88,14 +88,14 @@ pub(crate) fn examine(
     let half = ids.len() / 2;
     if half > 0 {
         let mut first = start()?;
-        first.feed(&ids[..half], Rows::None)?;
+        first.feed(&ids[..half], LogitsFor::None)?;
         let snapshot = first.sequence().snapshot().map_err(|error| first.fail(error))?;
         // What comes after must not leak into the copy.
-        first.feed(&ids[half..], Rows::None)?;
+        first.feed(&ids[half..], LogitsFor::None)?;
         drop(first);
         let mut second = start()?;
         second.sequence().restore(&snapshot).map_err(|error| second.fail(error))?;
-        second.feed(&ids[half..], Rows::Last)?;
+        second.feed(&ids[half..], LogitsFor::LastToken)?;
         let mut comparison = Comparison::default();
         comparison.push(last, expected, &second.catch.rows).map_err(row_error(last))?;
         reports.push(comparison.report(format!("snapshot at {half}")));

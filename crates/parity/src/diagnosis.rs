@@ -1,7 +1,8 @@
 //! What is wrong, and where.
 
+use q35_architecture::tensor_table;
+use q35_inference::{CancelToken, LogitsFor, Model, Weights};
 use q35_metrics::{Summarizer, compare_rows};
-use q35_model::{CancelToken, Model, Rows, Weights, tensor_table};
 use serde::{Deserialize, Serialize};
 
 use crate::disguise::{Disguised, Mistake, suspects_for_execution};
@@ -151,7 +152,7 @@ pub(crate) fn explain_execution(
     let executed = {
         let catch = Catch::new(cancel);
         let mut running = Running::start(Who::Candidate, model, &prompt.name, prompt.ids.len(), catch)?;
-        running.feed(&prompt.ids, Rows::All)?;
+        running.feed(&prompt.ids, LogitsFor::AllTokens)?;
         std::mem::take(&mut running.catch.rows)
     };
     let mean_kl = |expected: &[f32]| {
@@ -216,7 +217,7 @@ pub(crate) fn of_explanation(own: &dyn Weights, found: &Explanation) -> Finding 
         Some(spec) => (spec.layer, crate::weights::class_of(spec).to_owned(), Some(spec.name.clone())),
         None if matches!(found.mistake, Mistake::Epsilon(_)) => (Some(0), "norm".to_owned(), None),
         None => {
-            let layer = own.config().layers_of(q35_model::LayerKind::FullAttention).next();
+            let layer = own.config().layers_of(q35_architecture::LayerKind::FullAttention).next();
             (layer, "self_attn".to_owned(), None)
         }
     };

@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use q35_model::{LayerKind, Role, TensorSpec, TextConfig, WeightError, Weights, tensor_table};
+use q35_architecture::{LayerKind, Role, TensorSpec, TextConfig, tensor_table};
+use q35_inference::{WeightError, Weights};
 
 /// One classic mistake.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! Why parity could not be judged, and how far it is.
 
+use q35_inference::{RunError, WeightError};
 use q35_metrics::RowError;
-use q35_model::{RunError, WeightError};
 
 /// Why a check could not be done. That a candidate is outside its thresholds is no error: see
 /// [`crate::Report::passed`].

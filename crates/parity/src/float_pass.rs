@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use q35_model::{CancelToken, RecurrentState, RunError, Site, Weights};
+use q35_inference::{CancelToken, HiddenStateAt, RecurrentState, RunError, Weights};
 use q35_reference::Device;
 use q35_reference::layerwise::{self, Head, Watch};
 
@@ -96,7 +96,7 @@ impl Watch for Watcher<'_> {
         sequence == 0 && self.hidden.positions > 0
     }
 
-    fn hidden(&mut self, _sequence: usize, site: Site, rows: &[f32]) {
+    fn hidden(&mut self, _sequence: usize, site: HiddenStateAt, rows: &[f32]) {
         self.hidden.put(site.into(), 0, rows);
     }
 

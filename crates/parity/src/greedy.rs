@@ -1,7 +1,7 @@
 //! Greedy continuation, and whether another model would have said the same.
 
+use q35_inference::{CancelToken, LogitsFor, Model};
 use q35_metrics::argmax;
-use q35_model::{CancelToken, Model, Rows};
 
 use crate::rows::{Catch, Running, Who};
 use crate::{ParityError, Prompt};
@@ -30,14 +30,14 @@ impl Continuation {
         let context = &prompt.ids[..prompt.ids.len().min(CONTEXT)];
         let room = context.len() + count;
         let mut running = Running::start(Who::Candidate, model, &prompt.name, room, Catch::new(cancel))?;
-        running.feed(context, Rows::Last)?;
+        running.feed(context, LogitsFor::LastToken)?;
         let mut tokens = Vec::with_capacity(count);
         while tokens.len() < count {
             let Some(token) = argmax(&running.catch.rows) else { break };
             tokens.push(token as u32);
             advance();
             if tokens.len() < count {
-                running.feed(&[token as u32], Rows::Last)?;
+                running.feed(&[token as u32], LogitsFor::LastToken)?;
             }
         }
         let before = &tokens[..tokens.len().saturating_sub(1)];

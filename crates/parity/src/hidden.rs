@@ -1,7 +1,7 @@
 //! The residual stream, place by place.
 
+use q35_architecture::{LayerKind, TextConfig};
 use q35_metrics::VectorError;
-use q35_model::{LayerKind, TextConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::rows::{Hidden, Place};

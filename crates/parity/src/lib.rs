@@ -12,7 +12,7 @@
 //! [`check`] does all three over a [`Suite`] and fills a [`Report`], which renders itself as a table, Markdown, JSON
 //! and HTML. [`perplexity`] and [`tasks`] answer what a quantization costs.
 //!
-//! The crate drives everything through [`q35_model::Weights`] and [`q35_model::Model`]; it does not print, and does
+//! The crate drives everything through [`q35_inference::Weights`] and [`q35_inference::Model`]; it does not print, and does
 //! not know the command line.
 //!
 //! # Memory

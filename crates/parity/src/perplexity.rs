@@ -8,8 +8,8 @@
 
 use std::ops::Range;
 
+use q35_inference::{CancelToken, LogitsFor, Model};
 use q35_metrics::{Perplexity, RowError, Summarizer, Summary, compare_rows, negative_log_likelihood};
-use q35_model::{CancelToken, Model, Rows};
 
 use crate::ParityError;
 use crate::rows::{Catch, Running, Who};
@@ -106,7 +106,8 @@ pub fn score_text(
             let end = if at < rows.start { (at + PIECE).min(rows.start) } else { (at + PIECE).min(rows.end) };
             let scored = at >= rows.start;
             for running in &mut running {
-                running.feed(&tokens[at..end], if scored { Rows::All } else { Rows::None })?;
+                running
+                    .feed(&tokens[at..end], if scored { LogitsFor::AllTokens } else { LogitsFor::None })?;
             }
             if scored {
                 for position in at..end {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use q35_inference::{CancelToken, HiddenStateAt, LogitsFor, Model, Observer, RunError, Sequence};
 use q35_metrics::{RowComparison, RowError, Top1, argmax, compare_rows};
-use q35_model::{CancelToken, Model, Observer, Rows, RunError, Sequence, Site};
 
 use crate::{ParityError, Prompt};
 
@@ -28,7 +28,7 @@ pub(crate) struct Hidden {
     pub(crate) sites: BTreeMap<Place, Vec<f32>>,
 }
 
-/// A [`Site`] in the order of computation.
+/// A [`HiddenStateAt`] in the order of computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     Embedding,
@@ -37,13 +37,13 @@ pub(crate) enum Place {
     FinalNorm,
 }
 
-impl From<Site> for Place {
-    fn from(site: Site) -> Self {
+impl From<HiddenStateAt> for Place {
+    fn from(site: HiddenStateAt) -> Self {
         match site {
-            Site::Embedding => Self::Embedding,
-            Site::Mixer(layer) => Self::Within(layer, 0),
-            Site::Layer(layer) => Self::Within(layer, 1),
-            Site::FinalNorm => Self::FinalNorm,
+            HiddenStateAt::Embedding => Self::Embedding,
+            HiddenStateAt::AfterAttention(layer) => Self::Within(layer, 0),
+            HiddenStateAt::AfterMlp(layer) => Self::Within(layer, 1),
+            HiddenStateAt::FinalNorm => Self::FinalNorm,
         }
     }
 }
@@ -83,7 +83,7 @@ impl Observer for Catch<'_> {
         self.hidden.is_some()
     }
 
-    fn hidden(&mut self, site: Site, position: usize, rows: &[f32]) {
+    fn hidden(&mut self, site: HiddenStateAt, position: usize, rows: &[f32]) {
         if let Some(hidden) = &mut self.hidden {
             hidden.put(site.into(), position, rows);
         }
@@ -171,7 +171,7 @@ impl<'a> Running<'a> {
     }
 
     /// Consumes `ids`; the logits asked for are in `self.catch.rows` afterwards, and only they.
-    pub(crate) fn feed(&mut self, ids: &[u32], rows: Rows) -> Result<(), ParityError> {
+    pub(crate) fn feed(&mut self, ids: &[u32], rows: LogitsFor) -> Result<(), ParityError> {
         self.catch.rows.clear();
         let position = self.sequence.position();
         self.sequence
@@ -221,12 +221,12 @@ mod tests {
     #[test]
     fn places_are_in_the_order_of_computation() {
         let sites = [
-            Site::Embedding,
-            Site::Mixer(0),
-            Site::Layer(0),
-            Site::Mixer(1),
-            Site::Layer(1),
-            Site::FinalNorm,
+            HiddenStateAt::Embedding,
+            HiddenStateAt::AfterAttention(0),
+            HiddenStateAt::AfterMlp(0),
+            HiddenStateAt::AfterAttention(1),
+            HiddenStateAt::AfterMlp(1),
+            HiddenStateAt::FinalNorm,
         ];
         let places = sites.map(Place::from);
         assert!(places.is_sorted());

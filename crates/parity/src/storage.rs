@@ -1,6 +1,6 @@
 //! How a tensor is kept in an artefact, and by how much that may change its numbers.
 
-use q35_model::Role;
+use q35_architecture::Role;
 
 /// A float type of a file, as far as rounding goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use q35_inference::RecurrentState;
 use q35_metrics::{Perplexity, RowComparison, VectorError};
-use q35_model::RecurrentState;
 use rayon::prelude::*;
 
 use crate::report::Collector;

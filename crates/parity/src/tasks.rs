@@ -7,8 +7,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use q35_inference::{CancelToken, LogitsFor, Model};
 use q35_metrics::argmax;
-use q35_model::{CancelToken, Model, Rows};
 use serde::Deserialize;
 
 use crate::ParityError;
@@ -110,7 +110,7 @@ pub fn greedy_reply(
     cancel: &CancelToken,
 ) -> Result<Vec<u32>, ParityError> {
     let mut running = Running::start(Who::Candidate, model, "task", prompt.len() + most, Catch::new(cancel))?;
-    running.feed(prompt, Rows::Last)?;
+    running.feed(prompt, LogitsFor::LastToken)?;
     let mut reply = Vec::new();
     while reply.len() < most {
         let Some(token) = argmax(&running.catch.rows).map(|token| token as u32) else { break };
@@ -119,7 +119,7 @@ pub fn greedy_reply(
         }
         reply.push(token);
         if reply.len() < most {
-            running.feed(&[token], Rows::Last)?;
+            running.feed(&[token], LogitsFor::LastToken)?;
         }
     }
     Ok(reply)

@@ -4,7 +4,7 @@ mod support;
 
 use std::cell::Cell;
 
-use q35_model::CancelToken;
+use q35_inference::CancelToken;
 use q35_parity::tasks::{greedy_replies, greedy_reply};
 use q35_parity::{Artefact, ParityError, float_model};
 use support::Fixture;

@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use q35_checkpoint::Checkpoint;
+use q35_inference::{LogitsFor, Model, Observer};
 use q35_metrics::{argmax, compare_rows};
-use q35_model::{Model, Observer, Rows};
 use q35_reference::{Device, Reference};
 
 struct Compare<'a> {
@@ -51,13 +51,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Compare { expected: file.tensor("logits")?.data(), kl: 0.0, difference: 0.0, rows: 0, best: 0 };
     let mut sequence = model.new_sequence(input_ids.len() + decoded_ids.len())?;
     let started = Instant::now();
-    sequence.extend(&input_ids, Rows::All, &mut compare)?;
+    sequence.extend(&input_ids, LogitsFor::AllTokens, &mut compare)?;
     let prefilled = started.elapsed();
     let started = Instant::now();
     let mut same = 0;
     for id in &decoded_ids {
         same += usize::from(compare.best == *id);
-        sequence.extend(&[*id], Rows::Last, &mut compare)?;
+        sequence.extend(&[*id], LogitsFor::LastToken, &mut compare)?;
     }
     println!(
         "{} rows: mean KL {:.2e}, largest difference {:.2e}, greedy {same}/{}; load {loaded:.2?}, prefill {prefilled:.2?}, \

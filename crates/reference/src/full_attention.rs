@@ -1,7 +1,7 @@
 //! The mixer of a full-attention layer.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use q35_model::TextConfig;
+use q35_architecture::TextConfig;
 
 use crate::layer::{Tap, Taps};
 use crate::ops::{project, rms_norm, sigmoid, softmax};

@@ -1,7 +1,7 @@
 //! One decoder layer: h = x + mixer(norm(x)); out = h + down(silu(gate(n)) * up(n)), n = norm(h).
 
 use candle_core::{DType, Device, Result, Tensor};
-use q35_model::{LayerKind, TextConfig};
+use q35_architecture::{LayerKind, TextConfig};
 
 use crate::full_attention::{FullAttention, KeyValueCache, Rotation};
 use crate::linear_attention::{LinearAttention, LinearState};

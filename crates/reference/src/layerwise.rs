@@ -9,7 +9,8 @@
 //! [`Head`] makes logits of a few of them when they are wanted.
 
 use candle_core::{Result as CandleResult, Tensor};
-use q35_model::{RecurrentState, RunError, Site, TextConfig, Weights, tensor_table};
+use q35_architecture::{TextConfig, tensor_table};
+use q35_inference::{HiddenStateAt, RecurrentState, RunError, Weights};
 
 use crate::full_attention::Rotation;
 use crate::layer::no_taps;
@@ -27,7 +28,7 @@ pub trait Watch {
     fn wants_hidden(&self, sequence: usize) -> bool;
 
     /// The residual stream of a whole sequence at one place, in the order of computation: [tokens, hidden].
-    fn hidden(&mut self, sequence: usize, site: Site, rows: &[f32]);
+    fn hidden(&mut self, sequence: usize, site: HiddenStateAt, rows: &[f32]);
 
     /// So many layers of all have been applied.
     fn layers_done(&mut self, done: usize, of: usize);
@@ -65,7 +66,7 @@ pub fn run(
     let device = device.open().map_err(|error| loading(error.into()))?;
     let table = tensor_table(config);
     let mut read = |name: &str| -> Result<Tensor, crate::LoadError> {
-        let spec = table.iter().find(|spec| spec.name == name).ok_or_else(|| q35_model::WeightError {
+        let spec = table.iter().find(|spec| spec.name == name).ok_or_else(|| q35_inference::WeightError {
             name: name.to_owned(),
             message: "not in the table".into(),
         })?;
@@ -74,7 +75,7 @@ pub fn run(
     let mut streams = Vec::with_capacity(sequences.len());
     for (index, ids) in sequences.iter().enumerate() {
         let x = embed(weights, ids, &device)?;
-        show(watch, index, Site::Embedding, &x)?;
+        show(watch, index, HiddenStateAt::Embedding, &x)?;
         let rotations = (0..ids.len())
             .step_by(PIECE)
             .map(|start| Rotation::new(config, start, PIECE.min(ids.len() - start), &device))
@@ -89,11 +90,11 @@ pub fn run(
                 return Err(RunError::Cancelled);
             }
             stream.mix(&layer, config, number, &device).map_err(backend)?;
-            show(watch, index, Site::Mixer(number), &stream.x)?;
+            show(watch, index, HiddenStateAt::AfterAttention(number), &stream.x)?;
         }
         mlp_of_all(&layer, config, &mut streams).map_err(backend)?;
         for (index, stream) in streams.iter().enumerate() {
-            show(watch, index, Site::Layer(number), &stream.x)?;
+            show(watch, index, HiddenStateAt::AfterMlp(number), &stream.x)?;
         }
         watch.layers_done(number + 1, config.num_hidden_layers);
     }
@@ -101,7 +102,7 @@ pub fn run(
     let mut finished = Vec::with_capacity(streams.len());
     for (index, stream) in streams.into_iter().enumerate() {
         let x = rms_norm(&stream.x, &norm, config.rms_norm_eps).map_err(backend)?;
-        show(watch, index, Site::FinalNorm, &x)?;
+        show(watch, index, HiddenStateAt::FinalNorm, &x)?;
         finished.push(Finished { rows: numbers(&x).map_err(backend)?, states: stream.states });
     }
     Ok(finished)
@@ -177,7 +178,7 @@ fn embed(weights: &dyn Weights, ids: &[u32], device: &candle_core::Device) -> Re
     Tensor::from_vec(all, (1, ids.len(), width), device).map_err(backend)
 }
 
-fn show(watch: &mut dyn Watch, sequence: usize, site: Site, x: &Tensor) -> Result<(), RunError> {
+fn show(watch: &mut dyn Watch, sequence: usize, site: HiddenStateAt, x: &Tensor) -> Result<(), RunError> {
     if watch.wants_hidden(sequence) {
         watch.hidden(sequence, site, &numbers(x).map_err(backend)?);
     }
@@ -237,18 +238,18 @@ impl<'a> Head<'a> {
 mod tests {
     use super::*;
     use crate::Reference;
-    use q35_model::{Model as _, Observer, Rows};
+    use q35_inference::{LogitsFor, Model as _, Observer};
     use q35_testkit::TinyCheckpoint;
 
     /// Logits and hidden states as they come, of one sequence.
     #[derive(Default, PartialEq, Debug)]
     struct Seen {
         logits: Vec<f32>,
-        hidden: Vec<(Site, Vec<f32>)>,
+        hidden: Vec<(HiddenStateAt, Vec<f32>)>,
     }
 
     impl Seen {
-        fn add(&mut self, site: Site, rows: &[f32]) {
+        fn add(&mut self, site: HiddenStateAt, rows: &[f32]) {
             match self.hidden.iter_mut().find(|(known, _)| *known == site) {
                 Some((_, all)) => all.extend_from_slice(rows),
                 None => self.hidden.push((site, rows.to_vec())),
@@ -263,7 +264,7 @@ mod tests {
         fn wants_hidden(&self) -> bool {
             true
         }
-        fn hidden(&mut self, site: Site, _: usize, rows: &[f32]) {
+        fn hidden(&mut self, site: HiddenStateAt, _: usize, rows: &[f32]) {
             self.add(site, rows);
         }
     }
@@ -279,7 +280,7 @@ mod tests {
         fn wants_hidden(&self, _: usize) -> bool {
             true
         }
-        fn hidden(&mut self, sequence: usize, site: Site, rows: &[f32]) {
+        fn hidden(&mut self, sequence: usize, site: HiddenStateAt, rows: &[f32]) {
             self.seen[sequence].add(site, rows);
         }
         fn layers_done(&mut self, done: usize, of: usize) {
@@ -311,7 +312,7 @@ mod tests {
         for ((ids, finished), seen) in sequences.iter().zip(&finished).zip(&mut looker.seen) {
             let mut sequence = model.new_sequence(ids.len()).unwrap();
             let mut expected = Seen::default();
-            sequence.extend(ids, Rows::All, &mut expected).unwrap();
+            sequence.extend(ids, LogitsFor::AllTokens, &mut expected).unwrap();
             seen.logits = head.logits(&finished.rows).unwrap();
             assert_eq!(*seen, expected, "{} tokens", ids.len());
             assert_eq!(finished.states, sequence.recurrent_states().unwrap());

@@ -1,14 +1,14 @@
 //! The float reference: Qwen3.5's text model in f32 on candle, the oracle against which every artefact is judged.
 //!
-//! [`Reference`] runs anything that can give its weights as numbers ([`q35_model::Weights`]): a float checkpoint, or an
-//! artefact's own dequantized weights. It is driven through [`q35_model::Model`] and [`q35_model::Sequence`] like every
+//! [`Reference`] runs anything that can give its weights as numbers ([`q35_inference::Weights`]): a float checkpoint, or an
+//! artefact's own dequantized weights. It is driven through [`q35_inference::Model`] and [`q35_inference::Sequence`] like every
 //! backend. [`Layer`] is one decoder layer by itself, differentiable, for calibration.
 //!
 //! Written to be right first: every operation in f32, the recurrence in chunks whose triangular systems are solved
 //! blockwise (see [`delta_rule`](mod@delta_rule)), and no other shortcuts. It knows nothing of quantization or of artefact formats.
 //!
 //! ```
-//! use q35_model::{Model, Observer, Rows};
+//! use q35_inference::{Model, Observer, LogitsFor};
 //! use q35_reference::{Device, Reference};
 //!
 //! struct Greedy(Option<usize>);
@@ -22,7 +22,7 @@
 //! let model = Reference::load(&weights, Device::Cpu)?;
 //! let mut sequence = model.new_sequence(64)?;
 //! let mut greedy = Greedy(None);
-//! sequence.extend(&[1, 2, 3], Rows::Last, &mut greedy)?;
+//! sequence.extend(&[1, 2, 3], LogitsFor::LastToken, &mut greedy)?;
 //! assert!(greedy.0.is_some());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

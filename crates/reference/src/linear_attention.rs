@@ -1,7 +1,7 @@
 //! The mixer of a linear-attention layer.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use q35_model::TextConfig;
+use q35_architecture::TextConfig;
 
 use crate::delta_rule::{DeltaInputs, delta_rule};
 use crate::layer::{Tap, Taps};

@@ -4,9 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use q35_model::{
-    Model, ModelMemory, RunError, Sequence, TensorSpec, TextConfig, WeightError, Weights, tensor_table,
-};
+use q35_architecture::{TensorSpec, TextConfig, tensor_table};
+use q35_inference::{Model, ModelMemory, RunError, Sequence, WeightError, Weights};
 
 use rayon::prelude::*;
 
@@ -158,7 +157,7 @@ impl Model for Reference {
         None
     }
 
-    fn prefill_grid(&self) -> usize {
+    fn prefill_alignment(&self) -> usize {
         crate::delta_rule::CHUNK
     }
 

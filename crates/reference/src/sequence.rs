@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Result as CandleResult, Tensor};
-use q35_model::{
-    Observer, RecurrentState, Rows, RunError, Sequence, Site, Snapshot, SnapshotTensor, StateType,
+use q35_inference::{
+    HiddenStateAt, LogitsFor, Observer, RecurrentState, RunError, Sequence, Snapshot, SnapshotTensor,
+    StateType,
 };
 
 use crate::delta_rule::CHUNK;
@@ -52,14 +53,14 @@ impl ReferenceSequence {
     fn piece(
         &mut self,
         ids: &[u32],
-        rows: Rows,
+        rows: LogitsFor,
         hidden: bool,
         observer: &mut dyn Observer,
     ) -> Result<(), RunError> {
         let model = self.model.clone();
         let config = &model.config;
         let (start, tokens) = (self.position, ids.len());
-        let show = |site: Site, x: &Tensor, observer: &mut dyn Observer| -> Result<(), RunError> {
+        let show = |site: HiddenStateAt, x: &Tensor, observer: &mut dyn Observer| -> Result<(), RunError> {
             if hidden {
                 let rows = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(backend)?;
                 observer.hidden(site, start, &rows);
@@ -70,7 +71,7 @@ impl ReferenceSequence {
         let mut states = self.states.clone();
         let rotation = Rotation::new(config, start, tokens, &model.device).map_err(backend)?;
         let mut x = embed(&model, ids).map_err(backend)?;
-        show(Site::Embedding, &x, observer)?;
+        show(HiddenStateAt::Embedding, &x, observer)?;
         for (index, (layer, state)) in model.layers.iter().zip(&mut states).enumerate() {
             if observer.cancelled() {
                 return Err(RunError::Cancelled);
@@ -79,18 +80,18 @@ impl ReferenceSequence {
                 cache.grow(config, start, start + tokens, self.max_context).map_err(backend)?;
             }
             let mixed = layer.mix(&x, config, &rotation, start, state).map_err(backend)?;
-            show(Site::Mixer(index), &mixed, observer)?;
+            show(HiddenStateAt::AfterAttention(index), &mixed, observer)?;
             x = layer.mlp(&mixed, config, &mut no_taps).map_err(backend)?;
-            show(Site::Layer(index), &x, observer)?;
+            show(HiddenStateAt::AfterMlp(index), &x, observer)?;
         }
         let wanted = match rows {
-            Rows::None => 0,
-            Rows::Last => 1,
-            Rows::All => tokens,
+            LogitsFor::None => 0,
+            LogitsFor::LastToken => 1,
+            LogitsFor::AllTokens => tokens,
         };
         if hidden || wanted > 0 {
             let x = rms_norm(&x, &model.norm, config.rms_norm_eps).map_err(backend)?;
-            show(Site::FinalNorm, &x, observer)?;
+            show(HiddenStateAt::FinalNorm, &x, observer)?;
             let x = x.squeeze(0).and_then(|x| x.narrow(0, tokens - wanted, wanted)).map_err(backend)?;
             emit_logits(&model, &x, start + tokens - wanted, observer).map_err(backend)?;
         }
@@ -146,7 +147,7 @@ impl Sequence for ReferenceSequence {
         self.max_context
     }
 
-    fn extend(&mut self, ids: &[u32], rows: Rows, observer: &mut dyn Observer) -> Result<(), RunError> {
+    fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
         let vocab_size = self.model.config.vocab_size;
         if let Some(at) = ids.iter().position(|id| *id as usize >= vocab_size) {
             return Err(RunError::Token { id: ids[at], position: self.position + at, vocab_size });
@@ -165,7 +166,8 @@ impl Sequence for ReferenceSequence {
             // Pieces end on the grid of chunks, so that a prompt is cut alike wherever it was cut before.
             let to_grid = PIECE - self.position % CHUNK;
             let (piece, after) = rest.split_at(rest.len().min(to_grid));
-            let piece_rows = if rows == Rows::Last && !after.is_empty() { Rows::None } else { rows };
+            let piece_rows =
+                if rows == LogitsFor::LastToken && !after.is_empty() { LogitsFor::None } else { rows };
             if let Err(error) = self.piece(piece, piece_rows, hidden, observer) {
                 if !matches!(error, RunError::Cancelled) {
                     (self.states, self.position) = before;

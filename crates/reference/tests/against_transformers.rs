@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use q35_checkpoint::{Checkpoint, sha256_hex};
+use q35_inference::{HiddenStateAt, LogitsFor, Model, Observer};
 use q35_metrics::{argmax, compare_rows};
-use q35_model::{Model, Observer, Rows, Site};
 use q35_reference::{Device, Reference};
 use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
 use safetensors::SafeTensors;
@@ -69,8 +69,8 @@ impl Observer for Seen {
         self.logits.is_empty()
     }
 
-    fn hidden(&mut self, site: Site, _position: usize, rows: &[f32]) {
-        if let Site::Layer(layer) = site {
+    fn hidden(&mut self, site: HiddenStateAt, _position: usize, rows: &[f32]) {
+        if let HiddenStateAt::AfterMlp(layer) = site {
             self.hidden.resize(layer + 1, Vec::new());
             self.hidden[layer] = rows[rows.len() - self.width..].to_vec();
         }
@@ -89,7 +89,7 @@ fn agrees(name: &str, dir: &Path) {
     let golden = golden(name, dir, config.num_hidden_layers);
     let mut seen = Seen { width: config.hidden_size, ..Seen::default() };
     let mut sequence = model.new_sequence(256).unwrap();
-    sequence.extend(&golden.input_ids, Rows::All, &mut seen).unwrap();
+    sequence.extend(&golden.input_ids, LogitsFor::AllTokens, &mut seen).unwrap();
     for (layer, expected) in golden.hidden.iter().enumerate() {
         let difference = largest_difference(expected, &seen.hidden[layer]);
         assert!(difference < 1e-4, "{name}: after layer {layer} the stream differs by {difference:e}");
@@ -98,7 +98,7 @@ fn agrees(name: &str, dir: &Path) {
     for _ in 0..golden.decoded_ids.len() {
         let id = argmax(seen.logits.last().unwrap()).unwrap() as u32;
         decoded.push(id);
-        sequence.extend(&[id], Rows::Last, &mut seen).unwrap();
+        sequence.extend(&[id], LogitsFor::LastToken, &mut seen).unwrap();
     }
     assert_eq!(decoded, golden.decoded_ids, "{name}: greedy tokens");
     let (mut kl, mut difference) = (0.0, 0f32);

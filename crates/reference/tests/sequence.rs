@@ -1,6 +1,6 @@
 //! The contract of `Sequence`, on a random tiny model.
 
-use q35_model::{Discard, Model, Observer, Rows, RunError, Sequence, Site};
+use q35_inference::{Discard, HiddenStateAt, LogitsFor, Model, Observer, RunError, Sequence};
 use q35_reference::{Device, Reference};
 use q35_testkit::{Random, TinyCheckpoint, tiny_more_value_heads};
 
@@ -12,7 +12,7 @@ fn model() -> Reference {
 #[derive(Default)]
 struct Collect {
     rows: Vec<(usize, Vec<f32>)>,
-    hidden: Vec<(Site, usize, usize)>,
+    hidden: Vec<(HiddenStateAt, usize, usize)>,
     stop_after: Option<usize>,
     asked: std::cell::Cell<usize>,
 }
@@ -26,7 +26,7 @@ impl Observer for Collect {
         true
     }
 
-    fn hidden(&mut self, site: Site, position: usize, rows: &[f32]) {
+    fn hidden(&mut self, site: HiddenStateAt, position: usize, rows: &[f32]) {
         self.hidden.push((site, position, rows.len()));
     }
 
@@ -39,7 +39,7 @@ impl Observer for Collect {
 fn all_rows(sequence: &mut dyn Sequence, pieces: &[&[u32]]) -> Vec<(usize, Vec<f32>)> {
     let mut collect = Collect::default();
     for piece in pieces {
-        sequence.extend(piece, Rows::All, &mut collect).unwrap();
+        sequence.extend(piece, LogitsFor::AllTokens, &mut collect).unwrap();
     }
     collect.rows
 }
@@ -75,9 +75,9 @@ fn only_the_rows_asked_for_are_computed() {
     let all = all_rows(&mut *model.new_sequence(300).unwrap(), &[&ids]);
     let mut collect = Collect::default();
     let mut sequence = model.new_sequence(300).unwrap();
-    sequence.extend(&ids[..10], Rows::None, &mut collect).unwrap();
+    sequence.extend(&ids[..10], LogitsFor::None, &mut collect).unwrap();
     assert!(collect.rows.is_empty());
-    sequence.extend(&ids[10..], Rows::Last, &mut collect).unwrap();
+    sequence.extend(&ids[10..], LogitsFor::LastToken, &mut collect).unwrap();
     assert!(largest_difference(&all[299..], &collect.rows) < 1e-5);
 }
 
@@ -87,11 +87,14 @@ fn every_site_is_seen_in_order_with_all_its_rows() {
     let config = model.config();
     let mut collect = Collect::default();
     let mut sequence = model.new_sequence(20).unwrap();
-    sequence.extend(&[1; 5], Rows::None, &mut collect).unwrap();
-    sequence.extend(&[1; 3], Rows::None, &mut collect).unwrap();
-    let mut sites = vec![Site::Embedding];
-    sites.extend((0..config.num_hidden_layers).flat_map(|layer| [Site::Mixer(layer), Site::Layer(layer)]));
-    sites.push(Site::FinalNorm);
+    sequence.extend(&[1; 5], LogitsFor::None, &mut collect).unwrap();
+    sequence.extend(&[1; 3], LogitsFor::None, &mut collect).unwrap();
+    let mut sites = vec![HiddenStateAt::Embedding];
+    sites.extend(
+        (0..config.num_hidden_layers)
+            .flat_map(|layer| [HiddenStateAt::AfterAttention(layer), HiddenStateAt::AfterMlp(layer)]),
+    );
+    sites.push(HiddenStateAt::FinalNorm);
     let call = |position: usize, tokens: usize| {
         sites.iter().map(|site| (*site, position, tokens * config.hidden_size)).collect::<Vec<_>>()
     };
@@ -103,11 +106,11 @@ fn a_snapshot_restores_into_another_sequence() {
     let model = model();
     let ids = Random::new(3).tokens(150, model.config().vocab_size);
     let mut first = model.new_sequence(200).unwrap();
-    first.extend(&ids[..100], Rows::None, &mut Discard).unwrap();
+    first.extend(&ids[..100], LogitsFor::None, &mut Discard).unwrap();
     let snapshot = first.snapshot().unwrap();
     let expected = all_rows(&mut *first, &[&ids[100..]]);
     let mut second = model.new_sequence(150).unwrap();
-    second.extend(&ids[50..120], Rows::None, &mut Discard).unwrap();
+    second.extend(&ids[50..120], LogitsFor::None, &mut Discard).unwrap();
     second.restore(&snapshot).unwrap();
     assert_eq!(second.position(), 100);
     assert_eq!(all_rows(&mut *second, &[&ids[100..]]), expected);
@@ -139,14 +142,14 @@ fn errors_leave_the_sequence_where_it_was() {
     let vocab_size = model.config().vocab_size;
     let ids = Random::new(5).tokens(30, vocab_size);
     let mut sequence = model.new_sequence(30).unwrap();
-    sequence.extend(&ids[..10], Rows::None, &mut Discard).unwrap();
+    sequence.extend(&ids[..10], LogitsFor::None, &mut Discard).unwrap();
     let wrong = [0, vocab_size as u32];
     assert!(matches!(
-        sequence.extend(&wrong, Rows::None, &mut Discard),
+        sequence.extend(&wrong, LogitsFor::None, &mut Discard),
         Err(RunError::Token { position: 11, .. })
     ));
     assert!(matches!(
-        sequence.extend(&[0; 21], Rows::None, &mut Discard),
+        sequence.extend(&[0; 21], LogitsFor::None, &mut Discard),
         Err(RunError::ContextFull { needed: 31, max_context: 30 })
     ));
     let rest = all_rows(&mut *sequence, &[&ids[10..]]);
@@ -163,7 +166,7 @@ fn a_cancelled_call_stops_after_a_whole_piece_and_can_go_on() {
     let mut sequence = model.new_sequence(600).unwrap();
     // Cancelled inside the second piece.
     let mut collect = Collect { stop_after: Some(layers + 3), ..Collect::default() };
-    assert!(matches!(sequence.extend(&ids, Rows::All, &mut collect), Err(RunError::Cancelled)));
+    assert!(matches!(sequence.extend(&ids, LogitsFor::AllTokens, &mut collect), Err(RunError::Cancelled)));
     let position = sequence.position();
     assert!(position > 0 && position < 600, "stopped at {position}");
     assert_eq!(collect.rows.len(), position);
@@ -176,9 +179,9 @@ fn the_cache_grows_with_the_text() {
     let model = model();
     let mut sequence = model.new_sequence(100_000).unwrap();
     let empty = sequence.cache_bytes();
-    sequence.extend(&[7; 10], Rows::None, &mut Discard).unwrap();
+    sequence.extend(&[7; 10], LogitsFor::None, &mut Discard).unwrap();
     let short = sequence.cache_bytes();
-    sequence.extend(&[7; 600], Rows::None, &mut Discard).unwrap();
+    sequence.extend(&[7; 600], LogitsFor::None, &mut Discard).unwrap();
     let long = sequence.cache_bytes();
     assert!(empty < short && short < long && long < 2_000_000, "{empty} {short} {long}");
 }

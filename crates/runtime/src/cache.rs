@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use q35_model::{RunError, Snapshot};
+use q35_inference::{RunError, Snapshot};
 
 use crate::allocator::give_back_freed;
 
@@ -125,7 +125,7 @@ impl PrefixCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use q35_model::{SnapshotTensor, StateType};
+    use q35_inference::{SnapshotTensor, StateType};
 
     fn snapshot(position: usize, bytes: usize) -> Snapshot {
         let tensor = SnapshotTensor {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use q35_model::{CancelToken, Model};
+use q35_inference::{CancelToken, Model};
 
 use crate::engine::{Engine, Loaded, Loader};
 use crate::generate::Reply;
@@ -22,13 +22,13 @@ impl Chat {
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use q35_backends::{RunOptions, open_mlx};
+    /// use q35_backend::{RunOptions, open_mlx};
     /// use q35_runtime::{Chat, ChatError, LoadOptions, OpenError, Sampling};
     ///
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// let dir = files.path().to_owned();
-    /// let open = move || -> Result<Arc<dyn q35_model::Model>, ChatError> {
-    ///     let weights = q35_mlx::MlxDirectory::open(&dir).map_err(OpenError::from)?;
+    /// let open = move || -> Result<Arc<dyn q35_inference::Model>, ChatError> {
+    ///     let weights = q35_format_mlx::MlxDirectory::open(&dir).map_err(OpenError::from)?;
     ///     let running = open_mlx(Arc::new(weights), &RunOptions::default());
     ///     let running = running.map_err(|source| OpenError::Backend { dir: dir.clone(), source })?;
     ///     Ok(Arc::from(running.model))
@@ -78,7 +78,7 @@ impl Chat {
     ///
     /// ```
     /// use q35_runtime::{Chunk, Sampling};
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// for chunk in chat.stream("Hello!", Some("Be brief."), &Sampling::default().with_seed(1))? {
     ///     match chunk? {
@@ -109,7 +109,7 @@ impl Chat {
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let file = dir.path().join("prompt.safetensors");
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let instructions = "You are a helpful assistant. ".repeat(20);
     /// chat.session().with_system(&instructions).save_prompt(&file)?;
@@ -149,7 +149,7 @@ impl Chat {
     /// again if [`LoadOptions::auto_reload`] allows it.
     ///
     /// ```
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let mut session = chat.session();
     /// session.ask("My name is Ada.", &Default::default())?;
@@ -168,7 +168,7 @@ impl Chat {
     /// What is occupied now.
     ///
     /// ```
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let memory = chat.memory_footprint();
     /// assert!(memory.mapped_weight_bytes > 0);
@@ -190,7 +190,7 @@ impl Chat {
     /// The checkpoint's own sampling settings on top of the defaults.
     ///
     /// ```
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let sampling = chat.checkpoint_sampling()?.with_max_tokens(16);
     /// chat.generate("Hello!", None, &sampling)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use q35_model::Model;
+use q35_inference::Model;
 
 use crate::allocator::give_back_freed;
 use crate::cache::PrefixCache;

@@ -1,6 +1,6 @@
 //! What can go wrong between a directory and a reply.
 
-use q35_model::RunError;
+use q35_inference::RunError;
 use q35_text::{TemplateError, TokenizerError};
 
 use crate::open::OpenError;

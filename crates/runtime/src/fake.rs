@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use q35_model::{
-    Model, ModelMemory, Observer, RecurrentState, Rows, RunError, Sequence, Snapshot, SnapshotTensor,
-    StateType, TextConfig,
+use q35_architecture::TextConfig;
+use q35_inference::{
+    LogitsFor, Model, ModelMemory, Observer, RecurrentState, RunError, Sequence, Snapshot, SnapshotTensor,
+    StateType,
 };
 use serde_json::json;
 
@@ -174,7 +175,7 @@ impl Model for FakeModel {
         None
     }
 
-    fn prefill_grid(&self) -> usize {
+    fn prefill_alignment(&self) -> usize {
         self.grid
     }
 
@@ -201,7 +202,7 @@ impl Sequence for FakeSequence {
         self.max_context
     }
 
-    fn extend(&mut self, ids: &[u32], rows: Rows, observer: &mut dyn Observer) -> Result<(), RunError> {
+    fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
         if self.history.len() + ids.len() > self.max_context {
             return Err(RunError::ContextFull {
                 needed: self.history.len() + ids.len(),
@@ -219,7 +220,7 @@ impl Sequence for FakeSequence {
             self.hash = mix(self.hash ^ u64::from(*id).wrapping_mul(0x9E37_79B9));
             self.consumed.fetch_add(1, Ordering::Relaxed);
             let last = index + 1 == ids.len();
-            if rows == Rows::All || (rows == Rows::Last && last) {
+            if rows == LogitsFor::AllTokens || (rows == LogitsFor::LastToken && last) {
                 let mut row = vec![0.0; ROWS];
                 (self.rule)(&self.history, self.hash, &mut row);
                 observer.logits(self.history.len() - 1, &row);

@@ -1,14 +1,14 @@
 //! Chat over the converted models.
 //!
 //! [`Chat`] is a loaded model, [`Session`] a conversation with it, [`ReplyStream`] a reply while it comes. Any backend
-//! that implements [`q35_model::Model`] can be chatted with.
+//! that implements [`q35_inference::Model`] can be chatted with.
 //!
 //! The crate knows how to talk; it does not know how weights are converted, and it prints nothing.
 //!
 //! ```
 //! use q35_runtime::{Chat, Sampling};
 //!
-//! # let files = q35_suite::nano_mlx();
+//! # let files = q35_backend_tests::nano_mlx();
 //! # let model = files.path_str();
 //! let chat = Chat::from_pretrained(model)?;
 //! let mut session = chat.session().with_system("You are a helpful assistant.");
@@ -57,10 +57,12 @@ pub use memory::MemoryFootprint;
 pub use message::{Message, Role};
 pub use open::{Artefact, ArtefactKind, MemoryEstimate, OpenError, OpenEvent};
 pub use options::{LoadOptions, WindowPolicy};
-pub use q35_backends::{Backend, ComputeUnits, Device};
+pub use q35_backend::{Backend, ComputeUnits, Device};
 pub use q35_hub::HubOptions;
-pub use q35_model::CancelToken;
+pub use q35_inference::CancelToken;
 pub use sampling::{Format, LoopGuard, Sampling, Thinking};
 pub use session::{CutReply, ReplyStream, Session};
 pub use tools::{Tool, ToolCall, ToolCallError};
-pub use voice::{SentenceStream, SpeakError, Speaker, Speech, Spoken, Utterance, speak};
+pub use voice::{
+    SentenceStream, Sentences, SpeakError, Speaker, Speech, Spoken, Utterance, speak, speakable,
+};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use q35_backends::{Backend, ComputeUnits, Device};
+use q35_backend::{Backend, ComputeUnits, Device};
 use q35_hub::HubOptions;
 
 use crate::ChatError;
@@ -11,7 +11,7 @@ use crate::ChatError;
 ///
 /// ```
 /// use q35_runtime::{Chat, LoadOptions, WindowPolicy};
-/// # let files = q35_suite::nano_mlx();
+/// # let files = q35_backend_tests::nano_mlx();
 /// # let model = files.path_str();
 /// let options = LoadOptions::default().with_max_context(96).with_window(WindowPolicy::DropOldest);
 /// let chat = Chat::open(model, &options, &|_| {})?;

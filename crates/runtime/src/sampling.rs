@@ -53,7 +53,7 @@ pub struct Sampling {
 ///
 /// ```
 /// use q35_runtime::{Sampling, Thinking};
-/// # let files = q35_suite::nano_mlx();
+/// # let files = q35_backend_tests::nano_mlx();
 /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
 /// let thinking = Thinking { enable: Some(true), max_tokens: Some(16), ..Thinking::default() };
 /// let reply = chat.generate("What is 2 + 2?", None, &Sampling { thinking, ..Sampling::default() })?;
@@ -85,7 +85,7 @@ pub struct LoopGuard {
 ///
 /// ```
 /// use q35_runtime::{Format, Sampling};
-/// # let files = q35_suite::nano_mlx();
+/// # let files = q35_backend_tests::nano_mlx();
 /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
 /// let schema = serde_json::json!({
 ///     "type": "object", "required": ["name"], "properties": {"name": {"type": "string"}},

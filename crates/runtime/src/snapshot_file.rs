@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use q35_bundle::hash_file;
-use q35_model::{Snapshot, SnapshotTensor, StateType};
+use q35_inference::{Snapshot, SnapshotTensor, StateType};
+use q35_output_dir::hash_file;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};

@@ -21,7 +21,7 @@ use crate::generate::CALL;
 /// use q35_runtime::{CancelToken, Message, Sampling, Tool};
 /// use serde_json::json;
 ///
-/// # let files = q35_suite::nano_mlx();
+/// # let files = q35_backend_tests::nano_mlx();
 /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
 /// let weather = Tool::new("weather", "Tells the weather.", json!({
 ///     "type": "object", "required": ["city"], "properties": {"city": {"type": "string"}},

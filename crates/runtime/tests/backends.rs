@@ -2,8 +2,8 @@
 
 mod support;
 
+use q35_backend_tests::{Backend, nano_mlx};
 use q35_runtime::{Backend as Computes, Chat, LoadOptions, OpenError};
-use q35_suite::{Backend, nano_mlx};
 use support::{backend, nano_coreml};
 
 fn on_cpu() -> LoadOptions {
@@ -24,9 +24,9 @@ fn coreml() -> Backend {
     backend("Core ML evaluator", nano_coreml()).with_options(options).with_grid(64).with_steps(8)
 }
 
-q35_suite::backend_suite!(cpu_exact_suite, super::cpu_exact());
-q35_suite::backend_suite!(cpu_fast_suite, super::cpu_fast());
-q35_suite::backend_suite!(coreml_suite, super::coreml());
+q35_backend_tests::backend_suite!(cpu_exact_suite, super::cpu_exact());
+q35_backend_tests::backend_suite!(cpu_fast_suite, super::cpu_fast());
+q35_backend_tests::backend_suite!(coreml_suite, super::coreml());
 
 #[test]
 fn a_model_that_cannot_fit_is_refused_with_numbers() {

@@ -3,8 +3,8 @@
 
 mod support;
 
+use q35_backend_tests::{Backend, Reuse};
 use q35_runtime::{Backend as Computes, ComputeUnits, LoadOptions};
-use q35_suite::{Backend, Reuse};
 use support::{backend, nano_coreml};
 
 fn coreml(units: ComputeUnits) -> Backend {
@@ -16,6 +16,6 @@ fn coreml(units: ComputeUnits) -> Backend {
         .with_steps(8)
 }
 
-q35_suite::backend_suite!(cpu_suite, super::coreml(ComputeUnits::CpuOnly));
-q35_suite::backend_suite!(gpu_suite, super::coreml(ComputeUnits::CpuAndGpu));
-q35_suite::backend_suite!(neural_engine_suite, super::coreml(ComputeUnits::CpuAndNeuralEngine));
+q35_backend_tests::backend_suite!(cpu_suite, super::coreml(ComputeUnits::CpuOnly));
+q35_backend_tests::backend_suite!(gpu_suite, super::coreml(ComputeUnits::CpuAndGpu));
+q35_backend_tests::backend_suite!(neural_engine_suite, super::coreml(ComputeUnits::CpuAndNeuralEngine));

@@ -4,8 +4,8 @@
 
 mod support;
 
+use q35_backend_tests::{Backend, nano_mlx};
 use q35_runtime::{Backend as Computes, Device, LoadOptions};
-use q35_suite::{Backend, nano_mlx};
 use support::backend;
 
 fn mlx(device: Device) -> Backend {
@@ -14,6 +14,6 @@ fn mlx(device: Device) -> Backend {
 }
 
 // On the CPU MLX computes in f32 whatever is asked for.
-q35_suite::backend_suite!(mlx_cpu_suite, super::mlx(Device::Cpu).with_one_way_to_compute());
+q35_backend_tests::backend_suite!(mlx_cpu_suite, super::mlx(Device::Cpu).with_one_way_to_compute());
 #[cfg(target_vendor = "apple")]
-q35_suite::backend_suite!(mlx_metal_suite, super::mlx(Device::Gpu));
+q35_backend_tests::backend_suite!(mlx_metal_suite, super::mlx(Device::Gpu));

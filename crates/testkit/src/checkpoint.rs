@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use half::{bf16, f16};
-use q35_model::{Role, TextConfig, tensor_table};
+use q35_architecture::{Role, TextConfig, tensor_table};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 
@@ -210,7 +210,7 @@ impl TinyCheckpoint {
     /// In the order of [`tensor_table`].
     fn text_tensors(&self) -> Vec<Drawn> {
         let prefix = if self.nested { "model.language_model." } else { "model." };
-        let tensor = |spec: q35_model::TensorSpec| {
+        let tensor = |spec: q35_architecture::TensorSpec| {
             let inputs: usize = spec.shape[1..].iter().product();
             let (draw, precision) = match spec.role {
                 Role::Embedding | Role::Head => (Draw::Matrix { deviation: 0.06 }, self.precision),

@@ -1,6 +1,6 @@
 //! Sizes of tiny models, and `config.json` as the real checkpoint writes it.
 
-use q35_model::{LayerKind, TextConfig};
+use q35_architecture::{LayerKind, TextConfig};
 use serde_json::{Value, json};
 
 /// Four layers (three linear, one full), 0.6 M parameters. Every row is a multiple of 128, so that all quantization

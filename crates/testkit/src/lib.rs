@@ -16,7 +16,7 @@
 //! checkpoint.write_to(dir.path());
 //! assert!(dir.path().join("model.safetensors.index.json").exists());
 //!
-//! use q35_model::Weights;
+//! use q35_inference::Weights;
 //! let weights = checkpoint.weights(); // the same numbers, without files
 //! assert!(!weights.config().tie_word_embeddings);
 //! ```

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use q35_model::{TextConfig, WeightError, Weights};
+use q35_architecture::TextConfig;
+use q35_inference::{WeightError, Weights};
 
 /// One tensor's shape and numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +13,7 @@ pub(crate) struct MemoryTensor {
     pub(crate) values: Vec<f32>,
 }
 
-/// Weights held in memory, under the names of [`q35_model::tensor_table`].
+/// Weights held in memory, under the names of [`q35_architecture::tensor_table`].
 #[derive(Clone, Debug)]
 pub struct MemoryWeights {
     pub(crate) config: TextConfig,

@@ -3,7 +3,6 @@
 //! - [`Tokenizer`]: a checkpoint's `tokenizer.json`, text to ids and ids to bytes.
 //! - [`ChatTemplate`]: a checkpoint's own Jinja template, rendered byte for byte as transformers renders it.
 //! - [`Detokenizer`]: ids in, whole characters out.
-//! - [`Sentences`] and [`speakable`]: a growing text cut into pieces that a voice can speak.
 //!
 //! It knows neither models nor sampling: ids are numbers, and what produces them is somebody else's concern.
 //!
@@ -19,12 +18,10 @@
 
 mod byte_level;
 mod detokenizer;
-mod speech;
 mod template;
 mod tokenizer;
 mod tokenizer_file;
 
 pub use detokenizer::Detokenizer;
-pub use speech::{Sentences, speakable};
 pub use template::{BUILT_IN_TEMPLATE, ChatTemplate, Clock, RenderInput, TemplateError};
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerError};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use q35_model::{Observer, Rows, Sequence};
+use q35_inference::{LogitsFor, Observer, Sequence};
 use serde::Serialize;
 
 use super::open::convert_nano;
@@ -104,10 +104,10 @@ impl Bench {
         let ids = random_ids(self.depth + self.prompt.max(self.generate), model.config().vocab_size);
         let (before, after) = ids.split_at(self.depth);
         if !self.no_warmup {
-            sequence.extend(&ids[..1], Rows::Last, &mut Ignore)?;
+            sequence.extend(&ids[..1], LogitsFor::LastToken, &mut Ignore)?;
             sequence.reset();
         }
-        sequence.extend(before, Rows::None, &mut Ignore)?;
+        sequence.extend(before, LogitsFor::None, &mut Ignore)?;
         // Without a depth there is nothing to go back to, and no copy of it to count as memory.
         let from = if self.depth > 0 { Some(sequence.snapshot()?) } else { None };
         let go_back = |sequence: &mut dyn Sequence| match &from {
@@ -121,7 +121,9 @@ impl Bench {
         for _ in 0..self.repetitions {
             if self.prompt > 0 {
                 go_back(&mut *sequence)?;
-                prefill.push(timed(|| sequence.extend(&after[..self.prompt], Rows::Last, &mut Ignore))?);
+                prefill.push(timed(|| {
+                    sequence.extend(&after[..self.prompt], LogitsFor::LastToken, &mut Ignore)
+                })?);
             }
             if self.generate > 0 {
                 go_back(&mut *sequence)?;
@@ -215,8 +217,8 @@ fn timed<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Duration, E> {
     Ok(start.elapsed())
 }
 
-fn decode_each(sequence: &mut dyn Sequence, ids: &[u32]) -> Result<(), q35_model::RunError> {
-    ids.iter().try_for_each(|id| sequence.extend(&[*id], Rows::Last, &mut Ignore))
+fn decode_each(sequence: &mut dyn Sequence, ids: &[u32]) -> Result<(), q35_inference::RunError> {
+    ids.iter().try_for_each(|id| sequence.extend(&[*id], LogitsFor::LastToken, &mut Ignore))
 }
 
 struct Ignore;

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use anyhow::Context as _;
 use q35_checkpoint::Checkpoint;
+use q35_format_mlx::{RoundToNearest, WriteOptions};
 use q35_hub::{Event, HubOptions};
-use q35_mlx::{RoundToNearest, WriteOptions};
 use q35_quant::affine::AffineSpec;
 use q35_runtime::{Backend, LoadOptions, OpenEvent, WindowPolicy};
 use tempfile::TempDir;
@@ -94,6 +94,6 @@ pub(super) fn convert_nano() -> anyhow::Result<TempDir> {
     q35_nano::write_to(source.path())?;
     let checkpoint = Checkpoint::open(source.path())?;
     let recipe = RoundToNearest(AffineSpec::new(4, 64)?);
-    q35_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), target.path(), &|_| {})?;
+    q35_format_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), target.path(), &|_| {})?;
     Ok(target)
 }

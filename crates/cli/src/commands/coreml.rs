@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use q35_bundle::{Existing, Staging};
 use q35_checkpoint::{Checkpoint, Inventory};
-use q35_coreml::{Cache, Compute, Embedding, Encoding, Layout, Options, Progress, Provenance, Summary};
+use q35_format_coreml::{
+    Cache, Compute, Embedding, Encoding, Layout, Options, Progress, Provenance, Summary,
+};
+use q35_output_dir::{Existing, Staging};
 use serde_json::{Value, json};
 
 use crate::commands::Context;
@@ -189,7 +191,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     };
     let step = RefCell::new(None);
     let written =
-        q35_coreml::write(&checkpoint, &options, &provenance, staging.path(), &|event| match event {
+        q35_format_coreml::write(&checkpoint, &options, &provenance, staging.path(), &|event| match event {
             Progress::Started { bytes } => {
                 step.replace(Some(context.watcher.bytes_step("quantizing", bytes)));
             }

@@ -4,8 +4,8 @@ use std::cell::{Cell, OnceCell};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use q35_backends::Backend;
-use q35_model::{CancelToken, Model};
+use q35_backend::Backend;
+use q35_inference::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
 use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_replies};
 use q35_parity::{Artefact, CheckpointText, Executed, ParityError, TextEncoder};

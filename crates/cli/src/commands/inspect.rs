@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use q35_architecture::{LayerKind, Role, TensorSpec, TextConfig};
 use q35_checkpoint::{Checkpoint, SafetensorsFile};
-use q35_mlx::{MlxDirectory, MlxTensor};
-use q35_model::{LayerKind, Role, TensorSpec, TextConfig};
+use q35_format_mlx::{MlxDirectory, MlxTensor};
 use serde_json::{Value, json};
 
 use crate::commands::{Context, inspect_package};

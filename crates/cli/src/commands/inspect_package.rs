@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use q35_mil::{Finding, InspectedFunction, Inspection, Package, Report, Risk, check, inspect};
+use q35_format_mil::{Finding, InspectedFunction, Inspection, Package, Report, Risk, check, inspect};
 use serde_json::{Value, json};
 
 use crate::commands::Context;

@@ -5,7 +5,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use q35_model::{Observer, Rows, Site, TextConfig};
+use q35_architecture::TextConfig;
+use q35_inference::{HiddenStateAt, LogitsFor, Observer};
 use serde_json::json;
 
 use crate::commands::Context;
@@ -57,13 +58,13 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let mut file = LogitsFile::create(args, ids.len(), &config)?;
     let hidden = args.states.then(BTreeMap::new);
     let mut watch = Watch { hidden, row: Vec::new(), file: &mut file, step: &step };
-    sequence.extend(&ids, Rows::All, &mut watch)?;
+    sequence.extend(&ids, LogitsFor::AllTokens, &mut watch)?;
     let hidden = watch.hidden.take();
     let mut decoded = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
         let next = argmax(&watch.row);
         decoded.push(next);
-        sequence.extend(&[next], Rows::Last, &mut watch)?;
+        sequence.extend(&[next], LogitsFor::LastToken, &mut watch)?;
     }
     file.finish(&ids, &decoded, &hidden.unwrap_or_default())?;
 
@@ -100,7 +101,7 @@ fn argmax(row: &[f32]) -> u32 {
 
 /// Writes rows as they come, so that a long run over a large vocabulary never lies in memory.
 struct Watch<'a> {
-    hidden: Option<BTreeMap<Site, Vec<f32>>>,
+    hidden: Option<BTreeMap<HiddenStateAt, Vec<f32>>>,
     /// The last row.
     row: Vec<f32>,
     file: &'a mut LogitsFile,
@@ -119,7 +120,7 @@ impl Observer for Watch<'_> {
         self.hidden.is_some()
     }
 
-    fn hidden(&mut self, site: Site, _position: usize, rows: &[f32]) {
+    fn hidden(&mut self, site: HiddenStateAt, _position: usize, rows: &[f32]) {
         if let Some(hidden) = self.hidden.as_mut().filter(|_| hidden_name(site).is_some()) {
             hidden.entry(site).or_default().extend_from_slice(rows);
         }
@@ -153,8 +154,8 @@ impl LogitsFile {
         tensor("input_ids", "I64", &[tokens], 8);
         tensor("decoded_ids", "I64", &[args.steps], 8);
         if args.states {
-            let sites =
-                std::iter::once(Site::Embedding).chain((0..config.num_hidden_layers).map(Site::Layer));
+            let sites = std::iter::once(HiddenStateAt::Embedding)
+                .chain((0..config.num_hidden_layers).map(HiddenStateAt::AfterMlp));
             for name in sites.filter_map(hidden_name) {
                 tensor(&name, "F32", &[tokens, config.hidden_size], 4);
             }
@@ -182,7 +183,7 @@ impl LogitsFile {
         mut self,
         ids: &[u32],
         decoded: &[u32],
-        hidden: &BTreeMap<Site, Vec<f32>>,
+        hidden: &BTreeMap<HiddenStateAt, Vec<f32>>,
     ) -> anyhow::Result<()> {
         if self.written != self.rows {
             bail!("the backend gave {} rows of logits, {} were due", self.written, self.rows);
@@ -210,11 +211,11 @@ fn write_f32(to: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
 }
 
 /// The name that a site has in the file, if it is written at all.
-fn hidden_name(site: Site) -> Option<String> {
+fn hidden_name(site: HiddenStateAt) -> Option<String> {
     match site {
-        Site::Embedding => Some("hidden.embed".to_owned()),
-        Site::Layer(layer) => Some(format!("hidden.{layer}")),
-        Site::Mixer(_) | Site::FinalNorm => None,
+        HiddenStateAt::Embedding => Some("hidden.embed".to_owned()),
+        HiddenStateAt::AfterMlp(layer) => Some(format!("hidden.{layer}")),
+        HiddenStateAt::AfterAttention(_) | HiddenStateAt::FinalNorm => None,
     }
 }
 

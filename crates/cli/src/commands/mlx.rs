@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use q35_bundle::{Existing, Staging};
 use q35_checkpoint::{Checkpoint, Inventory};
-use q35_mlx::{Form, Progress, Recipe, RoundToNearest, Summary, WriteOptions};
+use q35_format_mlx::{Form, Progress, Recipe, RoundToNearest, Summary, WriteOptions};
+use q35_output_dir::{Existing, Staging};
 use q35_quant::affine::AffineSpec;
 use q35_reference::Device;
 use serde_json::{Value, json};
@@ -192,18 +192,19 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         ..WriteOptions::default()
     };
     let step = RefCell::new(None);
-    let written = q35_mlx::write(&checkpoint, recipe, &options, staging.path(), &|event| match event {
-        Progress::Started { bytes } => {
-            step.replace(Some(context.watcher.bytes_step("quantizing", bytes)));
-        }
-        Progress::Converted { bytes, .. } => {
-            if let Some(step) = &*step.borrow() {
-                step.advance(bytes);
+    let written =
+        q35_format_mlx::write(&checkpoint, recipe, &options, staging.path(), &|event| match event {
+            Progress::Started { bytes } => {
+                step.replace(Some(context.watcher.bytes_step("quantizing", bytes)));
             }
-        }
-        _ => {}
-    })
-    .with_context(|| format!("converting {}", source.dir.display()))?;
+            Progress::Converted { bytes, .. } => {
+                if let Some(step) = &*step.borrow() {
+                    step.advance(bytes);
+                }
+            }
+            _ => {}
+        })
+        .with_context(|| format!("converting {}", source.dir.display()))?;
     drop(step);
     let reference = (!args.no_verify).then_some((&checkpoint, args.model.model.as_str()));
     let (parity, manifest) = after_conversion(reference, written.manifest, staging.path(), context.watcher)?;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail, ensure};
-use q35_backends::{Backend, RunOptions};
-use q35_bundle::Manifest;
+use q35_backend::{Backend, RunOptions};
 use q35_checkpoint::Checkpoint;
-use q35_model::CancelToken;
+use q35_inference::CancelToken;
+use q35_output_dir::Manifest;
 use q35_parity::{
     Arithmetic, Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS,
     Executed, ParityError, Progress, Prompt, ReferencePass, Report, Source, Stage, Suite, Thresholds, check,

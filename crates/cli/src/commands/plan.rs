@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use q35_backends::{PlannedOperation, compute_plan};
+use q35_backend::{PlannedOperation, compute_plan};
 use serde_json::json;
 
 use crate::backend::{UnitsName, compiled_cache};

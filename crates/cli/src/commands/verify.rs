@@ -21,7 +21,7 @@ pub struct Args {
 /// # Errors
 /// There is no manifest, or a file cannot be read.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
-    let verification = q35_bundle::verify(&args.dir)?;
+    let verification = q35_output_dir::verify(&args.dir)?;
     let files = verification.manifest.files.len();
     let intact = verification.problems.is_empty();
     if context.json {

@@ -1,7 +1,8 @@
 //! Why a tensor is not what it should be.
 
+use q35_architecture::TensorSpec;
+use q35_inference::Weights;
 use q35_metrics::VectorError;
-use q35_model::{TensorSpec, Weights};
 
 use super::compare::Part;
 use crate::disguise::{Disguised, suspects_for_tensor};

@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use q35_architecture::{TensorSpec, tensor_table};
+use q35_inference::{CancelToken, WeightError, Weights};
 use q35_metrics::VectorError;
-use q35_model::{CancelToken, TensorSpec, WeightError, Weights, tensor_table};
 use serde::{Deserialize, Serialize};
 
 use crate::{ParityError, Progress, Stage, Storage};
@@ -322,7 +323,7 @@ impl Part {
 
 /// The kind of a tensor, in the words of reports.
 pub(crate) fn class_of(spec: &TensorSpec) -> &'static str {
-    use q35_model::Role;
+    use q35_architecture::Role;
     match spec.role {
         Role::Embedding => "embedding",
         Role::Head => "head",

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use q35_architecture::{TextConfig, tensor_table};
 use q35_checkpoint::Checkpoint;
-use q35_mlx::{RoundToNearest, WriteOptions};
-use q35_model::{
-    CancelToken, Model, ModelMemory, Observer, RecurrentState, Rows, RunError, Sequence, Snapshot,
-    TextConfig, WeightError, Weights, tensor_table,
+use q35_format_mlx::{RoundToNearest, WriteOptions};
+use q35_inference::{
+    CancelToken, LogitsFor, Model, ModelMemory, Observer, RecurrentState, RunError, Sequence, Snapshot,
+    WeightError, Weights,
 };
 use q35_parity::{
     Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, Execution, Prompt, Report, Source,
@@ -34,7 +35,7 @@ impl Fixture {
         std::fs::create_dir(&target).unwrap();
         let checkpoint = Checkpoint::open(&source).unwrap();
         let recipe = RoundToNearest(AffineSpec::new(4, 64).unwrap());
-        q35_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), &target, &|_| {}).unwrap();
+        q35_format_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), &target, &|_| {}).unwrap();
         Self { _root: root, source, target }
     }
 
@@ -158,7 +159,7 @@ macro_rules! as_inner {
         fn context_limit(&self) -> Option<usize> {
             None
         }
-        fn prefill_grid(&self) -> usize {
+        fn prefill_alignment(&self) -> usize {
             1
         }
         fn memory(&self) -> ModelMemory {
@@ -234,7 +235,7 @@ impl Observer for Spoil<'_> {
     fn wants_hidden(&self) -> bool {
         self.inner.wants_hidden()
     }
-    fn hidden(&mut self, site: q35_model::Site, position: usize, rows: &[f32]) {
+    fn hidden(&mut self, site: q35_inference::HiddenStateAt, position: usize, rows: &[f32]) {
         self.inner.hidden(site, position + self.offset, rows);
     }
     fn cancelled(&self) -> bool {
@@ -249,7 +250,7 @@ impl Sequence for Faulty {
     fn max_context(&self) -> usize {
         self.inner.max_context()
     }
-    fn extend(&mut self, ids: &[u32], rows: Rows, observer: &mut dyn Observer) -> Result<(), RunError> {
+    fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
         if self.forget {
             self.inner.reset();
         }

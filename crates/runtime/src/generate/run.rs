@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use q35_model::{CancelToken, Observer, Rows, RunError, Sequence};
+use q35_inference::{CancelToken, LogitsFor, Observer, RunError, Sequence};
 use q35_text::Detokenizer;
 
 use super::channels::{CLOSE, Channel, Splitter};
@@ -182,7 +182,7 @@ impl Run {
         for cut in cuts {
             let from = self.live.ids.len();
             let ids = self.prompt.ids[from..cut].to_vec();
-            self.extend(&ids, if cut == all { Rows::Last } else { Rows::None })?;
+            self.extend(&ids, if cut == all { LogitsFor::LastToken } else { LogitsFor::None })?;
             if keep.contains(&cut) {
                 self.context.cache.insert(&self.live.ids, || self.live.sequence.snapshot())?;
             }
@@ -194,7 +194,7 @@ impl Run {
     }
 
     /// Consumes ids. After a cancellation `live` says what was consumed.
-    fn extend(&mut self, ids: &[u32], rows: Rows) -> Result<(), RunError> {
+    fn extend(&mut self, ids: &[u32], rows: LogitsFor) -> Result<(), RunError> {
         let before = self.live.sequence.position();
         let mut observer = LastRow { row: &mut self.row, cancel: &self.context.cancel };
         let result = self.live.sequence.extend(ids, rows, &mut observer);
@@ -269,7 +269,7 @@ impl Run {
             return Ok(());
         }
         self.live.on_grid = false;
-        self.extend(ids, Rows::Last)?;
+        self.extend(ids, LogitsFor::LastToken)?;
         Ok(())
     }
 

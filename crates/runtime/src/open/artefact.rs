@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use q35_mlx::MlxDirectory;
+use q35_format_mlx::MlxDirectory;
 use serde_json::Value;
 
 use super::OpenError;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use q35_model::{LayerKind, TextConfig};
+use q35_architecture::{LayerKind, TextConfig};
 use serde_json::Value;
 
 use super::{Artefact, ArtefactKind, OpenError};

@@ -6,9 +6,9 @@ mod estimate;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use q35_backends::{BackendError, RunOptions, open_coreml, open_mlx};
-use q35_mlx::MlxDirectory;
-use q35_model::Model;
+use q35_backend::{BackendError, RunOptions, open_coreml, open_mlx};
+use q35_format_mlx::MlxDirectory;
+use q35_inference::Model;
 
 use crate::engine::Loaded;
 use crate::language::Language;
@@ -82,7 +82,7 @@ pub enum OpenError {
     },
     /// The MLX directory is not what its config.json says.
     #[error(transparent)]
-    Mlx(Box<q35_mlx::MlxError>),
+    Mlx(Box<q35_format_mlx::MlxError>),
 }
 
 /// The causes are boxed: they are large, and an error should not make every result so.
@@ -98,7 +98,7 @@ macro_rules! boxed_causes {
 
 boxed_causes! {
     Hub: q35_hub::HubError,
-    Mlx: q35_mlx::MlxError,
+    Mlx: q35_format_mlx::MlxError,
 }
 
 /// What opening reports, in this order, on the calling thread; nothing more comes after a failure.
@@ -135,7 +135,7 @@ impl Chat {
     /// ```
     /// use q35_runtime::{Backend, Chat, LoadOptions, OpenEvent};
     ///
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let model = files.path_str();
     /// let options = LoadOptions::default()
     ///     .with_backend(Backend::Cpu)

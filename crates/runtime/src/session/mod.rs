@@ -6,7 +6,7 @@ mod stream;
 use std::path::Path;
 use std::sync::Arc;
 
-use q35_model::{CancelToken, Discard, Rows};
+use q35_inference::{CancelToken, Discard, LogitsFor};
 use serde_json::Value;
 
 use crate::engine::{Engine, Loaded, Slot};
@@ -21,7 +21,7 @@ pub use stream::{CutReply, ReplyStream};
 /// thread.
 ///
 /// ```
-/// # let files = q35_suite::nano_mlx();
+/// # let files = q35_backend_tests::nano_mlx();
 /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
 /// let mut session = chat.session().with_system("Be brief.");
 /// session.ask("My name is Ada.", &Default::default())?;
@@ -148,7 +148,7 @@ impl Session {
     ///
     /// ```
     /// use q35_runtime::{CancelToken, Chunk, FinishReason, Sampling};
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let mut session = chat.session();
     /// let cancel = CancelToken::new(); // clones of it may go anywhere
@@ -217,7 +217,7 @@ impl Session {
     /// human speaks.
     ///
     /// ```
-    /// # let files = q35_suite::nano_mlx();
+    /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let mut session = chat.session();
     /// session.ask("Tell me a story.", &Default::default())?;
@@ -241,7 +241,7 @@ impl Session {
         let probe: Vec<u32> = ids.iter().copied().chain([0]).collect();
         let mut live = self.take_live(&loaded, &probe)?;
         let from = live.ids.len();
-        let result = live.sequence.extend(&ids[from..], Rows::None, &mut Discard);
+        let result = live.sequence.extend(&ids[from..], LogitsFor::None, &mut Discard);
         if result.is_ok() {
             live.ids.extend_from_slice(&ids[from..]);
             let kept = self.engine.cache.insert(&live.ids, || live.sequence.snapshot());
@@ -280,7 +280,7 @@ impl Session {
         let snapshot = match self.engine.cache.get(&ids) {
             Some(snapshot) => snapshot,
             None => {
-                sequence.extend(&ids, Rows::None, &mut Discard)?;
+                sequence.extend(&ids, LogitsFor::None, &mut Discard)?;
                 Arc::new(sequence.snapshot()?)
             }
         };
@@ -405,7 +405,7 @@ impl Session {
 /// Lengths at which a state may be reused are multiples of this. Off the model's own grid, a prompt would be cut
 /// elsewhere than without reuse, and rounding would tell.
 fn reuse_grid(loaded: &Loaded) -> usize {
-    loaded.model.prefill_grid().max(1)
+    loaded.model.prefill_alignment().max(1)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub enum CutReply {
 ///
 /// ```
 /// use q35_runtime::CutReply;
-/// # let files = q35_suite::nano_mlx();
+/// # let files = q35_backend_tests::nano_mlx();
 /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
 /// let mut session = chat.session();
 /// let mut reply = session.send("Tell me a story.", &Default::default())?;

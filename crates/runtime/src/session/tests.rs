@@ -332,7 +332,7 @@ fn a_system_prompt_is_saved_and_loaded() {
     std::fs::create_dir(&model_dir).unwrap();
     q35_testkit::write_tokenizer(&model_dir);
     let chat = || {
-        let model: Arc<dyn q35_model::Model> = Arc::new(FakeModel::babbling());
+        let model: Arc<dyn q35_inference::Model> = Arc::new(FakeModel::babbling());
         Chat::with_model(&model_dir, &LoadOptions::default(), move || Ok(model.clone())).unwrap()
     };
     let system = "Long instructions. ".repeat(20);

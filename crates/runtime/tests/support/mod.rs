@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, Weak};
 
-use q35_coreml::{Options, Provenance};
+use q35_backend_tests::{Backend, ModelFiles, nano_source};
+use q35_format_coreml::{Options, Provenance};
 use q35_runtime::Chat;
-use q35_suite::{Backend, ModelFiles, nano_source};
 use tempfile::TempDir;
 
 /// The suite's backend that opens `files`.
@@ -20,6 +20,6 @@ pub fn nano_coreml() -> ModelFiles {
         let source = nano_source();
         let checkpoint = q35_checkpoint::Checkpoint::open(source.path()).unwrap();
         let options = Options { context: 512, ..Options::default() };
-        q35_coreml::write(&checkpoint, &options, &Provenance::default(), dir, &|_| {}).unwrap();
+        q35_format_coreml::write(&checkpoint, &options, &Provenance::default(), dir, &|_| {}).unwrap();
     })
 }

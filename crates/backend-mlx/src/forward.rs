@@ -1,0 +1,213 @@
+//! The model in MLX operations: from a state and token ids to the graph of what comes after. Nothing is evaluated.
+//!
+//! Letters: T tokens of a piece, D hidden size.
+
+use mlx_rs::error::Result;
+use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
+use mlx_rs::ops::{self, indexing::TryIndexOp};
+use mlx_rs::{Array, Dtype};
+use q35_architecture::TextConfig;
+use q35_inference::{HiddenStateAt, LogitsFor};
+
+use crate::attention::KeyValueCache;
+use crate::delta::{DeltaRule, Gates, Projected, silu};
+use crate::weights::{Attention, DeltaNet, Layer, Matrix, Mixer, ModelWeights};
+
+/// The state of one layer.
+#[derive(Clone)]
+pub(crate) enum LayerState {
+    Linear {
+        /// The last rows before the convolution, [taps - 1, channels].
+        conv: Array,
+        /// [value heads, value width, key width], f32.
+        recurrent: Array,
+    },
+    Full(KeyValueCache),
+}
+
+impl LayerState {
+    pub fn arrays(&self) -> [&Array; 2] {
+        match self {
+            Self::Linear { conv, recurrent } => [conv, recurrent],
+            Self::Full(cache) => [&cache.keys, &cache.values],
+        }
+    }
+}
+
+/// The state of one sequence.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub position: usize,
+    pub layers: Vec<LayerState>,
+}
+
+impl State {
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().flat_map(LayerState::arrays)
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        self.arrays().map(Array::nbytes).sum()
+    }
+}
+
+/// What a piece leads to, not evaluated.
+pub(crate) struct Graph {
+    pub after: State,
+    /// [rows, vocab], f32
+    pub logits: Option<Array>,
+    /// The residual stream, each [T, D].
+    pub watched: Vec<(HiddenStateAt, Array)>,
+}
+
+pub(crate) struct Network {
+    pub config: TextConfig,
+    pub weights: ModelWeights,
+    /// Type of activations: the scales' own on a GPU, f32 on the CPU, where MLX's half precision is very slow.
+    pub dtype: Dtype,
+    pub delta: DeltaRule,
+}
+
+impl Network {
+    pub fn empty_state(&self) -> Result<State> {
+        let config = &self.config;
+        let taps = config.linear_conv_kernel_dim as i32;
+        let of = |layer: &Layer| match &layer.mixer {
+            Mixer::Linear(_) => Ok(LayerState::Linear {
+                conv: ops::zeros_dtype(&[taps - 1, config.linear_conv_dim() as i32], self.dtype)?,
+                recurrent: ops::zeros::<f32>(&[
+                    config.linear_num_value_heads as i32,
+                    config.linear_value_head_dim as i32,
+                    config.linear_key_head_dim as i32,
+                ])?,
+            }),
+            Mixer::Full(_) => {
+                let (heads, width) = (config.num_key_value_heads as i32, config.head_dim as i32);
+                KeyValueCache::new(heads, width, self.dtype).map(LayerState::Full)
+            }
+        };
+        Ok(State { position: 0, layers: self.weights.layers.iter().map(of).collect::<Result<_>>()? })
+    }
+
+    /// The graph of a piece of tokens, ids [T] u32.
+    pub fn graph(&self, before: &State, ids: &Array, rows: LogitsFor, watch: bool) -> Result<Graph> {
+        let mut after = before.clone();
+        after.position += ids.dim(0) as usize;
+        let offset = before.position as i32;
+        let mut watched = Vec::new();
+        let mut x = self.weights.embedding.rows(ids, self.dtype)?;
+        let mut watching = |site: HiddenStateAt, x: &Array| {
+            if watch {
+                watched.push((site, x.clone()));
+            }
+        };
+        watching(HiddenStateAt::Embedding, &x);
+        for (index, (layer, state)) in self.weights.layers.iter().zip(&mut after.layers).enumerate() {
+            let normed = self.norm(&x, &layer.input_layernorm)?;
+            let mixed = match (&layer.mixer, state) {
+                (Mixer::Linear(net), LayerState::Linear { conv, recurrent }) => {
+                    self.linear_attention(net, &normed, conv, recurrent)?
+                }
+                (Mixer::Full(attention), LayerState::Full(cache)) => {
+                    self.full_attention(attention, &normed, cache, offset)?
+                }
+                _ => unreachable!("states are made from the same layers"),
+            };
+            x = x.add(&mixed)?;
+            watching(HiddenStateAt::AfterAttention(index), &x);
+            let normed = self.norm(&x, &layer.post_attention_layernorm)?;
+            let gate = silu(&layer.gate_proj.apply(&normed)?)?;
+            x = x.add(&layer.down_proj.apply(&gate.multiply(&layer.up_proj.apply(&normed)?)?)?)?;
+            watching(HiddenStateAt::AfterMlp(index), &x);
+        }
+        let out = self.norm(&x, &self.weights.norm)?;
+        watching(HiddenStateAt::FinalNorm, &out);
+        let tokens = out.dim(0);
+        let logits = match rows {
+            LogitsFor::None => None,
+            LogitsFor::LastToken => Some(self.weights.head().apply(&out.try_index(tokens - 1..tokens)?)?),
+            LogitsFor::AllTokens => Some(self.weights.head().apply(&out)?),
+        };
+        let logits = logits.map(|rows| rows.as_dtype(Dtype::Float32)).transpose()?;
+        Ok(Graph { after, logits, watched })
+    }
+
+    fn norm(&self, x: &Array, weight: &Array) -> Result<Array> {
+        fast::rms_norm(x, Some(weight), self.config.rms_norm_eps as f32)
+    }
+
+    /// x [T, D] -> [T, D]; the states move on.
+    fn linear_attention(
+        &self,
+        net: &DeltaNet,
+        x: &Array,
+        conv: &mut Array,
+        recurrent: &mut Array,
+    ) -> Result<Array> {
+        let config = &self.config;
+        let tokens = x.dim(0);
+        let (value_heads, value_dim) =
+            (config.linear_num_value_heads as i32, config.linear_value_head_dim as i32);
+
+        let window = ops::concatenate(&[conv.clone(), net.in_proj_qkv.apply(x)?], 0)?;
+        let taps = config.linear_conv_kernel_dim as i32;
+        *conv = window.try_index(tokens..tokens + taps - 1)?;
+        let projected = Projected {
+            mixed: causal_convolution(&window, &net.conv1d, tokens)?,
+            a: net.in_proj_a.apply(x)?,
+            b: net.in_proj_b.apply(x)?,
+        };
+        let gates = Gates { a_log: &net.a_log, dt_bias: &net.dt_bias };
+        let (out, after) = self.delta.run(&projected, gates, recurrent)?;
+        *recurrent = after;
+
+        let z =
+            net.in_proj_z.apply(x)?.reshape(&[tokens, value_heads, value_dim])?.as_dtype(Dtype::Float32)?;
+        let gated = self.norm(&out, &net.norm)?.multiply(&silu(&z)?)?;
+        net.out_proj.apply(&gated.reshape(&[tokens, value_heads * value_dim])?.as_dtype(self.dtype)?)
+    }
+
+    /// x [T, D] -> [T, D]; the cache grows by T rows.
+    fn full_attention(
+        &self,
+        attention: &Attention,
+        x: &Array,
+        cache: &mut KeyValueCache,
+        offset: i32,
+    ) -> Result<Array> {
+        let config = &self.config;
+        let (tokens, width) = (x.dim(0), config.head_dim as i32);
+        let (heads, kv_heads) = (config.num_attention_heads as i32, config.num_key_value_heads as i32);
+        let both = attention.q_proj.apply(x)?.reshape(&[tokens, heads, 2 * width])?;
+        let (query, gate) = (both.try_index((.., .., 0..width))?, both.try_index((.., .., width..))?);
+        let rotated = |x: &Array, norm: &Array| -> Result<Array> {
+            let x = self.norm(x, norm)?.swap_axes(0, 1)?.expand_dims(0)?; // [1, heads, T, width]
+            let (dims, theta) = (config.rotary_dim() as i32, config.rope_theta as f32);
+            fast::rope(&x, dims, false, theta, 1.0, offset, None)
+        };
+        let key_value = |matrix: &Matrix| matrix.apply(x)?.reshape(&[tokens, kv_heads, width]);
+        let queries = rotated(&query, &attention.q_norm)?;
+        let keys = rotated(&key_value(&attention.k_proj)?, &attention.k_norm)?;
+        let values = key_value(&attention.v_proj)?.swap_axes(0, 1)?.expand_dims(0)?;
+        let (keys, values) = cache.append(&keys, &values)?;
+        let scale = (width as f32).sqrt().recip();
+        let mask = (tokens > 1).then_some(ScaledDotProductAttentionMask::Causal);
+        let out = fast::scaled_dot_product_attention(&queries, &keys, &values, scale, mask, None)?;
+        let out = out.squeeze_axes(&[0])?.swap_axes(0, 1)?.multiply(ops::sigmoid(&gate)?)?;
+        attention.o_proj.apply(&out.reshape(&[tokens, heads * width])?)
+    }
+}
+
+/// window [taps - 1 + T, channels], weight [taps, channels] -> [T, channels]: each channel's own taps, the last on the
+/// token itself.
+fn causal_convolution(window: &Array, weight: &Array, tokens: i32) -> Result<Array> {
+    if tokens == 1 {
+        return window.multiply(weight)?.sum_axis(0, true);
+    }
+    let mut mixed = window.try_index(0..tokens)?.multiply(weight.try_index(0..1)?)?;
+    for tap in 1..weight.dim(0) {
+        let shifted = window.try_index(tap..tap + tokens)?;
+        mixed = mixed.add(&shifted.multiply(weight.try_index(tap..tap + 1)?)?)?;
+    }
+    Ok(mixed)
+}

@@ -1,0 +1,75 @@
+//! The one thread on which MLX lives.
+
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use crate::engine::Engine;
+use crate::model::MlxBackendError;
+
+type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+
+/// Sends jobs to the thread that owns the engine; dropping it ends the thread and frees the model.
+pub(crate) struct Worker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread and builds the engine on it.
+    pub fn start(
+        build: impl FnOnce() -> Result<Engine, MlxBackendError> + Send + 'static,
+    ) -> Result<Self, MlxBackendError> {
+        let (jobs, inbox) = channel::<Job>();
+        let (ready, outcome) = channel();
+        let run = move || match build() {
+            Ok(mut engine) => {
+                let told = ready.send(Ok(()));
+                drop(told);
+                for job in inbox {
+                    job(&mut engine);
+                }
+                // Freed arrays stay with MLX's allocator otherwise. Failing to free is no reason to say anything.
+                drop(engine);
+                drop(mlx_rs::memory::clear_cache());
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new()
+            .name("q35-format-mlx".into())
+            .spawn(run)
+            .map_err(MlxBackendError::Thread)?;
+        outcome.recv().map_err(|_| MlxBackendError::Stopped)??;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Runs `job` on the thread and waits for its answer.
+    pub fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Engine) -> Result<T, MlxBackendError> + Send + 'static,
+    ) -> Result<T, MlxBackendError> {
+        let (answer, outcome) = channel();
+        let job: Job = Box::new(move |engine| drop(answer.send(job(engine))));
+        self.jobs
+            .as_ref()
+            .ok_or(MlxBackendError::Stopped)?
+            .send(job)
+            .map_err(|_| MlxBackendError::Stopped)?;
+        outcome.recv().map_err(|_| MlxBackendError::Stopped)?
+    }
+
+    /// Sends `job` and does not wait: for what nobody needs an answer to.
+    pub fn send(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
+        if let Some(jobs) = &self.jobs {
+            drop(jobs.send(Box::new(job)));
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! config.json in the two forms that others read.
+
+use q35_architecture::{LayerKind, TextConfig};
+use q35_checkpoint::Checkpoint;
+use q35_quant::affine::AffineSpec;
+use serde_json::{Map, Value, json};
+
+use crate::WriteError;
+use crate::companions::{optional, special_token};
+use crate::plan::{Action, Step};
+
+/// Sorted by key, at the top, with the indentation that mlx-lm uses too.
+pub(crate) fn text(config: Map<String, Value>) -> String {
+    let mut entries: Vec<(String, Value)> = config.into_iter().collect();
+    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let sorted: Map<String, Value> = entries.into_iter().collect();
+    format!("{:#}\n", Value::Object(sorted))
+}
+
+/// The nested form that mlx-lm opens, also for a text-only source, whose flat form it cannot.
+pub(crate) fn mlx_lm(
+    checkpoint: &Checkpoint,
+    default: AffineSpec,
+    steps: &[Step<'_>],
+) -> Result<Map<String, Value>, WriteError> {
+    let source = object(checkpoint.config_json());
+    let config = checkpoint.config();
+    let (mut root, mut text) = match source.get("text_config") {
+        Some(text) => (source.clone(), object(text)),
+        None => (Map::new(), source),
+    };
+    for (key, value) in object(&config.to_json()) {
+        text.entry(key).or_insert(value);
+    }
+    complete_rope(&mut text, config);
+    text.insert("model_type".to_owned(), "qwen3_5_text".into());
+    text.insert("tie_word_embeddings".to_owned(), config.tie_word_embeddings.into());
+    text.insert("full_attention_interval".to_owned(), interval(config)?.into());
+    // It names the class of the text-only export.
+    text.shift_remove("architectures");
+    root.entry("architectures").or_insert_with(|| json!(["Qwen3_5ForConditionalGeneration"]));
+    root.insert("model_type".to_owned(), "qwen3_5".into());
+    root.insert("tie_word_embeddings".to_owned(), config.tie_word_embeddings.into());
+    root.insert("text_config".to_owned(), Value::Object(text));
+    // The vision tower is left out, and mlx-lm's own conversions drop these too.
+    root.shift_remove("vision_config");
+    root.shift_remove("_name_or_path");
+    // A chat ends at the ids of generation_config.json; mlx-lm looks for them here.
+    if let Some(eos) =
+        optional(checkpoint.dir(), "generation_config.json")?.as_ref().and_then(|g| g.get("eos_token_id"))
+    {
+        root.insert("eos_token_id".to_owned(), eos.clone());
+    }
+    let quantization = quantization(default, steps);
+    root.insert("quantization".to_owned(), quantization.clone());
+    root.insert("quantization_config".to_owned(), quantization);
+    Ok(root)
+}
+
+/// The default, and an entry for every matrix that is treated otherwise.
+fn quantization(default: AffineSpec, steps: &[Step<'_>]) -> Value {
+    let entry =
+        |spec: AffineSpec| json!({"group_size": spec.group_size(), "bits": spec.bits(), "mode": "affine"});
+    let mut table = object(&entry(default));
+    for step in steps {
+        if let Action::Quantize(spec) = step.action
+            && spec != default
+        {
+            table.insert(step.output.clone(), entry(spec));
+        }
+    }
+    Value::Object(table)
+}
+
+/// mlx-lm takes theta and the rotated part from here alone.
+fn complete_rope(text: &mut Map<String, Value>, config: &TextConfig) {
+    let mut rope = text.get("rope_parameters").map(object).unwrap_or_default();
+    rope.entry("rope_theta").or_insert_with(|| config.rope_theta.into());
+    rope.entry("partial_rotary_factor").or_insert_with(|| config.partial_rotary_factor.into());
+    if !rope.contains_key("type") {
+        rope.entry("rope_type").or_insert_with(|| "default".into());
+    }
+    text.insert("rope_parameters".to_owned(), Value::Object(rope));
+}
+
+/// The n for which every n-th layer, and no other, is full attention: all that mlx-lm can express.
+fn interval(config: &TextConfig) -> Result<usize, WriteError> {
+    let first = config.layers_of(LayerKind::FullAttention).next();
+    let interval = first.map_or(config.num_hidden_layers + 1, |first| first + 1);
+    let regular = config
+        .layer_types
+        .iter()
+        .enumerate()
+        .all(|(i, kind)| (*kind == LayerKind::FullAttention) == (i + 1).is_multiple_of(interval));
+    if regular {
+        Ok(interval)
+    } else {
+        Err(WriteError::Inexpressible {
+            form: "mlx-lm",
+            reason: "its full-attention layers are not every n-th layer".to_owned(),
+            hint: "hint: mlx-lm ignores layer_types; only regular models can be converted",
+        })
+    }
+}
+
+/// The flat form of the origin system, which its Swift loader opens.
+pub(crate) fn speech_swift(
+    checkpoint: &Checkpoint,
+    spec: AffineSpec,
+) -> Result<Map<String, Value>, WriteError> {
+    let inexpressible = |reason: &str, hint| WriteError::Inexpressible {
+        form: "speech-swift",
+        reason: reason.to_owned(),
+        hint,
+    };
+    let config = checkpoint.config();
+    if !config.tie_word_embeddings {
+        return Err(inexpressible("it has a head of its own", "hint: its loader knows only tied models"));
+    }
+    let tokenizer = optional(checkpoint.dir(), "tokenizer.json")?;
+    let token = |content: &str| tokenizer.as_ref().and_then(|tokenizer| special_token(tokenizer, content));
+    let needs_tokenizer = "hint: the source needs a tokenizer.json with Qwen's special tokens";
+    let end = token("<|im_end|>")
+        .ok_or_else(|| inexpressible("the id of <|im_end|> is unknown", needs_tokenizer))?;
+    let pad = token("<|endoftext|>")
+        .ok_or_else(|| inexpressible("the id of <|endoftext|> is unknown", needs_tokenizer))?;
+    // What the origin states for every model; its runtime sizes caches by it.
+    const LONGEST: usize = 2048;
+    let fields = json!({
+        "max_seq_len": config.max_position_embeddings.min(LONGEST),
+        "rope_theta": config.rope_theta,
+        "partial_rotary_factor": config.partial_rotary_factor,
+        "eos_token_id": end,
+        "pad_token_id": pad,
+        "full_attention_interval": interval(config)?,
+        "quantization": format!("int{}", spec.bits()),
+        "quantization_bits": spec.bits(),
+        "quantization_group_size": spec.group_size(),
+    });
+    let mut flat = object(&config.to_json());
+    flat.shift_remove("rope_parameters");
+    flat.extend(object(&fields));
+    Ok(flat)
+}
+
+fn object(value: &Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
