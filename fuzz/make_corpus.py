@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seeds for the target `mlpackage`, from packages on disk.
+"""Makes seeds for the target `mlpackage` from packages on disk.
 
     make_corpus.py OUT_DIR PACKAGE.mlpackage...
 """

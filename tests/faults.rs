@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use q35_testkit::{Damage, TinyCheckpoint, rewrite_tensors};
+use q35_testkit::{EditableTensor, TinyCheckpoint, rewrite_tensors};
 use tempfile::TempDir;
 
 /// A source and its conversion, to be broken.
@@ -25,7 +25,7 @@ impl Broken {
         command.args(arguments).current_dir(self.0.path()).output().unwrap()
     }
 
-    fn tensors(change: impl Fn(&str, &mut Damage)) -> Self {
+    fn tensors(change: impl Fn(&str, &mut EditableTensor)) -> Self {
         let broken = Self::new();
         rewrite_tensors(&broken.at("model.safetensors"), |tensors| {
             tensors.iter_mut().for_each(|(name, tensor)| change(name, tensor));
@@ -95,7 +95,7 @@ fn query_and_gate_as_halves() {
     let (heads, width) = (4, 32);
     Broken::tensors(|name, tensor| {
         if name.contains("self_attn.q_proj.") {
-            tensor.take_rows(|row| row / width % 2 * heads * width + row / (2 * width) * width + row % width);
+            tensor.gather_rows(|row| row / width % 2 * heads * width + row / (2 * width) * width + row % width);
         }
     })
     .must_be_found(Some(3), "attention projection", "halves");
@@ -111,7 +111,7 @@ fn rope_interleaved() {
     };
     Broken::tensors(|name, tensor| {
         if ["q_proj", "k_proj", "q_norm", "k_norm"].iter().any(|part| name.contains(part)) {
-            tensor.take_rows(|row| interleaved(row, if name.contains("q_proj") { 64 } else { 32 }));
+            tensor.gather_rows(|row| interleaved(row, if name.contains("q_proj") { 64 } else { 32 }));
         }
     })
     .must_be_found(Some(3), "attention projection", "RoPE interleaved");
@@ -155,7 +155,7 @@ fn wrong_eps() {
 fn embedding_shifted_by_a_row() {
     Broken::tensors(|name, tensor| {
         if name.contains("embed_tokens.") {
-            tensor.take_rows(|row| (row + 1) % 320);
+            tensor.gather_rows(|row| (row + 1) % 320);
         }
     })
     .must_be_found(None, "embedding", "rows shifted by 1");

@@ -80,7 +80,7 @@ fn a_hub_id_is_fetched_once_and_its_commit_recorded() {
 
 #[test]
 fn a_connection_that_breaks_half_way_costs_only_the_rest() {
-    let hub = hub().with_fault(WEIGHTS, Fault::Drops(3));
+    let hub = hub().with_fault(WEIGHTS, Fault::DropsConnection(3));
     let machine = Machine::with(&hub);
     let (code, _, stderr) = run(machine.mlx("out", &[]));
     assert_eq!(code, 0, "{stderr}");
@@ -130,7 +130,7 @@ fn a_hub_that_is_gone_is_told_and_the_cache_used() {
 #[test]
 fn what_the_hub_refuses_or_damages_is_an_error() {
     for (fault, message) in [
-        (Fault::Lies, "`model.safetensors` of `owner/model` arrived damaged"),
+        (Fault::WrongHash, "`model.safetensors` of `owner/model` arrived damaged"),
         (Fault::Refuses(403), "the hub answered 403"),
         (Fault::Refuses(404), "hint: check the model's id"),
     ] {
@@ -152,7 +152,7 @@ fn a_converted_model_on_the_hub_is_talked_with() {
     let machine = Machine::with(&hub());
     assert_eq!(run(machine.mlx("out", &[])).0, 0);
     let published = HubServer::of_directory("owner/model", Path::new(&machine.path("out")));
-    let reader = Machine::with(&published.clone().with_fault(WEIGHTS, Fault::Drops(1)));
+    let reader = Machine::with(&published.clone().with_fault(WEIGHTS, Fault::DropsConnection(1)));
     let arguments =
         ["--model", "owner/model", "--prompt", "Hi", "--max-tokens", "4", "--seed", "1", "--json"];
     let (code, stdout, stderr) = run(reader.command(env!("CARGO_BIN_EXE_q35-chat"), &arguments));

@@ -1,7 +1,7 @@
-//! A Core ML package from anywhere: it is read, checked, summed up, loaded and run, or refused; it never panics, never
-//! hangs and never allocates much more than it has bytes.
+//! Opens an untrusted Core ML package: it is parsed, checked, inspected, loaded and run, or refused. It must never panic,
+//! hang, or allocate much more memory than its own size.
 //!
-//! The input is the length of the model message as four bytes (little endian), that message, then the weight file.
+//! The input is the length of the model message as a little-endian u32, that message, then the weight file.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -20,11 +20,11 @@ const MANIFEST: &str = r#"{
     "2": {"author": "com.apple.CoreML", "name": "weights", "description": "", "path": "m/weights"}
   }
 }"#;
-/// Programs whose values have more elements than this are loaded but not run.
-const ELEMENTS: usize = 1 << 16;
+/// Programs with more elements than this are loaded but not run.
+const MAX_ELEMENTS: usize = 1 << 16;
 
 static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
-    // In memory, where there is such a place: the files are rewritten for every input.
+    // On tmpfs where possible: the files are rewritten for every input.
     let memory = PathBuf::from("/dev/shm");
     let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
     let dir = base.join(format!("q35-fuzz-{}.mlpackage", std::process::id()));
@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((length, rest)) = data.split_first_chunk::<4>() else { return };
     let (model, weights) = rest.split_at((u32::from_le_bytes(*length) as usize).min(rest.len()));
     std::fs::write(PACKAGE.join("Data/m/model.mlmodel"), model).unwrap();
-    // Another file, not other bytes in the same one: it may still be mapped.
+    // A new inode: the previous file may still be mapped.
     let path = PACKAGE.join("Data/m/weights/weight.bin");
     let _ = std::fs::remove_file(&path);
     std::fs::write(path, weights).unwrap();
@@ -65,18 +65,18 @@ fn zeros(function: &Function) -> BTreeMap<String, Tensor> {
     function.inputs().map(|port| (port.name.clone(), zero(port))).collect()
 }
 
-/// Whether running it is a matter of moments: few elements, and no loop.
+/// True if running the program is quick: few elements, and no loop.
 fn is_small(program: &proto::Program) -> bool {
     let count = |value: &proto::NamedValueType| {
         let ty = value.r#type.as_ref().and_then(|ty| q35_format_mil::Type::try_from(ty).ok());
         ty.map_or(0, |ty| ty.inner().count())
     };
-    let mut left = ELEMENTS;
-    let mut take = |elements: usize| left.checked_sub(elements).map(|rest| left = rest).is_some();
+    let mut left = MAX_ELEMENTS;
+    let mut fits = |elements: usize| left.checked_sub(elements).map(|rest| left = rest).is_some();
     program.functions.values().all(|function| {
-        function.inputs.iter().all(|input| take(count(input)))
+        function.inputs.iter().all(|input| fits(count(input)))
             && function.block_specializations.values().flat_map(|block| &block.operations).all(|operation| {
-                operation.blocks.is_empty() && operation.outputs.iter().all(|output| take(count(output)))
+                operation.blocks.is_empty() && operation.outputs.iter().all(|output| fits(count(output)))
             })
     })
 }

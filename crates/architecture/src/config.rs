@@ -1,4 +1,4 @@
-//! The sizes of a model, from `config.json` in any of its forms.
+//! Configuration of a text model, read from `config.json`.
 
 use serde_json::Value;
 
@@ -45,15 +45,15 @@ pub struct TextConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Part of `head_dim` that is rotated.
+    /// Fraction of `head_dim` that RoPE rotates.
     pub partial_rotary_factor: f64,
-    /// Whether the head is the embedding.
+    /// True if the embedding is also the language-model head.
     pub tie_word_embeddings: bool,
-    /// Longest context that the model was made for, in tokens.
+    /// Longest context that the model was trained for, in tokens.
     pub max_position_embeddings: usize,
 }
 
-/// Why a `config.json` does not describe a model that this project knows.
+/// A `config.json` that does not describe a supported model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -68,12 +68,12 @@ pub enum ConfigError {
     Invalid {
         /// The field's name.
         field: &'static str,
-        /// What would be accepted.
+        /// Accepted values.
         expected: String,
-        /// What stands there.
+        /// Value found, as JSON.
         found: String,
     },
-    /// The architecture is another one.
+    /// Another architecture.
     #[error(
         "unsupported architecture `{found}`\n  expected: model_type `qwen3_5` (nested text_config) or `qwen3_5_text`\n\
          hint: only dense Qwen3.5 text models can be converted"
@@ -87,8 +87,8 @@ pub enum ConfigError {
 impl TextConfig {
     /// Reads the text model's sizes from a whole `config.json`: nested under `text_config`, or flat.
     ///
-    /// Accepts the forms of Hugging Face (nested and text-only), of mlx-lm and of the origin system. `rope_theta` and
-    /// `partial_rotary_factor` may stand under `rope_parameters`, `rope_scaling` or at the top.
+    /// Accepts the forms of Hugging Face (nested and text-only), of mlx-lm and of speech-swift. `rope_theta` and
+    /// `partial_rotary_factor` may be under `rope_parameters`, `rope_scaling` or at the top.
     ///
     /// # Errors
     /// Another architecture, an absent field, sizes of zero, or sizes that do not fit each other.
@@ -100,8 +100,8 @@ impl TextConfig {
             return Err(ConfigError::Architecture { found: kind.to_owned() });
         }
         let fields = Fields { text, root };
-        fields.refuse_foreign_settings()?;
-        let num_hidden_layers = fields.whole("num_hidden_layers", MOST_LAYERS)?;
+        fields.refuse_unsupported_settings()?;
+        let num_hidden_layers = fields.integer("num_hidden_layers", MAX_LAYERS)?;
         let head_dim = fields.size("head_dim")?;
         let config = Self {
             hidden_size: fields.size("hidden_size")?,
@@ -237,17 +237,17 @@ impl TextConfig {
     }
 }
 
-/// Looks fields up in the text part first, then at the top.
+/// Fields of the text section, or of the top level where it has none.
 struct Fields<'a> {
     text: &'a Value,
     root: &'a Value,
 }
 
-/// No tensor of a real model comes near this; it keeps products of sizes far from overflow.
-const LARGEST_SIZE: u64 = 1 << 24;
+/// Limit of every size, far above any real model's; keeps products of sizes from overflow.
+const MAX_SIZE: u64 = 1 << 24;
 
-/// Nor has any so many layers; a tensor table is made for all of them before a file is looked at.
-const MOST_LAYERS: u64 = 4096;
+/// Limit of the number of layers: the tensor table is built before any weight file is opened.
+const MAX_LAYERS: u64 = 4096;
 
 impl<'a> Fields<'a> {
     fn find(&self, field: &str) -> Option<&'a Value> {
@@ -259,10 +259,10 @@ impl<'a> Fields<'a> {
     }
 
     fn size(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.whole(field, LARGEST_SIZE)
+        self.integer(field, MAX_SIZE)
     }
 
-    fn whole(&self, field: &'static str, largest: u64) -> Result<usize, ConfigError> {
+    fn integer(&self, field: &'static str, largest: u64) -> Result<usize, ConfigError> {
         let value = self.find(field).ok_or(ConfigError::Missing { field })?;
         match value.as_u64() {
             Some(size) if (1..=largest).contains(&size) => Ok(size as usize),
@@ -327,8 +327,8 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
-    /// Settings that would change the arithmetic are refused rather than ignored.
-    fn refuse_foreign_settings(&self) -> Result<(), ConfigError> {
+    /// Refuses settings that would change the arithmetic.
+    fn refuse_unsupported_settings(&self) -> Result<(), ConfigError> {
         let must_be = |field: &'static str, wanted: Value| match self.find(field) {
             Some(found) if *found != wanted => {
                 Err(ConfigError::Invalid { field, expected: wanted.to_string(), found: found.to_string() })

@@ -1,8 +1,7 @@
-//! The architecture of a dense Qwen3.5 text model: its configuration ([`TextConfig`]) and its tensors with their roles
-//! ([`tensor_table`], [`Role`]).
+//! The architecture of a dense Qwen3.5 text model: its configuration ([`TextConfig`]), its tensors with their roles
+//! ([`tensor_table`], [`Role`]) and their names in every known layout ([`part_of`], [`mlx_lm_name`]).
 //!
-//! Everything above agrees through this crate: checkpoints are checked against its table, and converters decide each
-//! tensor's treatment by its [`Role`].
+//! Checkpoints are checked against the tensor table, and converters decide each tensor's treatment by its [`Role`].
 //!
 //! It must not know arithmetic, files, or how a loaded model is driven.
 //!
@@ -24,7 +23,9 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod names;
 mod tensors;
 
 pub use config::{ConfigError, LayerKind, TextConfig};
+pub use names::{NamedPart, mlx_lm_name, part_of};
 pub use tensors::{Role, TensorSpec, tensor_table};

@@ -1,8 +1,8 @@
-//! The tensors that a text model consists of.
+//! The tensors of a text model.
 
 use crate::{LayerKind, TextConfig};
 
-/// What a tensor is to the model, which decides how converters treat it.
+/// A tensor's function in the model. It decides how converters treat the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// `embed_tokens.weight` [vocab, hidden]: a lookup table, and the head too when tied.
@@ -11,36 +11,36 @@ pub enum Role {
     Head,
     /// A projection [out, in], applied as `x W^T`.
     Linear,
-    /// Depthwise taps, [channels, 1, taps] in Hugging Face checkpoints; the last tap meets the current token.
+    /// Depthwise convolution, [channels, 1, taps] in Hugging Face checkpoints; the last tap multiplies the current token.
     Convolution,
     /// Weight of a zero-centred RMSNorm, `x_hat * (1 + w)`; MLX stores `1 + w`.
     CenteredNorm,
-    /// Weight of the gated RMSNorm after linear attention, `w * x_hat * silu(z)`, stored as is everywhere.
+    /// Weight of the gated RMSNorm after linear attention, `w * x_hat * silu(z)`; the same in every format.
     GatedNorm,
-    /// `A_log` [value heads].
+    /// `A_log` [value heads]: logarithm of the decay rate.
     DecayLog,
-    /// `dt_bias` [value heads].
+    /// `dt_bias` [value heads]: bias of the step size.
     StepBias,
 }
 
 impl Role {
-    /// Whether the tensor is a matrix whose rows are quantized.
+    /// True for matrices, whose rows a converter may quantize.
     pub fn is_quantized(self) -> bool {
         matches!(self, Self::Embedding | Self::Head | Self::Linear)
     }
 }
 
-/// One tensor of the model as a Hugging Face checkpoint holds it.
+/// One tensor of the model, as stored in a Hugging Face checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Name below the text tower's prefix, as in `layers.3.mlp.down_proj.weight`. `lm_head.weight` stands beside the
-    /// tower and has no prefix in Hugging Face checkpoints.
+    /// Name without the prefix of the text model, as in `layers.3.mlp.down_proj.weight`. `lm_head.weight` never has that
+    /// prefix in Hugging Face checkpoints.
     pub name: String,
     /// Shape, outermost first.
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// Function in the model.
     pub role: Role,
-    /// The decoder layer it belongs to, if any.
+    /// Index of its decoder layer, if it belongs to one.
     pub layer: Option<usize>,
 }
 

@@ -4,17 +4,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use q35_architecture::{Role, TensorSpec, TextConfig, tensor_table};
+use q35_architecture::{NamedPart, Role, TensorSpec, TextConfig, part_of, tensor_table};
 use q35_inference::{WeightError, Weights};
 use q35_quant::FloatType;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::conversion_signs::{converted, is_mlx_convolution, refuse_by_config, refuse_by_files};
+use crate::already_converted::{already_converted, is_mlx_convolution, refuse_by_config, refuse_by_files};
 use crate::inventory::{Inventory, Part};
-use crate::names::{Place, place};
 use crate::shards::{INDEX, Shards, find_shards, read_json};
-use crate::sources::{COMPANIONS, SourceFile};
+use crate::sources::{AUXILIARY_FILES, SourceFile};
 use crate::{CheckpointError, Problem, SafetensorsFile};
 
 /// A Hugging Face checkpoint whose text model is complete and well-shaped.
@@ -42,25 +41,25 @@ struct Located {
 /// One tensor of the text model, mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// Name below the text tower, shape and role.
+    /// Name in the tensor table, shape and role.
     pub spec: &'a TensorSpec,
     /// Name in the file.
     pub source_name: &'a str,
     /// Element type.
     pub dtype: FloatType,
-    /// Little-endian elements, row-major; aligned to nothing in particular.
+    /// Little-endian elements, row-major, of arbitrary alignment.
     pub data: &'a [u8],
     /// The file that holds it.
     pub file: &'a Path,
 }
 
 impl<'a> TensorView<'a> {
-    /// Name below the text tower.
+    /// Name in the tensor table.
     pub fn name(&self) -> &'a str {
         &self.spec.name
     }
 
-    /// What the tensor is to the model.
+    /// Function in the model.
     pub fn role(&self) -> Role {
         self.spec.role
     }
@@ -70,7 +69,7 @@ impl<'a> TensorView<'a> {
         &self.spec.shape
     }
 
-    /// Elements of one index of the first axis.
+    /// Length of a row in elements: the product of all axes but the first.
     pub fn row_len(&self) -> usize {
         self.spec.shape[1..].iter().product()
     }
@@ -81,13 +80,15 @@ impl<'a> TensorView<'a> {
         &self.data[rows.start * bytes..rows.end * bytes]
     }
 
+    /// Reads every weight of the tensor.
+    ///
     /// # Errors
     /// [`CheckpointError::NonFinite`] for the first NaN or infinite weight.
     pub fn check_finite(&self) -> Result<(), CheckpointError> {
         self.check_rows_finite(0..self.spec.shape[0])
     }
 
-    /// As [`Self::check_finite`], for the rows in `rows` alone.
+    /// As [`Self::check_finite`], for `rows` alone.
     ///
     /// # Errors
     /// [`CheckpointError::NonFinite`] for the first NaN or infinite weight.
@@ -106,12 +107,12 @@ impl<'a> TensorView<'a> {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `dir`: reads its config.json, maps its weight files and checks that they hold the
-    /// text model that the configuration describes, whole and nothing unknown besides. The weights themselves are
-    /// not read.
+    /// Opens the checkpoint in `dir`: reads its config.json, maps its weight files and checks that they hold every
+    /// tensor of the text model that the configuration describes and no unknown ones. The weights themselves are not
+    /// read.
     ///
     /// # Errors
-    /// Anything that stands in the way of converting it, but for weights that are not finite.
+    /// Every reason not to convert it, except weights that are not finite.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let config_path = dir.join("config.json");
         let config_json = read_json(&config_path)?;
@@ -125,7 +126,7 @@ impl Checkpoint {
             .map(|name| SafetensorsFile::open(&dir.join(name)))
             .collect::<Result<_, _>>()?;
         refuse_by_files(dir, &files)?;
-        let Sorted { tensors, inventory } = sort(dir, &config, &files, &shards)?;
+        let Assigned { tensors, inventory } = assign(dir, &config, &files, &shards)?;
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.spec.name.clone(), i)).collect();
         let source_files = source_files(dir, &shards)?;
         Ok(Self {
@@ -145,7 +146,7 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// The text model's sizes.
+    /// Configuration of the text model.
     pub fn config(&self) -> &TextConfig {
         &self.config
     }
@@ -155,7 +156,7 @@ impl Checkpoint {
         &self.config_json
     }
 
-    /// The tensor of that name below the text tower; `lm_head.weight` is there only when it is untied.
+    /// The tensor called `name` in [`tensor_table`]; `lm_head.weight` exists only if it is untied.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         self.by_name.get(name).map(|&index| self.view(&self.tensors[index]))
     }
@@ -165,13 +166,13 @@ impl Checkpoint {
         self.tensors.iter().map(|located| self.view(located))
     }
 
-    /// What the files hold: the text model, and what a conversion leaves out.
+    /// Counts of the text model's tensors and of the dropped ones.
     pub fn inventory(&self) -> &Inventory {
         &self.inventory
     }
 
-    /// The files of the source that a conversion may read: configuration, index, weights, tokenizer and card, as far
-    /// as they are there.
+    /// The files that a conversion may read: configuration, index, weights, tokenizer and generation settings, as far as
+    /// they exist.
     pub fn source_files(&self) -> &[SourceFile] {
         &self.source_files
     }
@@ -181,17 +182,17 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Gives the memory of `part` of a tensor's data back to the system; it can still be read, from the file again.
+    /// Releases the memory of `part` of a tensor's data; later accesses read it from the file again.
     pub fn release(&self, part: &[u8]) {
         self.files.iter().for_each(|file| file.release(part));
     }
 
-    /// Looks at every weight.
+    /// Reads every weight.
     ///
     /// # Errors
     /// [`CheckpointError::NonFinite`] for the first tensor, in the order of the table, with a NaN or infinite weight.
     pub fn check_finite(&self) -> Result<(), CheckpointError> {
-        // Collected in order, so that the same error is reported whichever thread finds one first.
+        // Collected in order, so that the reported error does not depend on the threads.
         let found: Vec<_> =
             self.tensors.par_iter().map(|located| self.view(located).check_finite()).collect();
         found.into_iter().collect()
@@ -230,18 +231,19 @@ impl Weights for Checkpoint {
     }
 }
 
-struct Sorted {
+/// The result of [`assign`].
+struct Assigned {
     tensors: Vec<Located>,
     inventory: Inventory,
 }
 
-/// Gives every tensor of the files its place, or reports all of those that have none.
-fn sort(
+/// Assigns every stored tensor to an entry of the tensor table or to a dropped part. All defects are reported together.
+fn assign(
     dir: &Path,
     config: &TextConfig,
     files: &[SafetensorsFile],
     shards: &Shards,
-) -> Result<Sorted, CheckpointError> {
+) -> Result<Assigned, CheckpointError> {
     let table = tensor_table(config);
     let expected: HashMap<&str, usize> =
         table.iter().enumerate().map(|(i, spec)| (spec.name.as_str(), i)).collect();
@@ -251,20 +253,20 @@ fn sort(
     for (file_index, file) in files.iter().enumerate() {
         let file_name = &shards.files[file_index];
         for stored in file.tensors() {
-            let name = match place(stored.name) {
-                Place::Vision => {
+            let name = match part_of(stored.name) {
+                NamedPart::Vision => {
                     inventory.drop_tensor(Part::Vision, stored.name, stored.shape, stored.data.len());
                     continue;
                 }
-                Place::MultiToken => {
+                NamedPart::MultiToken => {
                     inventory.drop_tensor(Part::MultiToken, stored.name, stored.shape, stored.data.len());
                     continue;
                 }
-                Place::Text("lm_head.weight") if config.tie_word_embeddings => {
+                NamedPart::TextModel("lm_head.weight") if config.tie_word_embeddings => {
                     inventory.drop_tensor(Part::TiedHead, stored.name, stored.shape, stored.data.len());
                     continue;
                 }
-                Place::Text(name) => name,
+                NamedPart::TextModel(name) => name,
             };
             let (tensor, in_file) = (stored.name.to_owned(), file_name.clone());
             let Some(&index) = expected.get(name) else {
@@ -281,7 +283,7 @@ fn sort(
             } else if stored.shape != spec.shape {
                 if is_mlx_convolution(spec, stored.shape) {
                     let evidence = format!("`{tensor}` has its axes in MLX's order, {:?}", stored.shape);
-                    return Err(converted(dir, &evidence));
+                    return Err(already_converted(dir, &evidence));
                 }
                 problems.push(Problem::Shape {
                     name: tensor.clone(),
@@ -312,13 +314,13 @@ fn sort(
         }
     }
     if problems.is_empty() {
-        Ok(Sorted { tensors, inventory })
+        Ok(Assigned { tensors, inventory })
     } else {
         Err(CheckpointError::Misfit { path: dir.to_owned(), problems })
     }
 }
 
-/// Tensors that the index places in a file that does not have them.
+/// Tensors that the index lists in a file that does not have them.
 fn absent_from_shards(files: &[SafetensorsFile], shards: &Shards) -> Vec<Problem> {
     let Some(index) = &shards.index else { return Vec::new() };
     let by_name: HashMap<&str, &SafetensorsFile> =
@@ -334,11 +336,11 @@ fn absent_from_shards(files: &[SafetensorsFile], shards: &Shards) -> Vec<Problem
 
 fn source_files(dir: &Path, shards: &Shards) -> Result<Vec<SourceFile>, CheckpointError> {
     let index = shards.index.as_ref().map(|_| INDEX);
-    let companions = COMPANIONS.into_iter().filter(|name| dir.join(name).is_file());
+    let auxiliary = AUXILIARY_FILES.into_iter().filter(|name| dir.join(name).is_file());
     std::iter::once("config.json")
         .chain(index)
         .chain(shards.files.iter().map(String::as_str))
-        .chain(companions)
+        .chain(auxiliary)
         .map(|name| SourceFile::stat(dir, name))
         .collect()
 }

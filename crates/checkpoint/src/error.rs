@@ -1,4 +1,4 @@
-//! Why a directory is not a checkpoint that can be used.
+//! Errors of opening a checkpoint.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use q35_architecture::ConfigError;
 
 use crate::SafetensorsError;
 
-/// Why a directory is not a checkpoint that can be used.
+/// A directory that is not a usable checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -16,7 +16,7 @@ pub enum CheckpointError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
     /// A JSON file does not parse.
@@ -24,7 +24,7 @@ pub enum CheckpointError {
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// Position and reason.
         message: String,
     },
     /// The configuration is not one of a dense Qwen3.5 text model.
@@ -32,10 +32,10 @@ pub enum CheckpointError {
     Config {
         /// The config.json.
         path: PathBuf,
-        /// What does not fit.
+        /// The field and the reason.
         source: ConfigError,
     },
-    /// The weights are quantized already, by whatever method.
+    /// The weights are quantized already.
     #[error(
         "{} is already quantized ({method})\nhint: start from the original checkpoint in bf16, f16 or f32",
         path.display()
@@ -46,7 +46,7 @@ pub enum CheckpointError {
         /// The `quant_method` of its config.json.
         method: String,
     },
-    /// The directory is an MLX conversion: its norms are shifted and its convolutions transposed already.
+    /// The directory is an MLX conversion: its norms hold `1 + w` and its convolutions are transposed.
     #[error(
         "{} is an MLX conversion already ({evidence})\n\
          hint: converting it again would shift its norms twice; start from the original Hugging Face checkpoint",
@@ -55,7 +55,7 @@ pub enum CheckpointError {
     AlreadyConverted {
         /// The directory.
         path: PathBuf,
-        /// What gave it away.
+        /// The sign by which it was recognised.
         evidence: String,
     },
     /// No weight files.
@@ -66,7 +66,7 @@ pub enum CheckpointError {
     NoWeights {
         /// The directory.
         path: PathBuf,
-        /// What was found instead, or what to do.
+        /// Files found instead, or the remedy, as a hint.
         hint: String,
     },
     /// The index is not what transformers writes.
@@ -74,10 +74,10 @@ pub enum CheckpointError {
     Index {
         /// The index file.
         path: PathBuf,
-        /// What is wrong.
+        /// The defect.
         message: String,
     },
-    /// A shard that the index lists is not there.
+    /// A shard that the index lists does not exist.
     #[error(
         "shard `{shard}` is missing\n  expected: in {}, as model.safetensors.index.json lists it\n\
          hint: the download is incomplete; fetch the checkpoint again",
@@ -92,7 +92,7 @@ pub enum CheckpointError {
     /// A weight file breaks the format.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
-    /// The tensors are not those that config.json calls for.
+    /// The tensors are not those of the model that config.json describes.
     #[error("the tensors in {} do not fit its config.json:{}", path.display(), Listed(problems))]
     Misfit {
         /// The directory.
@@ -112,52 +112,52 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The value found.
         value: f32,
-        /// Its place in the tensor, row-major.
+        /// Index in the tensor, row-major.
         element: usize,
     },
 }
 
-/// What is wrong with one tensor.
+/// A defect of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
-    /// config.json calls for it, no file has it.
+    /// Part of the model, but in no file.
     Missing {
-        /// Name below the text tower.
+        /// Name in the tensor table.
         name: String,
-        /// Shape that it should have.
+        /// Shape that config.json implies.
         expected: Vec<usize>,
     },
-    /// A file has it, nothing is known of it.
+    /// In a file, but no part of a supported checkpoint.
     Unknown {
         /// Name in the file.
         name: String,
         /// The file's name.
         file: String,
-        /// Its shape.
+        /// Shape.
         shape: Vec<usize>,
     },
-    /// Two files, or one file under two names, have it.
+    /// Stored twice: in two files, or under two names.
     Duplicate {
-        /// Name below the text tower.
+        /// Name in the tensor table.
         name: String,
-        /// Where it was found first.
+        /// File and name of the first copy.
         first: String,
-        /// Where it was found again.
+        /// File and name of the second copy.
         second: String,
     },
-    /// Its shape is another one.
+    /// Of an unexpected shape.
     Shape {
         /// Name in the file.
         name: String,
         /// The file's name.
         file: String,
-        /// Shape that it should have.
+        /// Shape that config.json implies.
         expected: Vec<usize>,
-        /// Shape that it has.
+        /// Shape in the file.
         found: Vec<usize>,
     },
-    /// It is of a type that weights do not come in.
+    /// Of an unsupported element type.
     Type {
         /// Name in the file.
         name: String,
@@ -166,7 +166,7 @@ pub enum Problem {
         /// The type found.
         found: String,
     },
-    /// The index places it in a file that does not have it.
+    /// Listed by the index in a file that does not have it.
     NotInShard {
         /// Name in the index.
         name: String,
@@ -196,7 +196,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The first problems, one a line, and how many more there are.
+/// Formats the first problems, one a line, and the number of the others.
 struct Listed<'a>(&'a [Problem]);
 
 impl fmt::Display for Listed<'_> {

@@ -1,18 +1,18 @@
-//! What a checkpoint holds besides the text model, and how much.
+//! Counts of a checkpoint's tensors: the text model's and the dropped ones.
 
-/// A part of a checkpoint that text conversions leave out.
+/// A part of a checkpoint that text conversions drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     /// The vision tower, `model.visual.*`.
     Vision,
     /// The multi-token-prediction block, `mtp.*`.
     MultiToken,
-    /// An `lm_head.weight` beside a tied embedding, which takes its place.
+    /// An `lm_head.weight` beside a tied embedding, which replaces it.
     TiedHead,
 }
 
 impl Part {
-    /// What to call it in a summary.
+    /// Name for summaries.
     pub fn label(self) -> &'static str {
         match self {
             Self::Vision => "vision tower",
@@ -22,12 +22,12 @@ impl Part {
     }
 }
 
-/// The tensors of one part that is left out.
+/// The tensors of one dropped part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    /// Which part.
+    /// The part.
     pub part: Part,
-    /// Names in the file, in the order of the files.
+    /// Names in the files, in the order of the files.
     pub names: Vec<String>,
     /// Number of weights.
     pub elements: u64,
@@ -35,7 +35,7 @@ pub struct Dropped {
     pub bytes: u64,
 }
 
-/// Every tensor of a checkpoint, counted.
+/// Counts and sizes of a checkpoint's tensors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// Number of the text model's tensors.
@@ -44,17 +44,17 @@ pub struct Inventory {
     pub kept_elements: u64,
     /// Bytes of the text model's tensors.
     pub kept_bytes: u64,
-    /// Parts left out; parts that the checkpoint does not have are absent.
+    /// Dropped parts, without those that the checkpoint does not have.
     pub dropped: Vec<Dropped>,
 }
 
 impl Inventory {
-    /// Number of tensors left out.
+    /// Number of dropped tensors.
     pub fn dropped_count(&self) -> usize {
         self.dropped.iter().map(|dropped| dropped.names.len()).sum()
     }
 
-    /// Bytes of the tensors left out.
+    /// Bytes of the dropped tensors.
     pub fn dropped_bytes(&self) -> u64 {
         self.dropped.iter().map(|dropped| dropped.bytes).sum()
     }

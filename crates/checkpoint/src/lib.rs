@@ -2,30 +2,28 @@
 //! for before the first is used ([`Checkpoint`]). One file or shards with an index, nested or text-only config.json,
 //! any of the known name prefixes, bf16, f16 or f32.
 //!
-//! It says what is there and refuses what does not fit; it must not know what becomes of the tensors. Its
-//! [`SafetensorsFile`] also serves those who read other people's safetensors files.
+//! It refuses tensors that do not fit the configuration; it must not know how the tensors are converted. Readers of
+//! other safetensors files use its [`SafetensorsFile`].
 //!
 //! ```no_run
 //! use q35_checkpoint::Checkpoint;
 //! let checkpoint = Checkpoint::open("Qwen3.5-0.8B".as_ref())?;
 //! let embedding = checkpoint.tensor("embed_tokens.weight").unwrap();
 //! println!("{:?} {:?}", embedding.dtype, embedding.shape());
-//! println!("{} tensors left out", checkpoint.inventory().dropped_count());
+//! println!("{} tensors dropped", checkpoint.inventory().dropped_count());
 //! # Ok::<(), q35_checkpoint::CheckpointError>(())
 //! ```
 //!
-//! Weights are not looked at when a checkpoint is opened, so that opening costs milliseconds:
-//! [`Checkpoint::check_finite`] and [`TensorView::check_finite`] do that, and converters call the latter on every
-//! tensor that they read.
+//! Opening a checkpoint does not read its weights and therefore takes milliseconds. [`Checkpoint::check_finite`] and
+//! [`TensorView::check_finite`] read them; converters call the latter on every tensor that they convert.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+mod already_converted;
 mod checkpoint;
-mod conversion_signs;
 mod error;
 mod inventory;
 mod map;
-mod names;
 mod safetensors;
 mod shards;
 mod sources;

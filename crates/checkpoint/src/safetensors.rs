@@ -1,4 +1,4 @@
-//! One mapped safetensors file, every claim of its header checked before anything is believed.
+//! One mapped safetensors file, whose header is checked completely when it is opened.
 //!
 //! Written here rather than taken from the `safetensors` crate because a bad tensor must be named, and a name that
 //! occurs twice must be an error.
@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use crate::map::{map_file, release};
 
-/// Larger headers are refused: a real one has some 100 bytes per tensor.
-const LARGEST_HEADER: u64 = 100 << 20;
+/// Limit of the header's length; a real one has about 100 bytes per tensor.
+const MAX_HEADER_BYTES: u64 = 100 << 20;
 
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoredType {
-    /// A float type that weights come in.
+    /// A float type of unquantized weights.
     Float(FloatType),
     /// 32-bit words, as MLX packs quantized weights.
     U32,
@@ -68,7 +68,7 @@ impl StoredType {
         }
     }
 
-    /// The float type, if it is one that weights come in.
+    /// The float type, if weights may have it.
     pub fn float(self) -> Option<FloatType> {
         match self {
             Self::Float(float) => Some(float),
@@ -87,7 +87,7 @@ impl fmt::Display for StoredType {
     }
 }
 
-/// Why a file is not a sound safetensors file.
+/// A file that is not a valid safetensors file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SafetensorsError {
@@ -96,7 +96,7 @@ pub enum SafetensorsError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
     /// It ends before its header or data do.
@@ -107,7 +107,7 @@ pub enum SafetensorsError {
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Bytes that its header promises.
+        /// Bytes that its header describes.
         expected: u64,
         /// Bytes that it has.
         found: u64,
@@ -117,15 +117,15 @@ pub enum SafetensorsError {
     Trailing {
         /// The file.
         path: PathBuf,
-        /// How many.
+        /// Number of bytes.
         extra: u64,
     },
-    /// The header is not what the format prescribes.
+    /// The header breaks the format.
     #[error("{} has no valid safetensors header: {message}", path.display())]
     Header {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The defect.
         message: String,
     },
     /// A name occurs twice in the header.
@@ -143,7 +143,7 @@ pub enum SafetensorsError {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// What is wrong.
+        /// The defect.
         message: String,
     },
 }
@@ -166,13 +166,13 @@ struct Entry {
     name: String,
     dtype: StoredType,
     shape: Vec<usize>,
-    /// From the start of the file.
+    /// Offset from the start of the file.
     begin: usize,
     end: usize,
 }
 
-/// A mapped safetensors file whose header has been checked: names are unique, and the tensors' data lie one after
-/// the other and fill the file.
+/// A mapped safetensors file with a valid header: names are unique, and the tensors' data fill the file without gap or
+/// overlap.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     path: PathBuf,
@@ -195,7 +195,7 @@ impl SafetensorsFile {
         Ok(Self { path: path.to_owned(), map, metadata: header.metadata, entries: header.entries, by_name })
     }
 
-    /// Where the file is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -205,8 +205,8 @@ impl SafetensorsFile {
         &self.map
     }
 
-    /// Gives the memory of `part` of [`SafetensorsFile::bytes`] back to the system; it can still be read, from the file
-    /// again. Parts of anything else are left alone.
+    /// Releases the memory of `part` of [`SafetensorsFile::bytes`]; later accesses read it from the file again. Has no
+    /// effect on other slices.
     pub fn release(&self, part: &[u8]) {
         release(&self.map, part);
     }
@@ -242,7 +242,7 @@ struct Header {
     entries: Vec<Entry>,
 }
 
-/// The keys and values of a JSON object in order, repeated keys kept.
+/// The keys and values of a JSON object in order, including repeated keys.
 struct Pairs(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -278,7 +278,7 @@ fn parse(path: &Path, file: &[u8]) -> Result<Header, SafetensorsError> {
     let bad_header = |message: String| SafetensorsError::Header { path: path.to_owned(), message };
     let Some((length, rest)) = file.split_first_chunk::<8>() else { return Err(truncated(8)) };
     let header_bytes = u64::from_le_bytes(*length);
-    if header_bytes > LARGEST_HEADER {
+    if header_bytes > MAX_HEADER_BYTES {
         return Err(bad_header(format!("it claims to be {header_bytes} bytes long")));
     }
     let Some(text) = rest.get(..header_bytes as usize) else { return Err(truncated(8 + header_bytes)) };
@@ -294,7 +294,7 @@ fn parse(path: &Path, file: &[u8]) -> Result<Header, SafetensorsError> {
                     metadata
                         .extend(fields.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))));
                 }
-                // What MLX writes when it is given no metadata.
+                // MLX writes this where there is no metadata.
                 Value::Null => {}
                 _ => return Err(bad_header("`__metadata__` is not an object".to_owned())),
             }
@@ -339,7 +339,7 @@ fn check_names(path: &Path, entries: &[Entry]) -> Result<(), SafetensorsError> {
     }
 }
 
-/// `entries` in the order of their data must follow each other without gap or overlap up to the end of the file.
+/// Checks that `entries`, sorted by offset, follow each other without gap or overlap up to the end of the file.
 fn check_layout(path: &Path, entries: &[Entry], start: usize, found: u64) -> Result<(), SafetensorsError> {
     let mut end = start;
     for entry in entries {
@@ -444,7 +444,7 @@ mod tests {
                 file[place] ^= 1 << bit;
             }
             file.truncate(cut.max(1).min(file.len()));
-            // Whatever is accepted must be safe to look at.
+            // Every accepted entry must lie within the file.
             if let Ok(header) = parse(Path::new("x"), &file) {
                 for entry in &header.entries {
                     prop_assert!(entry.begin <= entry.end && entry.end <= file.len());

@@ -1,4 +1,4 @@
-//! Which files hold the weights: one, or those that an index lists.
+//! The weight files of a directory: a single file, or the shards that an index lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -10,12 +10,12 @@ use crate::CheckpointError;
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
-/// The weight files of a directory, and what its index says of them.
+/// The weight files of a directory, with its index.
 #[derive(Debug)]
 pub struct Shards {
-    /// Names in the directory, ascending.
+    /// File names, ascending.
     pub files: Vec<String>,
-    /// For each tensor of the index, if there is one, the file that should have it.
+    /// File of each tensor according to the index, if there is one.
     pub index: Option<BTreeMap<String, String>>,
 }
 
@@ -51,12 +51,12 @@ fn hint(dir: &Path, present: &[String]) -> String {
         [] if dir.join("pytorch_model.bin").exists() => {
             "hint: pickled weights are not read; save the model as safetensors".to_owned()
         }
-        [] => "hint: give the directory that holds config.json and the weights".to_owned(),
+        [] => "hint: name the directory that holds config.json and the weights".to_owned(),
         some => format!("hint: {} are there, but without {INDEX}; fetch it too", some.join(", ")),
     }
 }
 
-/// Whether the name is of the form `…-00001-of-00002.safetensors`.
+/// True if the name has the form `…-00001-of-00002.safetensors`.
 fn is_shard(name: &str) -> bool {
     name.strip_suffix(".safetensors").is_some_and(|stem| stem.contains("-of-"))
 }
@@ -96,7 +96,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> 
     Ok(index)
 }
 
-/// A file name without any directory, so that an index cannot point outside of its own directory.
+/// True for a file name without a directory: an index must not point outside of its own directory.
 fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))

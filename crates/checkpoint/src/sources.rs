@@ -1,4 +1,4 @@
-//! The files that a conversion starts from, for its manifest.
+//! The source files of a conversion, for its manifest.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::CheckpointError;
 
-/// Files besides config.json, index and weights that a text conversion takes along.
-pub(crate) const COMPANIONS: [&str; 8] = [
+/// Files besides config.json, index and weights that a text conversion copies or reads.
+pub(crate) const AUXILIARY_FILES: [&str; 8] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -18,14 +18,14 @@ pub(crate) const COMPANIONS: [&str; 8] = [
     "merges.txt",
 ];
 
-/// One file of the source.
+/// One file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
     /// Name in the checkpoint's directory.
     pub name: String,
-    /// Where it is.
+    /// Path.
     pub path: PathBuf,
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
@@ -39,7 +39,7 @@ impl SourceFile {
     }
 }
 
-/// SHA-256 of `bytes` in lower-case hexadecimal.
+/// SHA-256 of `bytes`, in lower-case hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -9,7 +9,7 @@ use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedView};
 use serde_json::Value;
 
-use crate::names::below_tower;
+use crate::names::text_model_name;
 use crate::settings::{Module, Settings, Stated};
 use crate::{MlxError, TensorProblem};
 
@@ -287,7 +287,7 @@ impl<'a> Sorter<'a> {
         let mut sorter = Self { stored: HashMap::new(), used: HashSet::new(), problems: Vec::new() };
         for (index, file) in files.iter().enumerate() {
             for tensor in file.tensors() {
-                let Some(name) = below_tower(tensor.name) else { continue };
+                let Some(name) = text_model_name(tensor.name) else { continue };
                 if sorter.stored.insert(name, (index, tensor)).is_some() {
                     sorter.problem(tensor.name, "occurs twice, or under two prefixes".to_owned());
                 }

@@ -1,12 +1,11 @@
 //! What becomes of every tensor, decided before the first byte is written.
 
-use q35_architecture::Role;
+use q35_architecture::{Role, mlx_lm_name};
 use q35_checkpoint::{Checkpoint, TensorView};
 use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
 
 use crate::layout::Part;
-use crate::names::in_mlx_lm;
 use crate::{Form, Recipe, Treatment, WriteError};
 
 /// What is done with a tensor on its way.
@@ -125,7 +124,7 @@ fn step<'a>(tensor: TensorView<'a>, recipe: &dyn Recipe, form: Form) -> Step<'a>
         _ => tensor.name(),
     };
     let output = match form {
-        Form::MlxLm => in_mlx_lm(name),
+        Form::MlxLm => mlx_lm_name(name),
         Form::SpeechSwift => name.to_owned(),
     };
     Step { tensor, action, output }

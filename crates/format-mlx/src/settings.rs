@@ -7,7 +7,7 @@ use q35_quant::affine::AffineSpec;
 use serde_json::Value;
 
 use crate::MlxError;
-use crate::names::below_tower;
+use crate::names::text_model_name;
 
 /// Bits and group size as far as they are stated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl Reader<'_> {
                 _ if key.contains('.') => return Err(self.error(key, "an object, true or false", value)),
                 _ => continue,
             };
-            if let Some(name) = below_tower(key) {
+            if let Some(name) = text_model_name(key) {
                 modules.insert(name.to_owned(), module);
             }
         }

@@ -49,7 +49,7 @@ fn a_model_arrives_once_and_is_then_found_offline() {
 
 #[test]
 fn a_cut_transfer_goes_on_where_it_stopped() {
-    let (hub, cache) = (hub().with_fault(WEIGHTS, Fault::Drops(1)), tempfile::tempdir().unwrap());
+    let (hub, cache) = (hub().with_fault(WEIGHTS, Fault::DropsConnection(1)), tempfile::tempdir().unwrap());
     let resumed = RefCell::new(Vec::new());
     let events = |event: Event<'_>| {
         if let Event::Started { file: "model.safetensors", resumed_at_bytes, .. } = event {
@@ -64,7 +64,7 @@ fn a_cut_transfer_goes_on_where_it_stopped() {
 
 #[test]
 fn a_later_run_takes_up_what_an_earlier_one_left() {
-    let (hub, cache) = (hub().with_fault(WEIGHTS, Fault::Drops(1)), tempfile::tempdir().unwrap());
+    let (hub, cache) = (hub().with_fault(WEIGHTS, Fault::DropsConnection(1)), tempfile::tempdir().unwrap());
     let impatient = HubOptions { retries: 0, ..options(&hub, cache.path()) };
     let error = resolve("owner/model", &impatient, &wanted, &|_| {}).unwrap_err();
     assert!(matches!(error, HubError::Connection { .. }), "{error}");
@@ -82,7 +82,7 @@ fn a_server_without_ranges_costs_a_fresh_start_and_nothing_else() {
 
 #[test]
 fn a_file_with_another_hash_is_refused_and_removed() {
-    let (hub, cache) = (hub().with_fault(WEIGHTS, Fault::Lies), tempfile::tempdir().unwrap());
+    let (hub, cache) = (hub().with_fault(WEIGHTS, Fault::WrongHash), tempfile::tempdir().unwrap());
     let error = resolve("owner/model", &options(&hub, cache.path()), &wanted, &|_| {}).unwrap_err();
     assert!(matches!(&error, HubError::Damaged { file, .. } if file == "model.safetensors"), "{error}");
     let blobs = std::fs::read_dir(cache.path().join("models--owner--model/blobs")).unwrap();
@@ -104,7 +104,7 @@ fn the_hubs_own_hash_counts_and_the_token_stays_with_the_hub() {
 #[test]
 fn a_file_without_a_declared_hash_is_taken_at_its_size() {
     let cache = tempfile::tempdir().unwrap();
-    let hub = hub().with_fault(WEIGHTS, Fault::Anonymous);
+    let hub = hub().with_fault(WEIGHTS, Fault::NoHash);
     let found = resolve("owner/model", &options(&hub, cache.path()), &wanted, &|_| {}).unwrap();
     assert_eq!(read(&found.dir), hub.file(WEIGHTS));
 }

@@ -25,35 +25,35 @@ impl StateType {
 /// One tensor of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotTensor {
-    /// Name, chosen by the backend, unique in the snapshot.
+    /// Name, chosen by the backend and unique in the snapshot.
     pub name: String,
     /// Element type.
     pub dtype: StateType,
     /// Shape, outermost first.
     pub shape: Vec<usize>,
-    /// Little-endian, row-major, exactly the product of the shape times the element's size.
+    /// Elements, little-endian, row-major; its length is the product of the shape times the element's size.
     pub data: Vec<u8>,
 }
 
-/// The complete state of a sequence after `position` tokens: named tensors whose meaning only the backend that made
-/// them knows. It can be written to a file and read back by whoever keeps it.
+/// The complete state of a sequence after `position` tokens, as named tensors. Only the backend that made them can
+/// interpret them; a prompt cache may write them to a file and read them back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Tokens consumed when it was taken.
+    /// Number of tokens that the sequence had consumed.
     pub position: usize,
-    /// Names the backend and layout that can restore it, "cpu-exact-2".
+    /// Name of the backend and state layout that can restore it, as in `cpu-exact-2`.
     pub layout: String,
-    /// The state.
+    /// Tensors of the state.
     pub tensors: Vec<SnapshotTensor>,
 }
 
 impl Snapshot {
-    /// Bytes held.
+    /// Size of all tensors in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.tensors.iter().map(|tensor| tensor.data.len() as u64).sum()
     }
 
-    /// The tensor of that name.
+    /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&SnapshotTensor> {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }

@@ -1,8 +1,8 @@
 //! The embedded model: q35-nano's checkpoint, a few million parameters of exactly the Qwen3.5 architecture, as bytes
-//! in the binary. It is a toy that knows a handful of tricks (its card in `model/README.md` lists them) and stands in
-//! for the real weights wherever something must work without a download.
+//! in the binary. It is a toy with a handful of skills (its card in `model/README.md` lists them) that replaces the real
+//! weights wherever something must work without a download.
 //!
-//! Knows nothing but its own files.
+//! The crate holds only these files. It must not know how they are read.
 //!
 //! ```
 //! let config = q35_nano::FILES.iter().find(|file| file.name == "config.json").unwrap();
@@ -43,7 +43,7 @@ pub static FILES: &[File] = files![
 /// Writes the checkpoint into `dir`, which is created if absent. Files of the same name are replaced.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// The directory or a file cannot be written.
 pub fn write_to(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     FILES.iter().try_for_each(|file| std::fs::write(dir.join(file.name), file.bytes))

@@ -71,7 +71,7 @@ fn query_and_gate_as_halves() {
     let report = Fixture::new().damaged(|name, tensor| {
         if name.contains("layers.3.self_attn.q_proj.") {
             // The converter took the first half for queries and the second for gates, and laid them out by head.
-            tensor.take_rows(|row| {
+            tensor.gather_rows(|row| {
                 let (head, part, at) = (row / (2 * width), row / width % 2, row % width);
                 part * heads * width + head * width + at
             });
@@ -86,7 +86,7 @@ fn rope_interleaved() {
     let report = Fixture::new().damaged(|name, tensor| {
         let block = if name.contains("q_proj") { 64 } else { 32 };
         if ["q_proj", "k_proj", "q_norm", "k_norm"].iter().any(|part| name.contains(part)) {
-            tensor.take_rows(|row| interleaved(row, block));
+            tensor.gather_rows(|row| interleaved(row, block));
         }
     });
     must_name(&report, Some(3), "attention projection", "RoPE interleaved");
@@ -143,7 +143,7 @@ fn wrong_eps_in_the_configuration() {
 fn embedding_shifted_by_a_row() {
     let report = Fixture::new().damaged(|name, tensor| {
         if name.contains("embed_tokens.") {
-            tensor.take_rows(|row| (row + 1) % 320);
+            tensor.gather_rows(|row| (row + 1) % 320);
         }
     });
     must_name(&report, None, "embedding", "rows shifted by 1");

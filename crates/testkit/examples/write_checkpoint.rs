@@ -1,4 +1,4 @@
-//! Writes a random tiny checkpoint, for scripts that show it to other software.
+//! Writes a random tiny checkpoint, for scripts that open it with other software.
 //!
 //! `cargo run -p q35-testkit --example write_checkpoint -- DIR [more-value-heads] [untied] [text-only] [sharded] [f16|f32]`
 

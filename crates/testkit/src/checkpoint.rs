@@ -1,4 +1,4 @@
-//! The generator.
+//! The generator of random checkpoints.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::config::{VISION_HIDDEN, VISION_INTERMEDIATE, VISION_POSITIONS, config
 use crate::memory::{MemoryTensor, MemoryWeights};
 use crate::{END_OF_TEXT, Random, write_tokenizer};
 
-/// The float type of the tensors, `A_log` and the gated norm apart, which are f32 as in the real checkpoint.
+/// Float type of the tensors, except `A_log` and the gated norms, which are f32 as in the real checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// bfloat16, as the real checkpoint.
     Bf16,
     /// IEEE half.
     F16,
-    /// Single.
+    /// IEEE single.
     F32,
 }
 
@@ -49,7 +49,7 @@ impl Precision {
     }
 }
 
-/// A random checkpoint, described; [`Self::write_to`] writes it, [`Self::weights`] gives its numbers.
+/// Description of a random checkpoint. [`Self::write_to`] writes its files, [`Self::weights`] returns its weights.
 #[derive(Clone, Debug)]
 pub struct TinyCheckpoint {
     config: TextConfig,
@@ -67,15 +67,18 @@ impl Default for TinyCheckpoint {
     }
 }
 
-/// How a tensor's numbers are drawn.
-enum Draw {
+/// Distribution of a tensor's values.
+enum Distribution {
+    /// Normal, with rows of different deviation and one outlier column.
     Matrix { deviation: f32 },
-    Taps,
-    Around { mean: f32, deviation: f32 },
+    /// Normal with mean 0.2 and deviation 0.3.
+    ConvolutionTaps,
+    Normal { mean: f32, deviation: f32 },
+    /// Uniform between ln 0.01 and ln 16.
     DecayLog,
 }
 
-struct Drawn {
+struct RandomTensor {
     name: String,
     shape: Vec<usize>,
     precision: Precision,
@@ -83,7 +86,7 @@ struct Drawn {
 }
 
 impl TinyCheckpoint {
-    /// The sizes of [`tiny`], bf16, nested and tied, with vision tower and MTP block, in one file.
+    /// A checkpoint with the sizes of [`tiny`], bf16, nested and tied, with vision tower and MTP block, in one file.
     pub fn new() -> Self {
         Self {
             config: tiny(),
@@ -96,25 +99,25 @@ impl TinyCheckpoint {
         }
     }
 
-    /// Other sizes.
+    /// Sets the configuration.
     pub fn with_config(mut self, config: TextConfig) -> Self {
         self.config = config;
         self
     }
 
-    /// Another float type.
+    /// Sets the float type.
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
     }
 
-    /// A separate `lm_head.weight`.
+    /// Adds a separate `lm_head.weight`.
     pub fn untied(mut self) -> Self {
         self.config.tie_word_embeddings = false;
         self
     }
 
-    /// The layout of text-only exports: a flat config.json, names under `model.`, no vision tower, no MTP block.
+    /// Selects the layout of text-only exports: a flat config.json, names under `model.`, no vision tower, no MTP block.
     pub fn text_only(mut self) -> Self {
         self.nested = false;
         self.vision = false;
@@ -122,36 +125,36 @@ impl TinyCheckpoint {
         self
     }
 
-    /// Without the vision tower's tensors.
+    /// Omits the vision tower's tensors.
     pub fn without_vision(mut self) -> Self {
         self.vision = false;
         self
     }
 
-    /// Without the MTP block's tensors.
+    /// Omits the MTP block's tensors.
     pub fn without_mtp(mut self) -> Self {
         self.mtp = false;
         self
     }
 
-    /// Several files and an index; one file is called `model.safetensors`.
+    /// Sets the number of weight files: one is `model.safetensors`, several have an index.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = shards;
         self
     }
 
-    /// Other numbers.
+    /// Sets the seed of the weights.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The sizes.
+    /// The configuration.
     pub fn config(&self) -> &TextConfig {
         &self.config
     }
 
-    /// The text tower's numbers, exactly as a reader of the files would see them.
+    /// The text model's weights, rounded to the float type in which the files hold them.
     pub fn weights(&self) -> MemoryWeights {
         let drawn = self.text_tensors();
         let names = tensor_table(&self.config).into_iter().map(|spec| spec.name);
@@ -162,7 +165,7 @@ impl TinyCheckpoint {
         MemoryWeights { config: self.config.clone(), tensors }
     }
 
-    /// Writes the directory: weights, config.json, tokenizer files and chat template.
+    /// Writes the checkpoint into `dir`: weights, config.json, tokenizer files and chat template.
     ///
     /// # Panics
     /// It cannot be written, or the vocabulary is too small for the tokenizer.
@@ -182,7 +185,7 @@ impl TinyCheckpoint {
         write_tokenizer(dir);
     }
 
-    fn write_tensors(&self, dir: &Path, tensors: &[Drawn]) {
+    fn write_tensors(&self, dir: &Path, tensors: &[RandomTensor]) {
         let mut weight_map = BTreeMap::new();
         let mut total_size = 0;
         for (index, part) in tensors.chunks(tensors.len().div_ceil(self.shards)).enumerate() {
@@ -207,27 +210,27 @@ impl TinyCheckpoint {
         }
     }
 
-    /// In the order of [`tensor_table`].
-    fn text_tensors(&self) -> Vec<Drawn> {
+    /// The text model's tensors in the order of [`tensor_table`], with their names in the files.
+    fn text_tensors(&self) -> Vec<RandomTensor> {
         let prefix = if self.nested { "model.language_model." } else { "model." };
         let tensor = |spec: q35_architecture::TensorSpec| {
             let inputs: usize = spec.shape[1..].iter().product();
-            let (draw, precision) = match spec.role {
-                Role::Embedding | Role::Head => (Draw::Matrix { deviation: 0.06 }, self.precision),
-                Role::Linear => (Draw::Matrix { deviation: (inputs as f32).sqrt().recip() }, self.precision),
-                Role::Convolution => (Draw::Taps, self.precision),
-                Role::CenteredNorm => (Draw::Around { mean: 0.0, deviation: 0.1 }, self.precision),
-                Role::GatedNorm => (Draw::Around { mean: 1.0, deviation: 0.1 }, Precision::F32),
-                Role::DecayLog => (Draw::DecayLog, Precision::F32),
-                Role::StepBias => (Draw::Around { mean: 1.0, deviation: 0.5 }, self.precision),
+            let (distribution, precision) = match spec.role {
+                Role::Embedding | Role::Head => (Distribution::Matrix { deviation: 0.06 }, self.precision),
+                Role::Linear => (Distribution::Matrix { deviation: (inputs as f32).sqrt().recip() }, self.precision),
+                Role::Convolution => (Distribution::ConvolutionTaps, self.precision),
+                Role::CenteredNorm => (Distribution::Normal { mean: 0.0, deviation: 0.1 }, self.precision),
+                Role::GatedNorm => (Distribution::Normal { mean: 1.0, deviation: 0.1 }, Precision::F32),
+                Role::DecayLog => (Distribution::DecayLog, Precision::F32),
+                Role::StepBias => (Distribution::Normal { mean: 1.0, deviation: 0.5 }, self.precision),
             };
             let name = if spec.role == Role::Head { spec.name } else { format!("{prefix}{}", spec.name) };
-            self.draw(name, spec.shape, draw, precision)
+            self.draw(name, spec.shape, distribution, precision)
         };
         tensor_table(&self.config).into_iter().map(tensor).collect()
     }
 
-    fn vision_tensors(&self) -> Vec<Drawn> {
+    fn vision_tensors(&self) -> Vec<RandomTensor> {
         let (width, merged) = (VISION_HIDDEN, 4 * VISION_HIDDEN);
         let mut list = vec![
             ("patch_embed.proj.weight", vec![width, 3, 2, 8, 8]),
@@ -254,10 +257,10 @@ impl TinyCheckpoint {
             ("blocks.0.mlp.linear_fc2.weight", vec![width, VISION_INTERMEDIATE]),
             ("blocks.0.mlp.linear_fc2.bias", vec![width]),
         ]);
-        list.into_iter().map(|(name, shape)| self.foreign(format!("model.visual.{name}"), shape)).collect()
+        list.into_iter().map(|(name, shape)| self.dropped_tensor(format!("model.visual.{name}"), shape)).collect()
     }
 
-    fn mtp_tensors(&self) -> Vec<Drawn> {
+    fn mtp_tensors(&self) -> Vec<RandomTensor> {
         let c = &self.config;
         let (hidden, query, kv) = (c.hidden_size, c.attention_query_dim(), c.attention_key_value_dim());
         let list = [
@@ -277,22 +280,22 @@ impl TinyCheckpoint {
             ("layers.0.mlp.up_proj.weight", vec![c.intermediate_size, hidden]),
             ("layers.0.mlp.down_proj.weight", vec![hidden, c.intermediate_size]),
         ];
-        list.into_iter().map(|(name, shape)| self.foreign(format!("mtp.{name}"), shape)).collect()
+        list.into_iter().map(|(name, shape)| self.dropped_tensor(format!("mtp.{name}"), shape)).collect()
     }
 
-    fn foreign(&self, name: String, shape: Vec<usize>) -> Drawn {
-        self.draw(name, shape, Draw::Around { mean: 0.0, deviation: 0.1 }, self.precision)
+    fn dropped_tensor(&self, name: String, shape: Vec<usize>) -> RandomTensor {
+        self.draw(name, shape, Distribution::Normal { mean: 0.0, deviation: 0.1 }, self.precision)
     }
 
-    fn draw(&self, name: String, shape: Vec<usize>, draw: Draw, precision: Precision) -> Drawn {
-        // Below the prefix, so that a text-only export holds the numbers of the nested checkpoint.
+    fn draw(&self, name: String, shape: Vec<usize>, distribution: Distribution, precision: Precision) -> RandomTensor {
+        // Seeded by the name without prefix, so that a text-only export has the same weights as the nested checkpoint.
         let key = name.trim_start_matches("model.").trim_start_matches("language_model.");
         let mut random = Random::named(self.seed, key);
         let (rows, width) = (shape[0], shape[1..].iter().product::<usize>());
         let mut values = Vec::with_capacity(rows * width);
-        match draw {
-            Draw::Matrix { deviation } => {
-                // Rows of different size and a column that stands out, so that quantization has something to lose.
+        match distribution {
+            Distribution::Matrix { deviation } => {
+                // Rows of different deviation and an outlier column, which quantization represents with visible error.
                 let outlier = random.below(width);
                 for _ in 0..rows {
                     let scale = deviation * (0.5 + random.uniform());
@@ -302,17 +305,16 @@ impl TinyCheckpoint {
                     }));
                 }
             }
-            Draw::Taps => values.extend((0..rows * width).map(|_| 0.2 + 0.3 * random.normal())),
-            Draw::Around { mean, deviation } => {
+            Distribution::ConvolutionTaps => values.extend((0..rows * width).map(|_| 0.2 + 0.3 * random.normal())),
+            Distribution::Normal { mean, deviation } => {
                 values.extend((0..rows * width).map(|_| mean + deviation * random.normal()));
             }
-            // ln of 0.01 to 16.
-            Draw::DecayLog => values.extend((0..rows * width).map(|_| -4.6 + 7.37 * random.uniform())),
+            Distribution::DecayLog => values.extend((0..rows * width).map(|_| -4.6 + 7.37 * random.uniform())),
         }
         for value in &mut values {
             *value = precision.round(*value);
         }
-        Drawn { name, shape, precision, values }
+        RandomTensor { name, shape, precision, values }
     }
 }
 

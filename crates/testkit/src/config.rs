@@ -1,10 +1,10 @@
-//! Sizes of tiny models, and `config.json` as the real checkpoint writes it.
+//! Configurations of tiny models, and `config.json` in the layout of the real checkpoint.
 
 use q35_architecture::{LayerKind, TextConfig};
 use serde_json::{Value, json};
 
-/// Four layers (three linear, one full), 0.6 M parameters. Every row is a multiple of 128, so that all quantization
-/// groups fit; key and value heads differ in width, so that a transposed state does not go unnoticed.
+/// Configuration of four layers (three linear, one full) with 0.6 M parameters. Every row length is a multiple of 128, so
+/// that all group sizes fit; key and value heads differ in width, so that tests notice a transposed state.
 pub fn tiny() -> TextConfig {
     use LayerKind::{FullAttention, LinearAttention};
     TextConfig {
@@ -29,7 +29,7 @@ pub fn tiny() -> TextConfig {
     }
 }
 
-/// As [`tiny`], with two value heads to a key head and one key/value head for all queries.
+/// As [`tiny`], with two value heads per key head and one key/value head for all queries.
 pub fn tiny_more_value_heads() -> TextConfig {
     TextConfig {
         num_key_value_heads: 1,
@@ -40,7 +40,7 @@ pub fn tiny_more_value_heads() -> TextConfig {
     }
 }
 
-/// Sizes of the vision tower that a nested checkpoint carries along.
+/// Sizes of the vision tower in a nested checkpoint.
 pub(crate) const VISION_HIDDEN: usize = 16;
 pub(crate) const VISION_INTERMEDIATE: usize = 32;
 pub(crate) const VISION_POSITIONS: usize = 16;

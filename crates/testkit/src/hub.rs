@@ -1,4 +1,4 @@
-//! A model hub on loopback.
+//! A model hub on the loopback interface.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,27 +10,27 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Files above this size are described by SHA-256, as the real hub does with large ones; others as git does.
+/// Files above this size have their SHA-256 as ETag, as large files of the real hub do; others have the git blob hash.
 const LARGE_BYTES: usize = 100_000;
 
-/// How the server treats one file.
+/// A fault that the server simulates for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The first so many transfers break half-way through what was asked for.
-    Drops(usize),
-    /// Sends the whole file, whatever range was asked for, and breaks the first transfer.
+    /// The first transfers, this many, break half-way through the requested range.
+    DropsConnection(usize),
+    /// Ranges are ignored and the whole file is sent; the first transfer breaks.
     IgnoresRanges,
-    /// Declares another hash.
-    Lies,
-    /// Declares no hash.
-    Anonymous,
-    /// Describes the file and sends the client to this address for it.
+    /// The declared hash is wrong.
+    WrongHash,
+    /// No hash is declared.
+    NoHash,
+    /// The client is redirected to this address for the contents.
     Redirects(String),
-    /// Answers with this status.
+    /// Every request is answered with this status.
     Refuses(u16),
 }
 
-/// What is remembered of a request.
+/// A recorded request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubRequest {
     /// Path and query.
@@ -41,7 +41,7 @@ pub struct HubRequest {
     pub authorization: Option<String>,
 }
 
-/// A hub that serves one repository at one commit, until the process ends.
+/// A hub that serves one repository at one commit until the process ends.
 #[derive(Clone, Debug)]
 pub struct HubServer {
     address: String,
@@ -76,7 +76,7 @@ impl HubServer {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let server = acceptor.clone();
-                // A client that goes away in the middle is no matter of the server's.
+                // A client may close its connection at any time.
                 std::thread::spawn(move || drop(server.answer(stream)));
             }
         });
@@ -98,18 +98,18 @@ impl HubServer {
         )
     }
 
-    /// Treats a file like this from now on.
+    /// Simulates `fault` for `file` from now on.
     pub fn with_fault(self, file: &str, fault: Fault) -> Self {
         self.state().faults.insert(file.to_owned(), fault);
         self
     }
 
-    /// What `HF_ENDPOINT` must be.
+    /// Value for `HF_ENDPOINT`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// A file that is served.
+    /// Contents of a served file.
     ///
     /// # Panics
     /// There is no such file.
@@ -117,7 +117,7 @@ impl HubServer {
         self.state().files[name].to_vec()
     }
 
-    /// The address of a file.
+    /// URL of a file.
     pub fn address_of(&self, file: &str) -> String {
         format!("{}/{}/resolve/{}/{file}", self.address, self.state().id, Self::COMMIT)
     }
@@ -127,7 +127,7 @@ impl HubServer {
         self.state().requests.clone()
     }
 
-    /// The ranges in which a file was asked for.
+    /// The `Range` headers of all requests for a file.
     pub fn ranges_of(&self, file: &str) -> Vec<Option<String>> {
         let requests = self.requests().into_iter();
         requests.filter(|request| request.path.ends_with(file)).map(|request| request.range).collect()
@@ -167,7 +167,7 @@ fn send(
     transfer: usize,
 ) -> std::io::Result<()> {
     let tag = match fault {
-        Some(Fault::Lies) => "0".repeat(64),
+        Some(Fault::WrongHash) => "0".repeat(64),
         _ if bytes.len() > LARGE_BYTES => hex(Sha256::digest(bytes)),
         _ => hex(Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize()),
     };
@@ -183,8 +183,8 @@ fn send(
         ];
         return respond(stream, "302 Found", &headers, b"", usize::MAX);
     }
-    let asked = request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-    let from: usize = asked.and_then(|from| from.parse().ok()).unwrap_or(0);
+    let requested = request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+    let from: usize = requested.and_then(|from| from.parse().ok()).unwrap_or(0);
     let from = if fault == Some(&Fault::IgnoresRanges) { 0 } else { from };
     if from >= bytes.len() && from > 0 {
         return respond(
@@ -196,12 +196,12 @@ fn send(
         );
     }
     let breaks = match fault {
-        Some(Fault::Drops(times)) => transfer <= *times,
+        Some(Fault::DropsConnection(times)) => transfer <= *times,
         Some(Fault::IgnoresRanges) => transfer == 1,
         _ => false,
     };
     let mut headers = Vec::new();
-    if fault != Some(&Fault::Anonymous) {
+    if fault != Some(&Fault::NoHash) {
         headers.push(("ETag", format!("\"{tag}\"")));
     }
     if from > 0 {
@@ -211,7 +211,7 @@ fn send(
     respond(stream, status, &headers, rest, if breaks { rest.len() / 2 } else { usize::MAX })
 }
 
-/// Sends an answer, of whose body at most so many bytes before the connection is closed.
+/// Sends a response and closes the connection after `at_most` bytes of its body.
 fn respond(
     stream: &mut TcpStream,
     status: &str,

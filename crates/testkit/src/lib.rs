@@ -1,13 +1,14 @@
-//! Random tiny checkpoints in the very layout of the real one, for tests that must not need Python or a download.
+//! Random tiny checkpoints in the layout of the real one, for tests without Python or downloads.
 //!
 //! [`TinyCheckpoint`] is a Qwen3.5 model of a few hundred thousand parameters: nested or text-only `config.json`, one
 //! file or shards with an index, tied or untied head, more value heads than key heads, vision tower and MTP block
-//! beside the text tower, any float type; with a tokenizer of bytes and a chat template, so that it can be "talked"
-//! to. The same seed gives the same bytes on every machine: nothing here calls the platform's `exp` or `ln`.
+//! beside the text model, any float type. It has a byte tokenizer and a chat template, so that chat tests can use it.
+//! The same seed yields the same bytes on every machine: no platform `exp` or `ln` is involved.
 //!
-//! [`HubServer`] is a hub on loopback that serves such a checkpoint, and drops connections, lies and redirects on demand.
+//! [`HubServer`] is a hub on the loopback interface that serves such a checkpoint and simulates faults.
 //!
-//! Only for `[dev-dependencies]`. It panics where a test would unwrap.
+//! Only for `[dev-dependencies]`: it panics where a test would unwrap. It must not know the crates that are tested with
+//! it.
 //!
 //! ```
 //! use q35_testkit::TinyCheckpoint;
@@ -17,7 +18,7 @@
 //! assert!(dir.path().join("model.safetensors.index.json").exists());
 //!
 //! use q35_inference::Weights;
-//! let weights = checkpoint.weights(); // the same numbers, without files
+//! let weights = checkpoint.weights(); // the same weights, without files
 //! assert!(!weights.config().tie_word_embeddings);
 //! ```
 #![deny(missing_docs)]
@@ -25,16 +26,17 @@
 
 mod checkpoint;
 mod config;
-mod damage;
 mod hub;
 mod memory;
 mod random;
+mod safetensors_edit;
 mod tokenizer;
 
 pub use checkpoint::{Precision, TinyCheckpoint};
 pub use config::{tiny, tiny_more_value_heads};
-pub use damage::{Damage, rewrite_tensors};
+
 pub use hub::{Fault, HubRequest, HubServer};
 pub use memory::MemoryWeights;
 pub use random::Random;
+pub use safetensors_edit::{EditableTensor, rewrite_tensors};
 pub use tokenizer::{END_OF_TEXT, MESSAGE_END, MESSAGE_START, write_tokenizer};

@@ -1,4 +1,4 @@
-//! Weights without files.
+//! Weights in memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use q35_architecture::TextConfig;
 use q35_inference::{WeightError, Weights};
 
-/// One tensor's shape and numbers.
+/// Shape and values of a tensor, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MemoryTensor {
     pub(crate) shape: Vec<usize>,
@@ -21,7 +21,7 @@ pub struct MemoryWeights {
 }
 
 impl MemoryWeights {
-    /// The numbers of one tensor, to be changed by a test.
+    /// The values of one tensor, for a test to change.
     ///
     /// # Panics
     /// There is no such tensor.
@@ -29,7 +29,7 @@ impl MemoryWeights {
         &mut self.tensors.get_mut(name).unwrap_or_else(|| panic!("no tensor `{name}`")).values
     }
 
-    /// The numbers of one tensor.
+    /// The values of one tensor, row-major.
     ///
     /// # Panics
     /// There is no such tensor.

@@ -1,18 +1,18 @@
-//! Numbers that look random and are the same everywhere.
+//! A deterministic pseudo-random number generator.
 
-/// SplitMix64: one word of state, every seed as good as another.
+/// SplitMix64 (Steele, Lea and Flood, 2014): 64 bits of state, every seed valid.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// A generator; equal seeds give equal numbers.
+    /// A generator seeded with `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A generator whose numbers depend on `seed` and on `name`, so that a tensor does not change with its neighbours.
+    /// A generator seeded with `seed` and `name`, so that a tensor's values do not depend on other tensors.
     pub fn named(seed: u64, name: &str) -> Self {
-        // FNV-1a, started from the seed.
+        // FNV-1a of the name, initialised with the seed.
         let start = 0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self(name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)))
     }
@@ -26,23 +26,24 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A whole number below `end`, which is small against 2^64.
+    /// An integer below `end`. The bias is negligible while `end` is far below 2^64.
     pub fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
 
-    /// From 0 up to but without 1.
+    /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// Nearly normal, mean 0 and deviation 1: a sum of four uniform numbers, which needs no transcendental function.
+    /// Approximately normal with mean 0 and deviation 1: the sum of four uniform numbers, which needs no transcendental
+    /// function.
     pub fn normal(&mut self) -> f32 {
         let sum: f32 = (0..4).map(|_| self.uniform() - 0.5).sum();
         sum * 3f32.sqrt()
     }
 
-    /// Token ids below `vocab_size`.
+    /// `count` token ids below `vocab_size`.
     pub fn tokens(&mut self, count: usize, vocab_size: usize) -> Vec<u32> {
         (0..count).map(|_| self.below(vocab_size) as u32).collect()
     }

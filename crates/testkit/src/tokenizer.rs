@@ -1,4 +1,4 @@
-//! A tokenizer whose tokens are bytes, in the files that a Hugging Face checkpoint brings.
+//! A byte tokenizer, as the tokenizer files of a Hugging Face checkpoint.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub const MESSAGE_START: u32 = 257;
 /// Id of `<|im_end|>`.
 pub const MESSAGE_END: u32 = 258;
 
-/// From id 256 on.
+/// Added tokens from id 256 on; true for special ones.
 const ADDED_TOKENS: [(&str, bool); 9] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -78,7 +78,7 @@ pub fn write_tokenizer(dir: &Path) {
     std::fs::write(dir.join("chat_template.jinja"), CHAT_TEMPLATE).unwrap();
 }
 
-/// The character that byte-level tokenizers write for a byte: itself where it is visible, else one from U+0100 on.
+/// The character that represents a byte in byte-level vocabularies: itself if printable, else one from U+0100 on.
 fn visible(byte: u8) -> char {
     let shown = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if shown(byte) {

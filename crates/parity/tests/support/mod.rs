@@ -17,7 +17,7 @@ use q35_parity::{
     Suite, Thresholds, check, float_model,
 };
 use q35_quant::affine::AffineSpec;
-use q35_testkit::{Damage, rewrite_tensors};
+use q35_testkit::{EditableTensor, rewrite_tensors};
 use tempfile::TempDir;
 
 /// Source and conversion.
@@ -46,7 +46,7 @@ impl Fixture {
     }
 
     /// Changes tensors of the written file and checks it.
-    pub fn damaged(self, change: impl Fn(&str, &mut Damage)) -> Report {
+    pub fn damaged(self, change: impl Fn(&str, &mut EditableTensor)) -> Report {
         self.rewrite(|tensors| tensors.iter_mut().for_each(|(name, tensor)| change(name, tensor)));
         self.check_directory()
     }
@@ -57,7 +57,7 @@ impl Fixture {
         });
     }
 
-    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, Damage>)) {
+    fn rewrite(&self, change: impl FnOnce(&mut BTreeMap<String, EditableTensor>)) {
         rewrite_tensors(&self.target.join("model.safetensors"), change);
     }
 
