@@ -95,7 +95,8 @@ fn query_and_gate_as_halves() {
     let (heads, width) = (4, 32);
     Broken::tensors(|name, tensor| {
         if name.contains("self_attn.q_proj.") {
-            tensor.gather_rows(|row| row / width % 2 * heads * width + row / (2 * width) * width + row % width);
+            tensor
+                .gather_rows(|row| row / width % 2 * heads * width + row / (2 * width) * width + row % width);
         }
     })
     .must_be_found(Some(3), "attention projection", "halves");

@@ -70,10 +70,15 @@ impl Default for TinyCheckpoint {
 /// Distribution of a tensor's values.
 enum Distribution {
     /// Normal, with rows of different deviation and one outlier column.
-    Matrix { deviation: f32 },
+    Matrix {
+        deviation: f32,
+    },
     /// Normal with mean 0.2 and deviation 0.3.
     ConvolutionTaps,
-    Normal { mean: f32, deviation: f32 },
+    Normal {
+        mean: f32,
+        deviation: f32,
+    },
     /// Uniform between ln 0.01 and ln 16.
     DecayLog,
 }
@@ -217,7 +222,9 @@ impl TinyCheckpoint {
             let inputs: usize = spec.shape[1..].iter().product();
             let (distribution, precision) = match spec.role {
                 Role::Embedding | Role::Head => (Distribution::Matrix { deviation: 0.06 }, self.precision),
-                Role::Linear => (Distribution::Matrix { deviation: (inputs as f32).sqrt().recip() }, self.precision),
+                Role::Linear => {
+                    (Distribution::Matrix { deviation: (inputs as f32).sqrt().recip() }, self.precision)
+                }
                 Role::Convolution => (Distribution::ConvolutionTaps, self.precision),
                 Role::CenteredNorm => (Distribution::Normal { mean: 0.0, deviation: 0.1 }, self.precision),
                 Role::GatedNorm => (Distribution::Normal { mean: 1.0, deviation: 0.1 }, Precision::F32),
@@ -257,7 +264,9 @@ impl TinyCheckpoint {
             ("blocks.0.mlp.linear_fc2.weight", vec![width, VISION_INTERMEDIATE]),
             ("blocks.0.mlp.linear_fc2.bias", vec![width]),
         ]);
-        list.into_iter().map(|(name, shape)| self.dropped_tensor(format!("model.visual.{name}"), shape)).collect()
+        list.into_iter()
+            .map(|(name, shape)| self.dropped_tensor(format!("model.visual.{name}"), shape))
+            .collect()
     }
 
     fn mtp_tensors(&self) -> Vec<RandomTensor> {
@@ -287,7 +296,13 @@ impl TinyCheckpoint {
         self.draw(name, shape, Distribution::Normal { mean: 0.0, deviation: 0.1 }, self.precision)
     }
 
-    fn draw(&self, name: String, shape: Vec<usize>, distribution: Distribution, precision: Precision) -> RandomTensor {
+    fn draw(
+        &self,
+        name: String,
+        shape: Vec<usize>,
+        distribution: Distribution,
+        precision: Precision,
+    ) -> RandomTensor {
         // Seeded by the name without prefix, so that a text-only export has the same weights as the nested checkpoint.
         let key = name.trim_start_matches("model.").trim_start_matches("language_model.");
         let mut random = Random::named(self.seed, key);
@@ -305,11 +320,15 @@ impl TinyCheckpoint {
                     }));
                 }
             }
-            Distribution::ConvolutionTaps => values.extend((0..rows * width).map(|_| 0.2 + 0.3 * random.normal())),
+            Distribution::ConvolutionTaps => {
+                values.extend((0..rows * width).map(|_| 0.2 + 0.3 * random.normal()))
+            }
             Distribution::Normal { mean, deviation } => {
                 values.extend((0..rows * width).map(|_| mean + deviation * random.normal()));
             }
-            Distribution::DecayLog => values.extend((0..rows * width).map(|_| -4.6 + 7.37 * random.uniform())),
+            Distribution::DecayLog => {
+                values.extend((0..rows * width).map(|_| -4.6 + 7.37 * random.uniform()))
+            }
         }
         for value in &mut values {
             *value = precision.round(*value);

@@ -183,7 +183,8 @@ fn send(
         ];
         return respond(stream, "302 Found", &headers, b"", usize::MAX);
     }
-    let requested = request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+    let requested =
+        request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
     let from: usize = requested.and_then(|from| from.parse().ok()).unwrap_or(0);
     let from = if fault == Some(&Fault::IgnoresRanges) { 0 } else { from };
     if from >= bytes.len() && from > 0 {
