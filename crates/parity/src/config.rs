@@ -1,14 +1,14 @@
-//! Two configurations of what should be one model.
+//! Comparison of two model configurations.
 
 use q35_architecture::TextConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::ParityError;
 
-/// A field of config.json that differs.
+/// A field of config.json with different values.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct ConfigDifference {
-    /// The field's name.
+    /// Name of the field.
     pub field: String,
     /// The reference's value.
     pub reference: String,
@@ -16,18 +16,18 @@ pub struct ConfigDifference {
     pub candidate: String,
 }
 
-/// The fields that differ in what they make the model compute.
+/// The differing fields that change arithmetic and no shape.
 ///
 /// # Errors
-/// A size or the kind of a layer differs, so that tensors cannot be compared at all.
+/// A size or the kind of a layer differs, so that tensors cannot be compared.
 pub fn compare_configs(
     reference: &TextConfig,
     candidate: &TextConfig,
 ) -> Result<Vec<ConfigDifference>, ParityError> {
     // These change arithmetic and no shape; all others decide shapes.
     const ARITHMETIC: [&str; 3] = ["rms_norm_eps", "rope_theta", "partial_rotary_factor"];
-    // How long a context the artefact was made for is its own business.
-    const FREE: [&str; 2] = ["max_position_embeddings", "model_type"];
+    // A conversion may choose another context length.
+    const IGNORED: [&str; 2] = ["max_position_embeddings", "model_type"];
     let mut differences = Vec::new();
     let [left, right] = [reference, candidate].map(TextConfig::to_json);
     let (Some(fields), Some(_)) = (left.as_object(), right.as_object()) else { return Ok(differences) };
@@ -36,15 +36,15 @@ pub fn compare_configs(
         let find = |root: &serde_json::Value| {
             root.get(field).or_else(|| root["rope_parameters"].get(field)).cloned().unwrap_or_default()
         };
-        let (mine, theirs) = (find(&left), find(&right));
-        let same = match (mine.as_f64(), theirs.as_f64()) {
+        let (reference_value, candidate_value) = (find(&left), find(&right));
+        let same = match (reference_value.as_f64(), candidate_value.as_f64()) {
             (Some(a), Some(b)) => (a - b).abs() <= 1e-9 * a.abs(),
-            _ => mine == theirs,
+            _ => reference_value == candidate_value,
         };
-        if same || FREE.contains(&field.as_str()) {
+        if same || IGNORED.contains(&field.as_str()) {
             continue;
         }
-        let (reference, candidate) = (mine.to_string(), theirs.to_string());
+        let (reference, candidate) = (reference_value.to_string(), candidate_value.to_string());
         if !ARITHMETIC.contains(&field.as_str()) {
             return Err(ParityError::AnotherModel { field: field.clone(), reference, candidate });
         }

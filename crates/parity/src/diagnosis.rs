@@ -1,31 +1,33 @@
-//! What is wrong, and where.
+//! Findings: faults, their places and likely causes.
 
 use q35_architecture::tensor_table;
 use q35_inference::{CancelToken, LogitsFor, Model, Weights};
 use q35_metrics::{Summarizer, compare_rows};
 use serde::{Deserialize, Serialize};
 
-use crate::disguise::{Disguised, Mistake, suspects_for_execution};
-use crate::float_pass::{FloatPass, Logits};
-use crate::rows::{Catch, Hidden, Running, Who};
-use crate::{ConfigDifference, ParityError, Progress, Prompt, SiteReport, Stage, WeightCheck};
+use crate::float_pass::{FloatPass, PassLogits};
+use crate::qwen3_5_faults::{FaultyWeights, KnownFault, candidate_faults_of_execution};
+use crate::runner::{HiddenStates, LogitRecorder, Participant, RunningSequence};
+use crate::weights::tensor_class;
+use crate::{ConfigDifference, ParityError, Progress, Prompt, SiteReport, Stage, TensorReport, WeightCheck};
 
 /// A fault and its place.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Finding {
     /// "config", "weights", "implementation", "conversion".
     pub scope: String,
-    /// The first layer concerned, if it is in one.
+    /// The first affected layer, if the fault is in one.
     pub layer: Option<usize>,
-    /// The class of tensor or the part of the layer: "norm", "convolution", "self_attn", "mlp".
+    /// Class of tensor or part of the layer: "norm", "convolution", "self_attn", "mlp".
     pub class: String,
-    /// The first tensor concerned, if one is known.
+    /// The first affected tensor, if it was identified.
     pub tensor: Option<String>,
-    /// The whole in words.
+    /// Description of the fault.
     pub message: String,
 }
 
-pub(crate) fn of_config(differences: &[ConfigDifference]) -> Vec<Finding> {
+/// One finding for each setting that differs.
+pub(crate) fn config_findings(differences: &[ConfigDifference]) -> Vec<Finding> {
     differences
         .iter()
         .map(|difference| {
@@ -48,11 +50,11 @@ pub(crate) fn of_config(differences: &[ConfigDifference]) -> Vec<Finding> {
 }
 
 /// One finding for each cause and class of tensor, naming the first tensor and counting the others.
-pub(crate) fn of_weights(check: &WeightCheck) -> Vec<Finding> {
-    let mut groups: Vec<(String, Vec<&crate::TensorReport>)> = Vec::new();
+pub(crate) fn weight_findings(check: &WeightCheck) -> Vec<Finding> {
+    let mut groups: Vec<(String, Vec<&TensorReport>)> = Vec::new();
     for tensor in check.failed() {
         let cause = tensor.cause.clone().unwrap_or_else(|| "outside what its encoding explains".into());
-        // A place is of one tensor; a systematic mistake is one finding for all that it touches.
+        // Damaged rows concern one tensor; a systematic fault is one finding for all tensors that it affects.
         let single = cause.contains("row ") && !cause.contains("rows shifted");
         let swapped = cause.starts_with("layers swapped");
         let key = match (single, swapped) {
@@ -60,12 +62,12 @@ pub(crate) fn of_weights(check: &WeightCheck) -> Vec<Finding> {
             (_, true) => cause.clone(),
             _ => format!("{cause} {}", tensor.class),
         };
-        match groups.iter_mut().find(|(known, _)| *known == key) {
+        match groups.iter_mut().find(|(other, _)| *other == key) {
             Some((_, list)) => list.push(tensor),
             None => groups.push((key, vec![tensor])),
         }
     }
-    let finding = |(_, tensors): (String, Vec<&crate::TensorReport>)| {
+    let finding = |(_, tensors): (String, Vec<&TensorReport>)| {
         let first = tensors[0];
         let place = match first.layer {
             Some(layer) => format!("`{}` (layer {layer}, {})", first.name, first.class),
@@ -93,15 +95,20 @@ pub(crate) fn of_weights(check: &WeightCheck) -> Vec<Finding> {
     groups.into_iter().map(finding).collect()
 }
 
-/// Where the residual stream first leaves its bound.
-pub(crate) fn of_sites(scope: &str, bad: Option<&SiteReport>, last_is_good: bool) -> Option<Finding> {
-    let (layer, class, message) = match bad {
+/// Finding for the first faulty site of the residual stream. `head_is_faulty` is true if all sites are right and the
+/// logits are not.
+pub(crate) fn site_finding(
+    scope: &str,
+    faulty: Option<&SiteReport>,
+    head_is_faulty: bool,
+) -> Option<Finding> {
+    let (layer, class, message) = match faulty {
         Some(site) => {
             let since = match site.first_position {
                 0 => String::new(),
                 position => format!(", from position {position} on"),
             };
-            let words = match site.layer {
+            let place = match site.layer {
                 Some(layer) if site.part == "mlp" => {
                     format!("layer {layer}: its mixer is right and its MLP is not")
                 }
@@ -111,18 +118,18 @@ pub(crate) fn of_sites(scope: &str, bad: Option<&SiteReport>, last_is_good: bool
                 ),
                 None => format!("the {}", site.site),
             };
-            // Quantization is no mistake; how soon it is felt is worth knowing all the same.
+            // Quantization is not a fault, but the first layer that it affects is worth reporting.
             let message = if scope == "conversion" {
                 format!(
                     "the residual stream is first far off at the {} (relative error {:.2e}{since})",
                     site.site, site.relative
                 )
             } else {
-                format!("first wrong at {words} (relative error {:.2e}{since})", site.relative)
+                format!("first wrong at {place} (relative error {:.2e}{since})", site.relative)
             };
             (site.layer, site.part.clone(), message)
         }
-        None if last_is_good => (
+        None if head_is_faulty => (
             None,
             "head".to_owned(),
             "hidden states are right to the final norm, logits are not: the head".into(),
@@ -132,28 +139,33 @@ pub(crate) fn of_sites(scope: &str, bad: Option<&SiteReport>, last_is_good: bool
     Some(Finding { scope: scope.to_owned(), layer, class, tensor: None, message })
 }
 
-/// The classic mistake, if any, that makes the float reference behave as the candidate does.
+/// A known fault that makes the float reference behave as the candidate does.
 pub(crate) struct Explanation {
-    pub(crate) mistake: Mistake,
+    pub(crate) fault: KnownFault,
+    /// Mean KL of the candidate from the float reference without the fault.
     pub(crate) plain_kl: f64,
+    /// Mean KL of the candidate from the float reference with the fault.
     pub(crate) explained_kl: f64,
 }
 
-/// Tries the classic mistakes on the candidate's own weights, those first that touch the part that is wrong.
+/// Injects the known faults of the faulty `part` into the candidate's weights, one at a time, and returns the one that
+/// explains the execution best.
 pub(crate) fn explain_execution(
-    own: &dyn Weights,
+    dequantized: &dyn Weights,
     model: &dyn Model,
     prompt: &Prompt,
     part: Option<&str>,
     cancel: &CancelToken,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Option<Explanation>, ParityError> {
-    let vocab = own.config().vocab_size;
+    let vocab = dequantized.config().vocab_size;
     let executed = {
-        let catch = Catch::new(cancel);
-        let mut running = Running::start(Who::Candidate, model, &prompt.name, prompt.ids.len(), catch)?;
+        let recorder = LogitRecorder::new(cancel);
+        let capacity = prompt.ids.len();
+        let mut running =
+            RunningSequence::start(Participant::Candidate, model, &prompt.name, capacity, recorder)?;
         running.feed(&prompt.ids, LogitsFor::AllTokens)?;
-        std::mem::take(&mut running.catch.rows)
+        std::mem::take(&mut running.recorder.logits)
     };
     let mean_kl = |expected: &[f32]| {
         let mut summary = Summarizer::default();
@@ -167,57 +179,61 @@ pub(crate) fn explain_execution(
     };
     let run = |weights: &dyn Weights| -> Result<f64, ParityError> {
         let prompts = std::slice::from_ref(prompt);
-        let pass = FloatPass::run(Who::OwnFloat, weights, prompts, Hidden::default(), cancel, &|_, _| {})?;
-        Ok(mean_kl(&Logits::new(Who::OwnFloat, &pass, weights)?.of(0, 0..prompt.scored())?))
+        let (participant, hidden) = (Participant::Dequantized, HiddenStates::default());
+        let pass = FloatPass::run(participant, weights, prompts, hidden, cancel, &|_, _| {})?;
+        let logits = PassLogits::new(participant, &pass, weights)?.compute(0, 0..prompt.scored())?;
+        Ok(mean_kl(&logits))
     };
-    let plain_kl = run(own)?;
+    let plain_kl = run(dequantized)?;
     if !plain_kl.is_finite() {
         return Ok(None);
     }
-    let suspects: Vec<Mistake> =
-        suspects_for_execution(own.config()).into_iter().filter(|m| concerns(m, part)).collect();
-    let total = suspects.len() as u64;
+    let faults: Vec<KnownFault> = candidate_faults_of_execution(dequantized.config())
+        .into_iter()
+        .filter(|fault| can_appear_first_at(fault, part))
+        .collect();
+    let total = faults.len() as u64;
     let mut best: Option<Explanation> = None;
-    for (index, mistake) in suspects.into_iter().enumerate() {
+    for (index, fault) in faults.into_iter().enumerate() {
         progress(Progress { stage: Stage::Diagnosis, done: index as u64, total });
-        let disguised = Disguised::new(own, mistake.clone());
-        let explained_kl = run(&disguised)?;
+        let faulty = FaultyWeights::new(dequantized, fault.clone());
+        let explained_kl = run(&faulty)?;
         if explained_kl < plain_kl / 20.0 && best.as_ref().is_none_or(|b| explained_kl < b.explained_kl) {
-            best = Some(Explanation { mistake, plain_kl, explained_kl });
+            best = Some(Explanation { fault, plain_kl, explained_kl });
         }
     }
     progress(Progress { stage: Stage::Diagnosis, done: total, total });
     Ok(best)
 }
 
-/// Whether a mistake can be the first thing wrong at that part of the model.
-fn concerns(mistake: &Mistake, part: Option<&str>) -> bool {
+/// True if the effect of a fault can first appear at that part of the model.
+fn can_appear_first_at(fault: &KnownFault, part: Option<&str>) -> bool {
     let Some(part) = part else { return true };
-    match mistake {
-        Mistake::NormsShifted { only_final: true, .. } => part == "norm" || part == "head",
-        Mistake::NormsShifted { .. } | Mistake::Epsilon(_) => !matches!(part, "embedding" | "head"),
-        Mistake::TapsReversed | Mistake::DecayNegated => part == "linear_attn",
-        Mistake::EmbeddingShifted { .. } => part == "embedding" || part == "head",
-        Mistake::GateUpSwapped => part == "mlp",
-        Mistake::LayersSwapped { .. } => true,
-        Mistake::QueryGateHalves
-        | Mistake::QueryGateStoredAsHalves
-        | Mistake::RotaryInterleaved
-        | Mistake::RotaryDeinterleaved
-        | Mistake::RopeTheta(_)
-        | Mistake::KeyValueSwapped => part == "self_attn",
+    match fault {
+        KnownFault::NormsShifted { only_final: true, .. } => part == "norm" || part == "head",
+        KnownFault::NormsShifted { .. } | KnownFault::Epsilon(_) => !matches!(part, "embedding" | "head"),
+        KnownFault::TapsReversed | KnownFault::DecayNegated => part == "linear_attn",
+        KnownFault::EmbeddingShifted { .. } => part == "embedding" || part == "head",
+        KnownFault::GateUpSwapped => part == "mlp",
+        KnownFault::LayersSwapped { .. } => true,
+        KnownFault::QueryGateHalves
+        | KnownFault::QueryGateStoredAsHalves
+        | KnownFault::RotaryInterleaved
+        | KnownFault::RotaryDeinterleaved
+        | KnownFault::RopeTheta(_)
+        | KnownFault::KeyValueSwapped => part == "self_attn",
     }
 }
 
 /// The finding for an explanation.
-pub(crate) fn of_explanation(own: &dyn Weights, found: &Explanation) -> Finding {
-    let disguised = Disguised::new(own, found.mistake.clone());
-    let first = tensor_table(own.config()).into_iter().find(|spec| disguised.touches(spec));
+pub(crate) fn explanation_finding(dequantized: &dyn Weights, explanation: &Explanation) -> Finding {
+    let faulty = FaultyWeights::new(dequantized, explanation.fault.clone());
+    let first = tensor_table(dequantized.config()).into_iter().find(|spec| faulty.affects(spec));
     let (layer, class, tensor) = match &first {
-        Some(spec) => (spec.layer, crate::weights::class_of(spec).to_owned(), Some(spec.name.clone())),
-        None if matches!(found.mistake, Mistake::Epsilon(_)) => (Some(0), "norm".to_owned(), None),
+        Some(spec) => (spec.layer, tensor_class(spec).to_owned(), Some(spec.name.clone())),
+        None if matches!(explanation.fault, KnownFault::Epsilon(_)) => (Some(0), "norm".to_owned(), None),
         None => {
-            let layer = own.config().layers_of(q35_architecture::LayerKind::FullAttention).next();
+            let layer = dequantized.config().layers_of(q35_architecture::LayerKind::FullAttention).next();
             (layer, "self_attn".to_owned(), None)
         }
     };
@@ -228,7 +244,7 @@ pub(crate) fn of_explanation(own: &dyn Weights, found: &Explanation) -> Finding 
         tensor,
         message: format!(
             "the candidate computes as if: {} (this explains it: mean KL {:.1e} instead of {:.1e})",
-            found.mistake, found.explained_kl, found.plain_kl
+            explanation.fault, explanation.explained_kl, explanation.plain_kl
         ),
     }
 }

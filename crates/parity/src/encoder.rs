@@ -1,4 +1,4 @@
-//! A checkpoint's own tokenizer and template, as suites and tasks need them.
+//! A checkpoint's tokenizer and chat template, for suites and tasks.
 
 use std::path::Path;
 
@@ -16,12 +16,12 @@ impl CheckpointText {
     /// Reads both from `dir`.
     ///
     /// # Errors
-    /// Either is missing or malformed, in its own words.
+    /// Either is missing or malformed.
     pub fn open(dir: &Path) -> Result<Self, String> {
         let tokenizer = Tokenizer::from_dir(dir).map_err(|error| error.to_string())?;
         let template =
             ChatTemplate::from_dir(dir, tokenizer.special_tokens()).map_err(|error| error.to_string())?;
-        // A template may print today's date; a suite must give the same tokens on every day.
+        // A template may print today's date; a suite must produce the same tokens every day.
         Ok(Self { tokenizer, template: template.with_clock(Clock::fixed(1_700_000_000)) })
     }
 

@@ -1,10 +1,10 @@
-//! Why parity could not be judged, and how far it is.
+//! Errors and progress of a check.
 
 use q35_inference::{RunError, WeightError};
 use q35_metrics::RowError;
 
-/// Why a check could not be done. That a candidate is outside its thresholds is no error: see
-/// [`crate::Report::passed`].
+/// A check that could not be completed. A candidate outside its limits is not an error: see
+/// [`crate::ParityReport::passed`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParityError {
@@ -15,48 +15,50 @@ pub enum ParityError {
     #[error(transparent)]
     Weights(#[from] WeightError),
     /// A model could not be run.
-    #[error("{who} failed at token {position} of prompt `{prompt}`: {source}")]
+    #[error("{participant} failed at token {position} of prompt `{prompt}`: {source}")]
     Run {
         /// "the float reference", "the candidate".
-        who: &'static str,
+        participant: &'static str,
         /// The prompt.
         prompt: String,
-        /// Where the sequence stood.
+        /// Position of the sequence.
         position: usize,
-        /// What went wrong.
+        /// The failure.
         source: RunError,
     },
     /// The float reference failed.
-    #[error("{who} failed: {source}")]
+    #[error("{participant} failed: {source}")]
     Float {
         /// "the float reference", "the float reference on the candidate's weights".
-        who: &'static str,
-        /// What went wrong.
+        participant: &'static str,
+        /// The failure.
         source: RunError,
     },
-    /// Logits that are not numbers, or not as many as there are tokens.
-    #[error("{who} gives logits that cannot be compared, at token {position} of prompt `{prompt}`: {source}")]
+    /// Logits that hold NaN, or of another number than the vocabulary has tokens.
+    #[error(
+        "{participant} returned logits that cannot be compared, at token {position} of prompt `{prompt}`: {source}"
+    )]
     Row {
-        /// Whose.
-        who: &'static str,
+        /// "the float reference on the candidate's weights", "the candidate".
+        participant: &'static str,
         /// The prompt.
         prompt: String,
         /// The position.
         position: usize,
-        /// What is wrong with them.
+        /// The reason.
         source: RowError,
     },
-    /// The two are different models.
+    /// Reference and candidate are different models.
     #[error("the candidate is another model: `{field}`\n  reference: {reference}\n  candidate: {candidate}")]
     AnotherModel {
         /// The field of config.json.
         field: String,
         /// The reference's value.
         reference: String,
-        /// The candidate's.
+        /// The candidate's value.
         candidate: String,
     },
-    /// A saved reference pass that is not of this source and these prompts.
+    /// A saved reference pass of another source or other prompts.
     #[error(
         "the saved reference pass is of another {what}\n  expected: {expected}\n  found:    {found}\n\
          hint: make it again with --save-reference"
@@ -64,9 +66,9 @@ pub enum ParityError {
     StaleReference {
         /// "source", "suite" or "shape".
         what: &'static str,
-        /// What it must be.
+        /// Value of this check.
         expected: String,
-        /// What the file says.
+        /// Value in the file.
         found: String,
     },
     /// The file of a reference pass could not be written or read.
@@ -74,30 +76,30 @@ pub enum ParityError {
     ReferenceFile {
         /// The file.
         path: String,
-        /// What went wrong.
+        /// The failure.
         message: String,
     },
-    /// Nothing to compare.
+    /// No prompt of at least two tokens.
     #[error("the suite has no prompt of at least two tokens")]
     EmptySuite,
 }
 
-/// What is being done.
+/// A stage of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Comparing tensors.
     Weights,
-    /// What the candidate says by itself.
+    /// Greedy continuations by the candidate.
     Greedy,
     /// The float reference on the original weights.
     Reference,
     /// The float reference on the candidate's weights.
-    OwnFloat,
-    /// The candidate, compared with both.
+    Dequantized,
+    /// The candidate, compared with both passes of the float reference.
     Candidate,
-    /// Prefill against decode, cuts, a snapshot.
+    /// Prefill against decode, split prompts and a snapshot.
     Consistency,
-    /// Looking for the cause of a failure.
+    /// Search for the cause of a failure.
     Diagnosis,
 }
 
@@ -107,7 +109,7 @@ impl std::fmt::Display for Stage {
             Self::Weights => "comparing weights",
             Self::Greedy => "greedy tokens",
             Self::Reference => "float reference",
-            Self::OwnFloat => "candidate's weights in float",
+            Self::Dequantized => "candidate's weights in float",
             Self::Candidate => "candidate",
             Self::Consistency => "prefill, decode and cuts",
             Self::Diagnosis => "looking for the cause",
@@ -115,7 +117,7 @@ impl std::fmt::Display for Stage {
     }
 }
 
-/// How far a stage is. Stages come in the order of [`Stage`]; each begins with `done` = 0 and ends with
+/// Progress of a stage. Stages come in the order of [`Stage`]; each begins with `done` = 0 and ends with
 /// `done` = `total` unless it fails. Called from any thread; must not block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -123,6 +125,6 @@ pub struct Progress {
     pub stage: Stage,
     /// Units done.
     pub done: u64,
-    /// Units in all.
+    /// Total units.
     pub total: u64,
 }

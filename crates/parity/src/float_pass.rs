@@ -1,7 +1,7 @@
-//! What the float reference makes of prompts.
+//! The float reference over a list of prompts.
 //!
-//! Kept are the rows that enter the head, four kilobytes a position at 0.8 billion weights, and not the logits, which
-//! are a megabyte a position: those are made of the rows when they are compared, a block at a time.
+//! A pass stores the vectors that enter the head, 4 kB a position at 0.8 billion weights. Logits, a megabyte a
+//! position, are computed from them a block at a time when they are compared.
 
 use std::ops::Range;
 
@@ -9,95 +9,102 @@ use q35_inference::{CancelToken, HiddenStateAt, RecurrentState, RunError, Weight
 use q35_reference::Device;
 use q35_reference::layerwise::{self, Head, Watch};
 
-use crate::rows::{Hidden, Who};
+use crate::runner::{HiddenStates, Participant};
 use crate::{ParityError, Prompt};
 
-/// One prompt's part of a pass.
+/// The result of one prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Passed {
-    /// [scored positions, hidden]: what enters the head.
-    pub(crate) rows: Vec<f32>,
-    /// Recurrent states after the whole prompt; none in a pass that was saved.
+pub(crate) struct PromptPass {
+    /// Input of the head at the scored positions: [scored positions, hidden].
+    pub(crate) head_inputs: Vec<f32>,
+    /// Recurrent states after the whole prompt; empty in a pass read from a file.
     pub(crate) states: Vec<RecurrentState>,
 }
 
-/// The float reference's run over prompts.
+/// The results of all prompts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct FloatPass {
-    /// By prompt, in their order.
-    pub(crate) prompts: Vec<Passed>,
-    /// The residual stream over the beginning of the first prompt, if it was wanted.
-    pub(crate) hidden: Hidden,
+    /// In the order of the prompts.
+    pub(crate) prompts: Vec<PromptPass>,
+    /// Residual stream over the first positions of the first prompt; empty if it was not recorded.
+    pub(crate) hidden: HiddenStates,
 }
 
 impl FloatPass {
-    /// Runs `prompts` on `weights`; the residual stream of the first is watched over as many positions as `hidden`
-    /// has. `advance` is told how many tokens of all are done.
+    /// Runs `prompts` on `weights`. The residual stream of the first prompt is recorded over `hidden.positions`
+    /// positions. `advance` receives the tokens computed so far and in all.
     pub(crate) fn run(
-        who: Who,
+        participant: Participant,
         weights: &dyn Weights,
         prompts: &[Prompt],
-        hidden: Hidden,
+        hidden: HiddenStates,
         cancel: &CancelToken,
         advance: &dyn Fn(u64, u64),
     ) -> Result<Self, ParityError> {
         let tokens = prompts.iter().map(|prompt| prompt.ids.len() as u64).sum();
         let ids: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
-        let mut watch = Watcher { hidden, cancel, tokens, advance };
+        let mut watch = PassObserver { hidden, cancel, tokens, advance };
         advance(0, tokens);
-        let finished = layerwise::run(weights, Device::Cpu, &ids, &mut watch).map_err(failed(who))?;
+        let finished =
+            layerwise::run(weights, Device::Cpu, &ids, &mut watch).map_err(float_error(participant))?;
         let width = weights.config().hidden_size;
-        let passed = |(mut finished, prompt): (layerwise::Finished, &Prompt)| {
+        let prompt_pass = |(mut finished, prompt): (layerwise::Finished, &Prompt)| {
             finished.rows.drain(..prompt.scored_from * width);
-            Passed { rows: finished.rows, states: finished.states }
+            PromptPass { head_inputs: finished.rows, states: finished.states }
         };
-        let prompts = finished.into_iter().zip(prompts).map(passed).collect();
+        let prompts = finished.into_iter().zip(prompts).map(prompt_pass).collect();
         Ok(Self { prompts, hidden: watch.hidden })
     }
 }
 
-/// Makes logits of a pass.
-pub(crate) struct Logits<'a> {
-    who: Who,
+/// Computes the logits of a pass.
+pub(crate) struct PassLogits<'a> {
+    participant: Participant,
     pass: &'a FloatPass,
     head: Head<'a>,
     width: usize,
 }
 
-impl<'a> Logits<'a> {
-    pub(crate) fn new(who: Who, pass: &'a FloatPass, weights: &'a dyn Weights) -> Result<Self, ParityError> {
-        let head = Head::new(weights, Device::Cpu).map_err(failed(who))?;
-        Ok(Self { who, pass, head, width: weights.config().hidden_size })
+impl<'a> PassLogits<'a> {
+    pub(crate) fn new(
+        participant: Participant,
+        pass: &'a FloatPass,
+        weights: &'a dyn Weights,
+    ) -> Result<Self, ParityError> {
+        let head = Head::new(weights, Device::Cpu).map_err(float_error(participant))?;
+        Ok(Self { participant, pass, head, width: weights.config().hidden_size })
     }
 
-    /// Of the prompt with that index at `scored` of its scored positions: [n, vocab].
-    pub(crate) fn of(&self, prompt: usize, scored: Range<usize>) -> Result<Vec<f32>, ParityError> {
-        let rows = &self.pass.prompts[prompt].rows[scored.start * self.width..scored.end * self.width];
-        self.head.logits(rows).map_err(failed(self.who))
+    /// Logits [scored.len(), vocab] of the prompt at index `prompt`; `scored` counts from its first scored position.
+    pub(crate) fn compute(&self, prompt: usize, scored: Range<usize>) -> Result<Vec<f32>, ParityError> {
+        let inputs =
+            &self.pass.prompts[prompt].head_inputs[scored.start * self.width..scored.end * self.width];
+        self.head.logits(inputs).map_err(float_error(self.participant))
     }
 }
 
-fn failed(who: Who) -> impl Fn(RunError) -> ParityError {
+fn float_error(participant: Participant) -> impl Fn(RunError) -> ParityError {
     move |source| match source {
         RunError::Cancelled => ParityError::Cancelled,
-        source => ParityError::Float { who: who.words(), source },
+        source => ParityError::Float { participant: participant.name(), source },
     }
 }
 
-struct Watcher<'a> {
-    hidden: Hidden,
+/// Records hidden states of the first prompt and forwards progress.
+struct PassObserver<'a> {
+    hidden: HiddenStates,
     cancel: &'a CancelToken,
     tokens: u64,
     advance: &'a dyn Fn(u64, u64),
 }
 
-impl Watch for Watcher<'_> {
+impl Watch for PassObserver<'_> {
     fn wants_hidden(&self, sequence: usize) -> bool {
         sequence == 0 && self.hidden.positions > 0
     }
 
     fn hidden(&mut self, _sequence: usize, site: HiddenStateAt, rows: &[f32]) {
-        self.hidden.put(site.into(), 0, rows);
+        self.hidden.record(site, 0, rows);
     }
 
     fn layers_done(&mut self, done: usize, of: usize) {

@@ -1,26 +1,29 @@
-//! Greedy continuation, and whether another model would have said the same.
+//! Greedy continuations of the candidate, and the choices of other models at the same positions.
 
 use q35_inference::{CancelToken, LogitsFor, Model};
 use q35_metrics::argmax;
 
-use crate::rows::{Catch, Running, Who};
+use crate::runner::{LogitRecorder, Participant, RunningSequence};
 use crate::{ParityError, Prompt};
 
-/// Tokens of a prompt that are continued: enough to say something after, and others must compute them too.
+/// Tokens of a prompt that are continued: enough context for a meaningful continuation, which two more models must
+/// compute.
 const CONTEXT: usize = 128;
 
-/// What the candidate says after the beginning of a prompt, as a prompt: others are asked at every position of it what they would say
-/// there. As long as all agree with it, that is what they say by themselves, and it costs them one pass and no decoding.
+/// The candidate's greedy continuation of a prompt.
+///
+/// The other models score it in one pass with teacher forcing: up to the first position at which a model would choose
+/// another token, the continuation is also what that model would generate by itself, without decoding.
 pub(crate) struct Continuation {
-    /// The prompt and all tokens but the last; scored where one of them follows.
+    /// Context and all generated tokens but the last; scored at the positions that a generated token follows.
     pub(crate) prompt: Prompt,
-    /// The tokens.
+    /// The generated tokens.
     pub(crate) tokens: Vec<u32>,
 }
 
 impl Continuation {
-    /// The likeliest `count` tokens after the prompt's beginning, each given all before it; `advance` is called for each.
-    pub(crate) fn of(
+    /// Generates `count` tokens after the first [`CONTEXT`] tokens of `prompt`. `advance` is called for each.
+    pub(crate) fn generate(
         model: &dyn Model,
         prompt: &Prompt,
         count: usize,
@@ -28,36 +31,38 @@ impl Continuation {
         advance: &mut dyn FnMut(),
     ) -> Result<Self, ParityError> {
         let context = &prompt.ids[..prompt.ids.len().min(CONTEXT)];
-        let room = context.len() + count;
-        let mut running = Running::start(Who::Candidate, model, &prompt.name, room, Catch::new(cancel))?;
+        let capacity = context.len() + count;
+        let recorder = LogitRecorder::new(cancel);
+        let mut running =
+            RunningSequence::start(Participant::Candidate, model, &prompt.name, capacity, recorder)?;
         running.feed(context, LogitsFor::LastToken)?;
         let mut tokens = Vec::with_capacity(count);
         while tokens.len() < count {
-            let Some(token) = argmax(&running.catch.rows) else { break };
+            let Some(token) = argmax(&running.recorder.logits) else { break };
             tokens.push(token as u32);
             advance();
             if tokens.len() < count {
                 running.feed(&[token as u32], LogitsFor::LastToken)?;
             }
         }
-        let before = &tokens[..tokens.len().saturating_sub(1)];
+        let all_but_last = &tokens[..tokens.len().saturating_sub(1)];
         let continued = Prompt {
-            ids: [context, before].concat(),
+            ids: [context, all_but_last].concat(),
             scored_from: context.len().saturating_sub(1),
             ..prompt.clone()
         };
         Ok(Self { prompt: continued, tokens })
     }
 
-    /// How many of the tokens, from the first on, a model would have chosen too that gives `rows` [tokens, vocab]. An
-    /// exact tie counts as the same choice, and so does a token that it finds at most `undecided` logits less likely.
-    pub(crate) fn same_choices(&self, rows: &[f32], vocab: usize, undecided: f64) -> usize {
-        let chosen = |(row, token): &(&[f32], &u32)| {
+    /// Number of leading tokens that a model with these `logits` [tokens, vocab] would choose too. An exact tie counts
+    /// as the same choice, and so does a token at most `undecided_margin` logits below the model's best.
+    pub(crate) fn agreeing_tokens(&self, logits: &[f32], vocab: usize, undecided_margin: f64) -> usize {
+        let agrees = |(row, token): &(&[f32], &u32)| {
             let Some(best) = argmax(row) else { return false };
             let chosen = row.get(**token as usize).copied().unwrap_or(f32::NEG_INFINITY);
-            f64::from(row[best]) - f64::from(chosen) <= undecided
+            f64::from(row[best]) - f64::from(chosen) <= undecided_margin
         };
-        rows.chunks_exact(vocab).zip(&self.tokens).take_while(chosen).count()
+        logits.chunks_exact(vocab).zip(&self.tokens).take_while(agrees).count()
     }
 }
 
@@ -76,8 +81,8 @@ mod tests {
             (&[0.5, 0.5, 1.0, 0.0, 0.0, 1.0], 0.0, 3),
             (&[f32::NAN, f32::NAN, 1.0, 0.0, 0.0, 1.0], 0.0, 0),
         ];
-        for (rows, undecided, same) in cases {
-            assert_eq!(continuation.same_choices(rows, 2, undecided), same, "{rows:?}");
+        for (logits, undecided_margin, same) in cases {
+            assert_eq!(continuation.agreeing_tokens(logits, 2, undecided_margin), same, "{logits:?}");
         }
     }
 }

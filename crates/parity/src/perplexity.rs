@@ -1,10 +1,10 @@
-//! Perplexity of a text, several models side by side.
+//! Perplexity of a text under several models.
 //!
-//! The text is cut into windows of `window` tokens that begin every `stride` tokens; a window begins with an empty
-//! context. Every token is predicted once: in a window, those that no earlier window has predicted, the very first
-//! token of the text and, without overlap, the first of each window excepted, since nothing precedes them. This is
-//! the recipe that transformers documents for models of fixed length, and with `stride == window` the plain mean over
-//! windows that its own loss gives.
+//! The text is split into windows of `window` tokens that begin every `stride` tokens; a window begins with an empty
+//! context. A window predicts the tokens that no earlier window has predicted, so that every token is predicted once,
+//! except the first of the text and, without overlap, the first of each window, which have no context. This is the
+//! strided evaluation that transformers documents for models of fixed length; with `stride == window` it equals the
+//! mean loss over independent windows.
 
 use std::ops::Range;
 
@@ -12,19 +12,19 @@ use q35_inference::{CancelToken, LogitsFor, Model};
 use q35_metrics::{Perplexity, RowError, Summarizer, Summary, compare_rows, negative_log_likelihood};
 
 use crate::ParityError;
-use crate::rows::{Catch, Running, Who};
+use crate::runner::{LogitRecorder, Participant, RunningSequence};
 
-/// Tokens computed at a time.
-const PIECE: usize = 32;
+/// Tokens of one prefill pass.
+const CHUNK: usize = 32;
 
-/// How a text is cut.
+/// Division of a text into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
     /// Tokens in a window.
     pub window: usize,
-    /// Tokens from the beginning of a window to that of the next; at most `window`.
+    /// Tokens between the beginnings of consecutive windows; at most `window`.
     pub stride: usize,
-    /// At most so many tokens of the text are used.
+    /// Largest number of tokens of the text that are used.
     pub most_tokens: usize,
 }
 
@@ -34,12 +34,12 @@ impl Default for Windows {
     }
 }
 
-/// One window: its tokens, and which of them are predicted, counted from its beginning.
+/// One window of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Place in the text.
+    /// Range in the text.
     pub tokens: Range<usize>,
-    /// The tokens of this window that are predicted here.
+    /// Tokens that this window predicts, counted from its beginning.
     pub predicted: Range<usize>,
 }
 
@@ -63,19 +63,19 @@ impl Windows {
     }
 }
 
-/// What one model makes of a text.
+/// Result of one model on a text.
 #[derive(Clone, Debug, Default)]
 pub struct TextScore {
-    /// Tokens predicted.
+    /// Predicted tokens.
     pub tokens: u64,
     /// Perplexity.
     pub perplexity: f64,
-    /// Against the first model, at the positions that predict; absent for the first itself.
+    /// Comparison with the first model at the predicted positions; absent for the first itself.
     pub against_first: Option<Summary>,
 }
 
-/// Runs every model over the text, in step, and compares all others with the first. At most a piece of rows of each
-/// model is held at a time.
+/// Runs every model over the text, in step, and compares all others with the first. Each model's logits are held for
+/// one chunk at a time.
 ///
 /// # Errors
 /// A model fails, the models' vocabularies differ, or `cancel` was used.
@@ -97,14 +97,25 @@ pub fn score_text(
         let tokens = &ids[window.tokens.clone()];
         let mut running = Vec::with_capacity(models.len());
         for model in models {
-            running.push(Running::start(Who::Candidate, *model, &name, tokens.len(), Catch::new(cancel))?);
+            let recorder = LogitRecorder::new(cancel);
+            running.push(RunningSequence::start(
+                Participant::Candidate,
+                *model,
+                &name,
+                tokens.len(),
+                recorder,
+            )?);
         }
-        // The row of position p predicts token p + 1; the last token of a window needs no row.
-        let rows = window.predicted.start - 1..window.predicted.end - 1;
+        // The logits of position p predict token p + 1; those of a window's last token are not needed.
+        let scored_positions = window.predicted.start - 1..window.predicted.end - 1;
         let mut at = 0;
-        while at < rows.end {
-            let end = if at < rows.start { (at + PIECE).min(rows.start) } else { (at + PIECE).min(rows.end) };
-            let scored = at >= rows.start;
+        while at < scored_positions.end {
+            let end = if at < scored_positions.start {
+                (at + CHUNK).min(scored_positions.start)
+            } else {
+                (at + CHUNK).min(scored_positions.end)
+            };
+            let scored = at >= scored_positions.start;
             for running in &mut running {
                 running
                     .feed(&tokens[at..end], if scored { LogitsFor::AllTokens } else { LogitsFor::None })?;
@@ -115,14 +126,14 @@ pub fn score_text(
                     let row = |model: usize| {
                         let vocab = models[model].config().vocab_size;
                         running[model]
-                            .catch
-                            .rows
+                            .recorder
+                            .logits
                             .get((position - at) * vocab..(position - at + 1) * vocab)
                             .unwrap_or(&[])
                     };
                     for model in 0..models.len() {
                         let fail = |source: RowError| ParityError::Row {
-                            who: Who::Candidate.words(),
+                            participant: Participant::Candidate.name(),
                             prompt: format!("{name} of model {model}"),
                             position,
                             source,
@@ -142,7 +153,7 @@ pub fn score_text(
             progress(done, total);
             at = end;
         }
-        done += (tokens.len() - rows.end) as u64;
+        done += (tokens.len() - scored_positions.end) as u64;
     }
     progress(total, total);
     let score = |(index, (perplexity, summary)): (usize, (Perplexity, Summarizer))| TextScore {

@@ -1,22 +1,23 @@
-//! A pass of the float reference, in a file.
+//! A pass of the float reference, saved in a file.
 //!
-//! The file holds the rows that enter the head, a few megabytes for a suite, and the residual stream of the first
-//! prompt. It is an ordinary safetensors file, so other tools can read it too. The head itself is the source's, which
-//! is at hand whenever a pass is used: it is keyed by the source's hash.
+//! The file holds the vectors that enter the head, a few megabytes for a suite, and the residual stream of the first
+//! prompt, as safetensors. The head itself is read from the source, which is open whenever a pass is used; the pass is
+//! keyed by the source's hash.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use q35_inference::HiddenStateAt;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
-use crate::float_pass::{FloatPass, Passed};
-use crate::rows::{Hidden, Place};
+use crate::float_pass::{FloatPass, PromptPass};
+use crate::runner::HiddenStates;
 use crate::{ParityError, Prompt};
 
 const FORMAT: &str = "q35-reference-2";
 
-/// A pass that was saved.
+/// A saved pass of the float reference.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferencePass {
     /// Hash of the source's files.
@@ -26,7 +27,7 @@ pub struct ReferencePass {
     pass: FloatPass,
 }
 
-/// Identifies what was run: prompts and their scored part.
+/// Hash of the prompts: names, tokens and scored positions.
 pub(crate) fn suite_key(prompts: &[Prompt]) -> String {
     let mut hash = Sha256::new();
     for prompt in prompts {
@@ -46,16 +47,20 @@ impl ReferencePass {
         self.pass
     }
 
-    /// Writes it; the file is there when it is whole.
+    /// Writes the pass to `path`, atomically.
     pub(crate) fn save(&self, path: &Path) -> Result<(), ParityError> {
         let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
         for (index, passed) in self.pass.prompts.iter().enumerate() {
-            tensors.push((format!("rows.{index}"), vec![passed.rows.len()], bytes(&passed.rows)));
+            tensors.push((
+                format!("rows.{index}"),
+                vec![passed.head_inputs.len()],
+                bytes(&passed.head_inputs),
+            ));
         }
         let hidden = &self.pass.hidden;
-        for (place, values) in &hidden.sites {
-            tensors.push((place_name(*place), vec![hidden.positions, hidden.width], bytes(values)));
+        for (site, values) in &hidden.sites {
+            tensors.push((site_name(*site), vec![hidden.positions, hidden.width], bytes(values)));
         }
         let failed =
             |message: String| ParityError::ReferenceFile { path: path.display().to_string(), message };
@@ -68,7 +73,7 @@ impl ReferencePass {
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let file = safetensors::serialize(views, Some(HashMap::from(metadata)))
             .map_err(|error| failed(error.to_string()))?;
-        // Beside its place first, so that a pass that was cut short is never taken for one.
+        // A temporary sibling is renamed into place, so that an interrupted write leaves no truncated pass.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let written =
             tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).and_then(|temporary| {
@@ -78,56 +83,58 @@ impl ReferencePass {
         written.map(drop).map_err(|error| failed(error.to_string()))
     }
 
-    /// Opens a pass that was saved.
+    /// Reads a saved pass.
     ///
     /// # Errors
-    /// It cannot be read, or is not a whole file of this form.
+    /// The file cannot be read, or is not a complete file of this format.
     pub fn open(path: &Path) -> Result<Self, ParityError> {
         let failed =
             |message: String| ParityError::ReferenceFile { path: path.display().to_string(), message };
-        let broken = |message: String| failed(format!("not a saved reference pass: {message}"));
+        let malformed = |message: String| failed(format!("not a saved reference pass: {message}"));
         let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| broken(error.to_string()))?;
-        let of_header =
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let metadata_value =
             |key: &str| header.metadata().as_ref().and_then(|metadata| metadata.get(key)).cloned();
-        match of_header("format").as_deref() {
+        match metadata_value("format").as_deref() {
             Some(FORMAT) => {}
             found => {
                 let found = found.unwrap_or("none");
-                return Err(broken(format!("another format, {found}; this program writes {FORMAT}")));
+                return Err(malformed(format!("another format, {found}; this program writes {FORMAT}")));
             }
         }
-        let [source, suite] = ["source", "suite"].map(of_header);
-        let (Some(source), Some(suite)) = (source, suite) else { return Err(broken("it has no key".into())) };
-        let mut prompts: BTreeMap<usize, Passed> = BTreeMap::new();
-        let mut hidden = Hidden::default();
+        let [source, suite] = ["source", "suite"].map(metadata_value);
+        let (Some(source), Some(suite)) = (source, suite) else {
+            return Err(malformed("it has no key".into()));
+        };
+        let mut prompts: BTreeMap<usize, PromptPass> = BTreeMap::new();
+        let mut hidden = HiddenStates::default();
         for (name, view) in file.iter() {
-            let misfit = || broken(format!("`{name}` is {:?} of {:?}", view.shape(), view.dtype()));
+            let unexpected = || malformed(format!("`{name}` is {:?} of {:?}", view.shape(), view.dtype()));
             if view.dtype() != Dtype::F32 {
-                return Err(misfit());
+                return Err(unexpected());
             }
             let (words, _) = view.data().as_chunks::<4>();
             let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
             if let Some(index) = name.strip_prefix("rows.").and_then(|index| index.parse().ok()) {
-                prompts.insert(index, Passed { rows: values, states: Vec::new() });
-            } else if let (Some(place), &[positions, width]) = (place_of(name), view.shape()) {
+                prompts.insert(index, PromptPass { head_inputs: values, states: Vec::new() });
+            } else if let (Some(site), &[positions, width]) = (parse_site(name), view.shape()) {
                 (hidden.positions, hidden.width) = (positions, width);
-                hidden.sites.insert(place, values);
+                hidden.sites.insert(site, values);
             } else {
-                return Err(misfit());
+                return Err(unexpected());
             }
         }
         if prompts.last_key_value().is_some_and(|(last, _)| *last + 1 != prompts.len()) {
-            return Err(broken("prompts are missing".into()));
+            return Err(malformed("prompts are missing".into()));
         }
         let prompts = prompts.into_values().collect();
         Ok(Self { source, suite, pass: FloatPass { prompts, hidden } })
     }
 
-    /// The pass, if it is of that source and those prompts, of which `scored` positions are compared in rows of
-    /// `width`.
-    pub(crate) fn expect(
+    /// The pass, checked to be of the source with hash `source` and the prompts with hash `suite`, with `scored`
+    /// positions of `width` numbers for each prompt.
+    pub(crate) fn validated(
         self,
         source: &str,
         suite: &str,
@@ -140,7 +147,7 @@ impl ReferencePass {
                 return Err(ParityError::StaleReference { what, expected, found });
             }
         }
-        let found: Vec<usize> = self.pass.prompts.iter().map(|passed| passed.rows.len()).collect();
+        let found: Vec<usize> = self.pass.prompts.iter().map(|passed| passed.head_inputs.len()).collect();
         let expected: Vec<usize> = scored.iter().map(|positions| positions * width).collect();
         if found != expected {
             let [expected, found] = [expected, found].map(|sizes| format!("rows of {sizes:?} numbers"));
@@ -150,28 +157,24 @@ impl ReferencePass {
     }
 }
 
-fn place_name(place: Place) -> String {
-    match place {
-        Place::Embedding => "hidden.embedding".into(),
-        Place::Within(layer, 0) => format!("hidden.{layer}.mixer"),
-        Place::Within(layer, _) => format!("hidden.{layer}.layer"),
-        Place::FinalNorm => "hidden.norm".into(),
+fn site_name(site: HiddenStateAt) -> String {
+    match site {
+        HiddenStateAt::Embedding => "hidden.embedding".into(),
+        HiddenStateAt::AfterAttention(layer) => format!("hidden.{layer}.mixer"),
+        HiddenStateAt::AfterMlp(layer) => format!("hidden.{layer}.layer"),
+        HiddenStateAt::FinalNorm => "hidden.norm".into(),
     }
 }
 
-fn place_of(name: &str) -> Option<Place> {
+fn parse_site(name: &str) -> Option<HiddenStateAt> {
     match name.strip_prefix("hidden.")? {
-        "embedding" => Some(Place::Embedding),
-        "norm" => Some(Place::FinalNorm),
-        rest => {
-            let (layer, part) = rest.split_once('.')?;
-            let part = match part {
-                "mixer" => 0,
-                "layer" => 1,
-                _ => return None,
-            };
-            Some(Place::Within(layer.parse().ok()?, part))
-        }
+        "embedding" => Some(HiddenStateAt::Embedding),
+        "norm" => Some(HiddenStateAt::FinalNorm),
+        rest => match rest.split_once('.')? {
+            (layer, "mixer") => Some(HiddenStateAt::AfterAttention(layer.parse().ok()?)),
+            (layer, "layer") => Some(HiddenStateAt::AfterMlp(layer.parse().ok()?)),
+            _ => None,
+        },
     }
 }
 
@@ -179,12 +182,13 @@ fn place_of(name: &str) -> Option<Place> {
 mod tests {
     use super::*;
 
-    fn made() -> ReferencePass {
-        let mut hidden = Hidden::new(2, 2);
-        hidden.sites.insert(Place::Embedding, vec![0.5; 4]);
-        hidden.sites.insert(Place::Within(1, 0), vec![1.5; 4]);
+    fn sample_pass() -> ReferencePass {
+        let mut hidden = HiddenStates::new(2, 2);
+        hidden.sites.insert(HiddenStateAt::Embedding, vec![0.5; 4]);
+        hidden.sites.insert(HiddenStateAt::AfterAttention(1), vec![1.5; 4]);
         let rows = [vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0]];
-        let prompts = rows.into_iter().map(|rows| Passed { rows, states: Vec::new() }).collect();
+        let prompts =
+            rows.into_iter().map(|head_inputs| PromptPass { head_inputs, states: Vec::new() }).collect();
         ReferencePass::new("abc", "suite".into(), FloatPass { prompts, hidden })
     }
 
@@ -192,8 +196,8 @@ mod tests {
     fn a_saved_pass_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pass.safetensors");
-        made().save(&path).unwrap();
-        assert_eq!(ReferencePass::open(&path).unwrap(), made());
+        sample_pass().save(&path).unwrap();
+        assert_eq!(ReferencePass::open(&path).unwrap(), sample_pass());
         // Nothing else is left beside it.
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
     }
@@ -201,9 +205,9 @@ mod tests {
     #[test]
     fn a_stale_pass_is_refused() {
         let refused = |source: &str, suite: &str, scored: &[usize]| {
-            made().expect(source, suite, scored, 2).unwrap_err().to_string()
+            sample_pass().validated(source, suite, scored, 2).unwrap_err().to_string()
         };
-        assert!(made().expect("abc", "suite", &[2, 1], 2).is_ok());
+        assert!(sample_pass().validated("abc", "suite", &[2, 1], 2).is_ok());
         let error = refused("abd", "suite", &[2, 1]);
         assert!(error.contains("another source") && error.contains("abd"), "{error}");
         assert!(refused("abc", "other", &[2, 1]).contains("another suite"));
@@ -214,7 +218,7 @@ mod tests {
     fn malformed_files_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pass.safetensors");
-        made().save(&path).unwrap();
+        sample_pass().save(&path).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for length in [0, 7, 100, whole.len() - 1] {
             std::fs::write(&path, &whole[..length]).unwrap();

@@ -1,4 +1,4 @@
-//! What a check found: one value, of which every output is a rendering.
+//! The result of a check. Every output (table, Markdown, HTML, JSON) is a rendering of [`ParityReport`].
 
 use std::collections::BTreeMap;
 
@@ -9,47 +9,47 @@ pub use crate::consistency::ConsistencyReport;
 pub use crate::hidden::SiteReport;
 use crate::{Check, ConfigDifference, Finding, WeightCheck};
 
-/// Version of the JSON form; raised when a field changes its meaning or goes away.
+/// Version of the JSON format; increased when a field changes its meaning or is removed.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Everything that a check found.
+/// The result of a check.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
+pub struct ParityReport {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// Name and version of the program.
     pub tool: String,
-    /// Whether every check is within its limit.
+    /// True if every check is within its limit.
     pub passed: bool,
-    /// What was compared with what.
+    /// The float model.
     pub reference: ModelInfo,
-    /// The candidate.
+    /// The converted model.
     pub candidate: ModelInfo,
     /// Each number against its limit.
     pub checks: Vec<Check>,
-    /// What is wrong, and where.
+    /// Faults and their places.
     pub findings: Vec<Finding>,
     /// Fields of config.json that differ.
     pub config: Vec<ConfigDifference>,
-    /// Tensors against tensors.
+    /// Comparison of all tensors.
     pub weights: Option<WeightCheck>,
-    /// Candidate as executed against its own weights in float.
+    /// Executed candidate against the float reference on the candidate's weights.
     pub implementation: Option<Comparison>,
-    /// Candidate's own weights in float against the original.
+    /// Float reference on the candidate's weights against the float reference on the original.
     pub conversion: Option<Comparison>,
-    /// Candidate as executed against the original.
+    /// Executed candidate against the float reference on the original.
     pub total: Option<Comparison>,
     /// Perplexities over the scored positions whose next token is known.
     pub perplexity: Option<PerplexityReport>,
-    /// By prompt and position.
+    /// KL by prompt and position.
     pub prompts: Vec<PromptReport>,
-    /// The residual stream along the layers, candidate as executed against its own weights in float.
+    /// Residual stream along the layers, of `implementation`.
     pub implementation_sites: Vec<SiteReport>,
-    /// The residual stream along the layers, candidate's own weights in float against the original.
+    /// Residual stream along the layers, of `conversion`.
     pub conversion_sites: Vec<SiteReport>,
     /// Recurrent states after the run, the worst over all prompts.
     pub states: Vec<StateReport>,
-    /// The same tokens computed in other ways.
+    /// The same tokens computed other ways.
     pub consistency: Vec<ConsistencyReport>,
     /// Greedy continuations.
     pub greedy: Vec<GreedyReport>,
@@ -57,16 +57,16 @@ pub struct Report {
     pub seconds: BTreeMap<String, f64>,
 }
 
-/// One of the two models.
+/// Identity of one of the two models.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct ModelInfo {
-    /// As the user named it.
+    /// Name that the user gave.
     pub name: String,
-    /// What it is and who executes it.
+    /// Format and backend.
     pub description: String,
-    /// Encoding, which chose the limits of conversion: "mlx-4".
+    /// Encoding, the key of the conversion limits: "mlx-4".
     pub kind: String,
-    /// Arithmetic, which chose the limits of implementation: "f32", "f16".
+    /// Arithmetic, the key of the implementation limits: "f32", "f16".
     pub execution: String,
     /// Hash of the source files.
     pub hash: Option<String>,
@@ -74,7 +74,7 @@ pub struct ModelInfo {
     pub size_bytes: Option<u64>,
 }
 
-/// Mean, quantiles and maximum.
+/// Mean, quantiles and maximum of a distribution.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Spread {
     /// Arithmetic mean.
@@ -94,13 +94,13 @@ pub struct Comparison {
     pub positions: usize,
     /// KL(expected || found) in nats.
     pub kl: Spread,
-    /// Part of the positions with the same likeliest token, exact ties counted as the same.
+    /// Share of the positions with the same top-1 token, exact ties counted as equal.
     pub top1_agreement: f64,
-    /// The same, not counting positions that the expected side leaves undecided within rounding.
+    /// The same share, without the positions where the expected side is undecided within rounding.
     pub decided_agreement: f64,
     /// Exact ties among them.
     pub top1_ties: usize,
-    /// Mean part of the five likeliest tokens that both share.
+    /// Mean overlap of the two top-5 sets, 0 to 1.
     pub top5_overlap: f64,
     /// Mean cosine of logits.
     pub cosine_mean: f64,
@@ -108,80 +108,80 @@ pub struct Comparison {
     pub cosine_min: f64,
     /// Largest absolute difference of two logits.
     pub max_abs_difference: f64,
-    /// The first position whose likeliest token differs.
+    /// The first position with another top-1 token.
     pub first_different: Option<Position>,
     /// The position with the largest KL.
     pub worst: Option<Position>,
-    /// Candidate's confidence against agreement, in ten bins: positions, mean confidence, part that agrees.
+    /// Candidate's confidence against agreement, in ten bins.
     pub calibration: Vec<CalibrationPoint>,
     /// Lower exponent of the first bin of `histogram`.
     pub histogram_from: i32,
     /// Bins to a decade of `histogram`.
     pub histogram_per_decade: usize,
-    /// Positions by their KL, in logarithmic bins.
+    /// Number of positions by KL, in logarithmic bins.
     pub histogram: Vec<usize>,
 }
 
-/// A place in the suite.
+/// A position of a prompt of the suite.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Position {
     /// The prompt.
     pub prompt: String,
-    /// The position in it.
+    /// Index of the token.
     pub position: usize,
 }
 
 /// One bin of the calibration plot.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct CalibrationPoint {
-    /// Positions in it.
+    /// Positions in the bin.
     pub positions: usize,
     /// Their mean confidence.
     pub confidence: f64,
-    /// Part of them that agrees with the expected side.
+    /// Share of them with the expected side's top-1 token.
     pub agreement: f64,
 }
 
-/// Perplexities of one text by three models.
+/// Perplexity of the same text under three models.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
 pub struct PerplexityReport {
     /// Tokens predicted.
     pub tokens: u64,
     /// The float model.
     pub reference: f64,
-    /// The candidate's weights in float.
+    /// The float reference on the candidate's weights.
     pub own_float: f64,
-    /// The candidate as executed.
+    /// The executed candidate.
     pub candidate: Option<f64>,
 }
 
 impl PerplexityReport {
-    /// Change from the float model to the candidate, 0.01 being one percent more.
+    /// Relative change from the float model to the candidate; 0.01 is one percent more.
     pub fn change(&self) -> f64 {
         self.candidate.unwrap_or(self.own_float) / self.reference - 1.0
     }
 }
 
-/// One prompt, position by position.
+/// KL of one prompt, position by position.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct PromptReport {
-    /// Its name.
+    /// Name of the prompt.
     pub name: String,
-    /// What it exercises.
+    /// Kind of text.
     pub kind: String,
-    /// Tokens in it.
+    /// Tokens of the prompt.
     pub tokens: usize,
     /// The first scored position.
     pub scored_from: usize,
-    /// KL of each scored position: executed against own weights in float.
+    /// KL of each scored position, of `implementation`.
     pub implementation_kl: Vec<f64>,
-    /// KL of each scored position: own weights in float against the original.
+    /// KL of each scored position, of `conversion`.
     pub conversion_kl: Vec<f64>,
-    /// KL of each scored position: executed against the original.
+    /// KL of each scored position, of `total`.
     pub total_kl: Vec<f64>,
 }
 
-/// A layer's recurrent state.
+/// Error of one layer's recurrent state.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
 pub struct StateReport {
     /// The layer.
@@ -192,26 +192,26 @@ pub struct StateReport {
     pub relative: f64,
 }
 
-/// A greedy continuation.
+/// Agreement on a greedy continuation.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct GreedyReport {
     /// The prompt.
     pub prompt: String,
-    /// Tokens that the candidate chose.
+    /// Tokens that the candidate generated.
     pub tokens: usize,
-    /// How many of them, from the first on, its own weights in float would have chosen.
+    /// Number of leading tokens that the float reference on the candidate's weights would choose too.
     pub same_as_own_float: usize,
-    /// How many of the float model's own tokens, from the first on, the candidate would have chosen.
+    /// Number of leading tokens that the float model would choose too.
     pub same_as_reference: usize,
 }
 
-/// Collects a [`Comparison`].
-pub(crate) struct Collector {
+/// Accumulates a [`Comparison`].
+pub(crate) struct ComparisonBuilder {
     pub(crate) summary: Summarizer,
     calibration: Calibration,
 }
 
-impl Collector {
+impl ComparisonBuilder {
     pub(crate) fn new() -> Self {
         Self { summary: Summarizer::default(), calibration: Calibration::new(10) }
     }
@@ -221,10 +221,10 @@ impl Collector {
         self.calibration.push(row);
     }
 
-    /// `places` has the prompt and position of every row pushed; `undecided` is the margin up to which a different
-    /// likeliest token is not held against the candidate.
-    pub(crate) fn finish(&self, places: &[Position], undecided: f64) -> Comparison {
-        let found = self.summary.finish();
+    /// The comparison; `positions` holds the position of every pushed row. Another top-1 token does not count against
+    /// `decided_agreement` where the expected side prefers its own by at most `undecided_margin` logits.
+    pub(crate) fn finish(&self, positions: &[Position], undecided_margin: f64) -> Comparison {
+        let summary = self.summary.finish();
         let histogram = Histogram::of(self.summary.kl(), -14, 2, 2);
         let point = |bin: &q35_metrics::CalibrationBin| CalibrationPoint {
             positions: bin.positions,
@@ -232,17 +232,22 @@ impl Collector {
             agreement: bin.agreement().unwrap_or(0.0),
         };
         Comparison {
-            positions: found.positions,
-            kl: Spread { mean: found.kl.mean, median: found.kl.median, p99: found.kl.p99, max: found.kl.max },
-            top1_agreement: found.top1_agreement,
-            decided_agreement: self.summary.agreement_beyond(undecided),
-            top1_ties: found.top1_ties,
-            top5_overlap: found.top5_overlap,
-            cosine_mean: found.cosine_mean,
-            cosine_min: found.cosine_min,
-            max_abs_difference: found.max_abs_difference,
-            first_different: found.first_different.and_then(|index| places.get(index).cloned()),
-            worst: places.get(found.kl.max_at).cloned(),
+            positions: summary.positions,
+            kl: Spread {
+                mean: summary.kl.mean,
+                median: summary.kl.median,
+                p99: summary.kl.p99,
+                max: summary.kl.max,
+            },
+            top1_agreement: summary.top1_agreement,
+            decided_agreement: self.summary.agreement_beyond(undecided_margin),
+            top1_ties: summary.top1_ties,
+            top5_overlap: summary.top5_overlap,
+            cosine_mean: summary.cosine_mean,
+            cosine_min: summary.cosine_min,
+            max_abs_difference: summary.max_abs_difference,
+            first_different: summary.first_different.and_then(|index| positions.get(index).cloned()),
+            worst: positions.get(summary.kl.max_at).cloned(),
             calibration: self.calibration.bins().iter().map(point).collect(),
             histogram_from: histogram.lowest_exponent,
             histogram_per_decade: histogram.per_decade,
@@ -251,7 +256,7 @@ impl Collector {
     }
 }
 
-impl Report {
+impl ParityReport {
     /// The report as JSON.
     ///
     /// # Panics
@@ -260,7 +265,7 @@ impl Report {
         serde_json::to_string_pretty(self).expect("plain values")
     }
 
-    /// The few numbers that go into a manifest or a model card.
+    /// The summary that goes into a manifest.
     pub fn summary(&self) -> serde_json::Value {
         let numbers = |comparison: &Option<Comparison>| {
             comparison.as_ref().map(|c| {

@@ -1,20 +1,20 @@
-//! How a tensor is kept in an artefact, and by how much that may change its numbers.
+//! Encodings of tensors, and the largest rounding error that each explains.
 
 use q35_architecture::Role;
 
-/// A float type of a file, as far as rounding goes.
+/// A float type and its rounding errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Float {
     /// IEEE single.
     F32,
     /// IEEE half.
     F16,
-    /// The upper half of a single.
+    /// The upper half of an IEEE single.
     Bf16,
 }
 
 impl Float {
-    /// Largest relative error of rounding a normal number: half a unit in the last place.
+    /// Largest relative error of rounding a normal number: half a unit in the last place (ulp).
     pub fn relative_rounding(self) -> f64 {
         match self {
             Self::F32 => 2f64.powi(-24),
@@ -23,7 +23,7 @@ impl Float {
         }
     }
 
-    /// Largest error of rounding a number too small to be normal.
+    /// Largest absolute error of rounding a subnormal number.
     pub fn absolute_rounding(self) -> f64 {
         match self {
             Self::F32 | Self::Bf16 => 0.0,
@@ -31,7 +31,7 @@ impl Float {
         }
     }
 
-    /// Bits of one number.
+    /// Bits per number.
     pub fn bits(self) -> u32 {
         match self {
             Self::F32 => 32,
@@ -48,34 +48,35 @@ impl Float {
     }
 }
 
-/// How the numbers of a tensor were written.
+/// Encoding of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// As floats.
+    /// Floats.
     Float(Float),
-    /// MLX affine groups along a row: `scale * q + bias`, `q` of so many bits, scale and bias in `parameters`.
+    /// MLX affine groups along a row: `scale * code + bias`.
     Affine {
-        /// Bits of `q`.
+        /// Bits of a code.
         bits: u32,
-        /// Elements that share scale and bias.
+        /// Elements that share a scale and a bias.
         group_size: usize,
-        /// Type of scale and bias.
+        /// Type of scales and biases.
         parameters: Float,
-        /// Whether `q` was chosen by a calibrated recipe, which leaves the nearest step where that serves the output.
+        /// True if the codes were chosen by a calibrated recipe, which departs from the nearest code where that keeps
+        /// the output closer.
         calibrated: bool,
     },
-    /// `scale * q` with signed `q` of so many bits, Core ML's symmetric forms.
+    /// Core ML's symmetric encodings: `scale * code` with signed codes.
     Symmetric {
-        /// Bits of `q`.
+        /// Bits of a code.
         bits: u32,
-        /// Elements of a row that share a scale; the whole row if none is given.
+        /// Elements of a row that share a scale; the whole row if `None`.
         group_size: Option<usize>,
         /// Type of the scale.
         parameters: Float,
     },
-    /// `scale * (q - zero_point)` with unsigned `q`, one pair a row, Core ML's older form.
+    /// Core ML's older encoding: `scale * (code - zero_point)` with unsigned codes, one pair per row.
     ZeroPoint {
-        /// Bits of `q`.
+        /// Bits of a code.
         bits: u32,
         /// Type of the scale.
         parameters: Float,
@@ -83,7 +84,7 @@ pub enum Storage {
 }
 
 impl Storage {
-    /// Bits of an element, scales and biases included, in rows of `width`.
+    /// Bits per element, scales and biases included, in rows of `width` elements.
     pub fn bits_per_weight(self, width: usize) -> f64 {
         let width = width.max(1) as f64;
         match self {
@@ -100,7 +101,7 @@ impl Storage {
         }
     }
 
-    /// Elements of a row that are rounded together.
+    /// Elements of a row that share quantization parameters.
     pub(crate) fn group(self, width: usize) -> usize {
         match self {
             Self::Affine { group_size, .. } | Self::Symmetric { group_size: Some(group_size), .. } => {
@@ -110,7 +111,7 @@ impl Storage {
         }
     }
 
-    /// What may have become of a group of the source: `values` as they are in the source.
+    /// Error bound of a group with these source `values`.
     pub(crate) fn bound(self, values: &[f32], role: Role) -> Bound {
         let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &value| {
             let value = f64::from(value);
@@ -119,7 +120,7 @@ impl Storage {
         let largest = low.abs().max(high.abs());
         match self {
             Self::Float(float) => {
-                // Norms are kept as 1 + w and decays as exp(A_log), so that their rounding is that of a number near 1.
+                // Norms are stored as 1 + w and decays as exp(A_log): they round like numbers near 1.
                 let offset = match role {
                     Role::CenteredNorm | Role::DecayLog => 1.0,
                     _ => 0.0,
@@ -143,7 +144,7 @@ impl Storage {
             }
             Self::ZeroPoint { bits, parameters } => {
                 let most = f64::from((1u32 << bits) - 1);
-                // The range is made to hold zero; rounding the zero point moves all by up to half a step more.
+                // The range includes zero; rounding the zero point adds up to half a step.
                 let range = high.max(0.0) - low.min(0.0);
                 Bound::of_step(range / most, largest, most, parameters, 1.0)
             }
@@ -166,41 +167,42 @@ impl std::fmt::Display for Storage {
     }
 }
 
-/// The largest error that a group's encoding explains.
+/// The largest error that the encoding of a group explains.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bound {
-    /// The distance of neighbouring values; 0 for floats.
+    /// Quantization step; 0 for floats.
     pub(crate) step: f64,
-    /// Allowed whatever the value is.
+    /// Allowed error independent of the value.
     slack: f64,
-    /// Allowed in proportion to the value.
+    /// Allowed error relative to the value.
     relative: f64,
-    /// The values that the encoding reaches; beyond them, the way back is allowed too.
+    /// Smallest representable value; the distance of a source value below it is allowed too.
     low: f64,
+    /// Largest representable value; the distance of a source value above it is allowed too.
     high: f64,
-    /// Steps of error allowed.
+    /// Allowed error in quantization steps.
     steps: f64,
 }
 
 impl Bound {
-    /// Half a step of the grid that MLX lays over a group: it starts at the value largest in size and its step is
-    /// adjusted until zero falls on it, which may leave the other end up to a step outside.
+    /// Half a step of MLX's grid. The grid starts at the value of largest magnitude and its step is adjusted until zero
+    /// is representable, which may leave the other end up to a step outside.
     fn affine(low: f64, high: f64, bits: u32, parameters: Float, calibrated: bool) -> Self {
         let most = f64::from((1u32 << bits) - 1);
         let plain = ((high - low) / most).max(1e-7);
         let edge = if low.abs() > high.abs() { low } else { high };
-        // Where the number of ticks is a half, f32 may round it either way: both steps are explained.
+        // f32 may round a number of ticks near one half either way: both steps are allowed.
         let ratio = (edge / plain).abs();
         let uncertain = 1e-3 * (1.0 + ratio * 1e-3);
         let step_of = |ticks: f64| if ticks == 0.0 { plain } else { edge.abs() / ticks };
         let step = step_of((ratio - uncertain).round());
         let reach = most * step_of((ratio + uncertain).round());
         let (covered_low, covered_high) = if edge == low { (low, low + reach) } else { (high - reach, high) };
-        // Scale and bias are rounded when they are written, and the sum may be again.
+        // Scale and bias are rounded when they are stored, and their sum may be rounded again.
         let rounding = parameters.relative_rounding() * (reach + 2.0 * edge.abs())
             + parameters.absolute_rounding() * (most + 2.0);
         if calibrated {
-            // Error feedback and clipping move single weights by many steps, but never off the grid.
+            // Error feedback and clipping move single weights by many steps, but never outside the grid.
             let reach = 1.5 * (high - low) + rounding;
             return Self {
                 step,

@@ -1,16 +1,16 @@
-//! The texts that a model is judged on.
+//! The texts on which models are compared.
 
 use serde::Deserialize;
 
-/// Texts and conversations, as `manifests/suite.json` holds them.
+/// A list of texts and conversations, the format of `manifests/suite.json`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Suite {
-    /// Version of this file's form: 1.
+    /// Version of the file format: 1.
     pub schema_version: u32,
-    /// What the suite is for, to people.
+    /// Purpose of the suite.
     pub description: String,
-    /// The texts.
+    /// The texts and conversations.
     pub items: Vec<SuiteItem>,
 }
 
@@ -20,93 +20,92 @@ pub struct Suite {
 pub struct SuiteItem {
     /// Unique name.
     pub name: String,
-    /// What it exercises: "chat", "prose", "code", "numbers", "scripts", "long".
+    /// Kind of text: "chat", "prose", "code", "numbers", "scripts", "long".
     pub kind: String,
-    /// The text as it is; or
+    /// A plain text; an item has either this or `messages`.
     #[serde(default)]
     pub text: Option<String>,
-    /// a conversation, rendered with the checkpoint's own template.
+    /// A conversation, rendered with the checkpoint's chat template.
     #[serde(default)]
     pub messages: Option<serde_json::Value>,
-    /// Whether the template is asked for thinking.
+    /// True if the template is rendered with thinking enabled.
     #[serde(default)]
     pub thinking: bool,
-    /// At most so many tokens are taken, from the beginning.
+    /// Largest number of tokens; the rest is cut off.
     #[serde(default)]
     pub max_tokens: Option<usize>,
-    /// Logits are compared for so many tokens at the end; for all if absent.
+    /// Number of tokens at the end whose logits are compared; all if absent.
     #[serde(default)]
     pub scored_tail: Option<usize>,
-    /// Whether it belongs to the short suite that follows a conversion.
+    /// True if it belongs to the short suite, which is run after a conversion.
     #[serde(default)]
     pub short: bool,
-    /// Whether greedy continuation is tried on it.
+    /// True if greedy continuations are compared on it.
     #[serde(default)]
     pub greedy: bool,
 }
 
-/// Turns text into tokens: the checkpoint's tokenizer and chat template.
+/// A checkpoint's tokenizer and chat template.
 pub trait TextEncoder {
     /// Token ids of a text, without special tokens added.
     ///
     /// # Errors
-    /// The tokenizer's own words.
+    /// The tokenizer's message.
     fn encode(&self, text: &str) -> Result<Vec<u32>, String>;
 
-    /// The prompt that the chat template makes of messages (a JSON array of role and content), with the beginning
-    /// of the assistant's turn.
+    /// Renders messages (a JSON array of role and content) with the chat template, generation prompt included.
     ///
     /// # Errors
-    /// The template's own words.
+    /// The template's message.
     fn render(&self, messages: &serde_json::Value, thinking: bool) -> Result<String, String>;
 }
 
-/// A sequence of tokens to run.
+/// A sequence of tokens on which models are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// The item's name.
+    /// Name of the suite item.
     pub name: String,
-    /// What it exercises.
+    /// Kind of text.
     pub kind: String,
     /// Its tokens.
     pub ids: Vec<u32>,
-    /// Logits are compared from this position on.
+    /// First position whose logits are compared.
     pub scored_from: usize,
-    /// Whether greedy continuation is tried on it.
+    /// True if greedy continuations are compared on it.
     pub greedy: bool,
 }
 
 impl Prompt {
-    /// A prompt of which every position is compared.
+    /// A prompt with all positions compared.
     pub fn new(name: impl Into<String>, kind: impl Into<String>, ids: Vec<u32>) -> Self {
         Self { name: name.into(), kind: kind.into(), ids, scored_from: 0, greedy: false }
     }
 
-    /// Positions that are compared.
+    /// Number of positions that are compared.
     pub fn scored(&self) -> usize {
         self.ids.len().saturating_sub(self.scored_from)
     }
 }
 
-/// Why a suite cannot be used.
+/// A suite that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SuiteError {
-    /// Not the JSON that a suite is.
+    /// Not JSON of this format.
     #[error("not a suite: {0}")]
     Json(#[from] serde_json::Error),
-    /// Another version.
+    /// An unsupported version.
     #[error("a suite of schema version {found}; this program reads version 1")]
     Version {
         /// The file's version.
         found: u32,
     },
-    /// An item that cannot be turned into tokens.
+    /// An invalid item, or one that the tokenizer or template rejects.
     #[error("suite item `{item}`: {message}")]
     Item {
         /// Its name.
         item: String,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
 }
@@ -115,7 +114,7 @@ impl Suite {
     /// Reads a suite.
     ///
     /// # Errors
-    /// Not JSON of this form or version, an item with both or neither of `text` and `messages`, a name used twice.
+    /// Not JSON of this format or version, an item with both or neither of `text` and `messages`, a name used twice.
     pub fn from_json(text: &str) -> Result<Self, SuiteError> {
         let suite: Self = serde_json::from_str(text)?;
         if suite.schema_version != 1 {
@@ -134,8 +133,8 @@ impl Suite {
         Ok(suite)
     }
 
-    /// The prompts that this tokenizer makes of the suite: of all items, or of the short ones. At most
-    /// `most_positions` are compared in all; the prompts beyond are left out, the last one is cut.
+    /// Tokenizes all items, or the short ones. At most `max_positions` positions are compared in total: the prompt that
+    /// exceeds it is cut, later ones are left out.
     ///
     /// # Errors
     /// The tokenizer or the template fails on an item.
@@ -143,9 +142,9 @@ impl Suite {
         &self,
         encoder: &dyn TextEncoder,
         short: bool,
-        most_positions: Option<usize>,
+        max_positions: Option<usize>,
     ) -> Result<Vec<Prompt>, SuiteError> {
-        let mut left = most_positions.unwrap_or(usize::MAX);
+        let mut remaining = max_positions.unwrap_or(usize::MAX);
         let mut prompts = Vec::new();
         for item in self.items.iter().filter(|item| item.short || !short) {
             let fail = |message: String| SuiteError::Item { item: item.name.clone(), message };
@@ -158,10 +157,10 @@ impl Suite {
             ids.truncate(item.max_tokens.unwrap_or(usize::MAX));
             let scored = item.scored_tail.unwrap_or(ids.len()).min(ids.len());
             let scored_from = ids.len() - scored;
-            if scored > left {
-                ids.truncate(scored_from + left);
+            if scored > remaining {
+                ids.truncate(scored_from + remaining);
             }
-            left -= scored.min(left);
+            remaining -= scored.min(remaining);
             if ids.len() >= 2 && ids.len() > scored_from {
                 prompts.push(Prompt {
                     name: item.name.clone(),
@@ -180,10 +179,10 @@ impl Suite {
 mod tests {
     use super::*;
 
-    /// A token a byte; the template is a line a message.
-    struct Bytes;
+    /// One token per byte; the template writes one line per message.
+    struct ByteEncoder;
 
-    impl TextEncoder for Bytes {
+    impl TextEncoder for ByteEncoder {
         fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
             Ok(text.bytes().map(u32::from).collect())
         }
@@ -205,13 +204,13 @@ mod tests {
                {"name": "b", "kind": "chat", "messages": [{"role": "user", "content": "hello"}], "short": true}"#,
         )
         .unwrap();
-        let prompts = suite.prompts(&Bytes, false, None).unwrap();
+        let prompts = suite.prompts(&ByteEncoder, false, None).unwrap();
         assert_eq!((prompts[0].ids.len(), prompts[0].scored_from, prompts[0].scored()), (8, 5, 3));
         assert_eq!(prompts[1].ids.len(), 5);
-        assert_eq!(suite.prompts(&Bytes, true, None).unwrap().len(), 1);
-        let cut = suite.prompts(&Bytes, false, Some(5)).unwrap();
+        assert_eq!(suite.prompts(&ByteEncoder, true, None).unwrap().len(), 1);
+        let cut = suite.prompts(&ByteEncoder, false, Some(5)).unwrap();
         assert_eq!(cut.iter().map(Prompt::scored).collect::<Vec<_>>(), [3, 2]);
-        assert_eq!(suite.prompts(&Bytes, false, Some(2)).unwrap().len(), 1);
+        assert_eq!(suite.prompts(&ByteEncoder, false, Some(2)).unwrap().len(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What a quantization costs in behaviour: dialogues with known answers.
+//! Task scores: dialogues with known answers.
 //!
-//! Each dialogue is rendered with the checkpoint's chat template, the model answers greedily, and the answer counts
-//! or does not. A file has one JSON object a line: `kind`, `match` ("contains", "json", "number", "exact",
+//! Each dialogue is rendered with the checkpoint's chat template, the model answers greedily, and the answer is right or
+//! wrong. A file has one JSON object per line: `kind`, `match` ("contains", "json", "number", "exact",
 //! "exact_word"), `thinking`, `messages`, `expect`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,38 +12,38 @@ use q35_metrics::argmax;
 use serde::Deserialize;
 
 use crate::ParityError;
-use crate::rows::{Catch, Running, Who};
+use crate::runner::{LogitRecorder, Participant, RunningSequence};
 
-/// One dialogue and the answer that is wanted.
+/// A dialogue and its expected answer.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Task {
-    /// The group that it is counted in.
+    /// Group in which it is counted.
     pub kind: String,
-    /// How the answer is judged.
+    /// Rule that decides whether an answer is right.
     #[serde(rename = "match")]
     pub rule: Rule,
-    /// Whether the model is asked to think.
+    /// True if thinking is enabled.
     #[serde(default)]
     pub thinking: bool,
     /// The conversation so far.
     pub messages: serde_json::Value,
-    /// What the answer must be or hold.
+    /// Expected answer, or text that it must contain.
     pub expect: String,
 }
 
-/// How an answer is judged.
+/// Rule that decides whether an answer is right.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
-    /// Holds the expected text as whole words.
+    /// Contains the expected text as whole words.
     Contains,
-    /// As `Contains`; another name of it in the data.
+    /// Same as `Contains`, under another name.
     ExactWord,
-    /// Is the same JSON value.
+    /// Equals the expected JSON value.
     Json,
-    /// The last whole number after the last `=` is the expected one.
+    /// The last integer after the last `=` is the expected one.
     Number,
-    /// Is the expected text.
+    /// Equals the expected text.
     Exact,
 }
 
@@ -51,7 +51,7 @@ impl Task {
     /// Reads a file of tasks.
     ///
     /// # Errors
-    /// The number of the first line that is not a task, and why.
+    /// Number of the first line that is not a task, and the reason.
     pub fn parse_lines(text: &str) -> Result<Vec<Self>, String> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         lines
@@ -61,11 +61,11 @@ impl Task {
             .collect()
     }
 
-    /// Whether `reply` is right: the whole of what the model said, thinking included.
+    /// True if `reply`, reasoning included, is right.
     pub fn passes(&self, reply: &str) -> bool {
         let answer = reply.rsplit("</think>").next().unwrap_or(reply).trim();
         match self.rule {
-            Rule::Contains | Rule::ExactWord => holds_words(answer, &self.expect),
+            Rule::Contains | Rule::ExactWord => contains_words(answer, &self.expect),
             Rule::Exact => answer == self.expect,
             Rule::Json => {
                 let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
@@ -79,8 +79,8 @@ impl Task {
     }
 }
 
-/// Whether `text` holds `words` with no letter, digit or underscore directly before or after.
-fn holds_words(text: &str, words: &str) -> bool {
+/// True if `text` contains `words` with no letter, digit or underscore directly before or after.
+fn contains_words(text: &str, words: &str) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(words).any(|(at, _)| {
         !text[..at].chars().next_back().is_some_and(word)
@@ -98,43 +98,44 @@ fn last_number(text: &str) -> Option<&str> {
     Some(&text[start - usize::from(sign)..end])
 }
 
-/// The greedy reply to a prompt: at most `most` tokens, ending before any of `ends`.
+/// The greedy reply to a prompt: at most `max_tokens` tokens, ending before any of `eos_ids`.
 ///
 /// # Errors
 /// The model fails, or `cancel` was used.
 pub fn greedy_reply(
     model: &dyn Model,
     prompt: &[u32],
-    most: usize,
-    ends: &[u32],
+    max_tokens: usize,
+    eos_ids: &[u32],
     cancel: &CancelToken,
 ) -> Result<Vec<u32>, ParityError> {
-    let mut running = Running::start(Who::Candidate, model, "task", prompt.len() + most, Catch::new(cancel))?;
+    let (capacity, recorder) = (prompt.len() + max_tokens, LogitRecorder::new(cancel));
+    let mut running = RunningSequence::start(Participant::Candidate, model, "task", capacity, recorder)?;
     running.feed(prompt, LogitsFor::LastToken)?;
     let mut reply = Vec::new();
-    while reply.len() < most {
-        let Some(token) = argmax(&running.catch.rows).map(|token| token as u32) else { break };
-        if ends.contains(&token) {
+    while reply.len() < max_tokens {
+        let Some(token) = argmax(&running.recorder.logits).map(|token| token as u32) else { break };
+        if eos_ids.contains(&token) {
             break;
         }
         reply.push(token);
-        if reply.len() < most {
+        if reply.len() < max_tokens {
             running.feed(&[token], LogitsFor::LastToken)?;
         }
     }
     Ok(reply)
 }
 
-/// [`greedy_reply`] to each of `prompts`, in their order, `workers` of them at once; `done` is called as each is
-/// complete. Dialogues are short: whole ones side by side keep processors busier than the parts of one product do.
+/// [`greedy_reply`] to each of `prompts`, in their order, `workers` of them concurrently; `done` is called after each.
+/// Dialogues are short: running whole dialogues in parallel scales better than parallel matrix products.
 ///
 /// # Errors
 /// The first error of any of them.
 pub fn greedy_replies(
     model: &dyn Model,
     prompts: &[Vec<u32>],
-    most: usize,
-    ends: &[u32],
+    max_tokens: usize,
+    eos_ids: &[u32],
     workers: usize,
     cancel: &CancelToken,
     done: &dyn Fn(),
@@ -148,8 +149,8 @@ pub fn greedy_replies(
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(prompt) = prompts.get(index) else { break };
-                    let reply = greedy_reply(model, prompt, most, ends, cancel);
-                    // Nobody listens any more once there was an error.
+                    let reply = greedy_reply(model, prompt, max_tokens, eos_ids, cancel);
+                    // The receiver is dropped after the first error.
                     if sender.send((index, reply)).is_err() {
                         break;
                     }
@@ -166,40 +167,40 @@ pub fn greedy_replies(
     })
 }
 
-/// How many tasks of one kind and mode were right.
+/// Score of the tasks of one kind and thinking mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KindScore {
     /// The kind.
     pub kind: String,
-    /// Whether the model was asked to think.
+    /// True if thinking was enabled.
     pub thinking: bool,
     /// Right answers.
     pub right: usize,
-    /// Tasks.
+    /// Number of tasks.
     pub of: usize,
 }
 
-/// How many tasks of each kind and mode were right, in the order of first appearance.
+/// Scores by kind and thinking mode, in the order of first appearance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskScores {
-    /// By kind and mode.
+    /// One entry per kind and thinking mode.
     pub kinds: Vec<KindScore>,
 }
 
 impl TaskScores {
     /// Counts one answer.
     pub fn push(&mut self, task: &Task, right: bool) {
-        let known = self.kinds.iter().position(|s| s.kind == task.kind && s.thinking == task.thinking);
-        let place = known.unwrap_or_else(|| {
+        let existing = self.kinds.iter().position(|s| s.kind == task.kind && s.thinking == task.thinking);
+        let index = existing.unwrap_or_else(|| {
             let (kind, thinking) = (task.kind.clone(), task.thinking);
             self.kinds.push(KindScore { kind, thinking, right: 0, of: 0 });
             self.kinds.len() - 1
         });
-        self.kinds[place].right += usize::from(right);
-        self.kinds[place].of += 1;
+        self.kinds[index].right += usize::from(right);
+        self.kinds[index].of += 1;
     }
 
-    /// Over all kinds; with `thinking`, over those of that mode.
+    /// Score over all kinds; with `thinking`, over those of that mode.
     pub fn total(&self, thinking: Option<bool>) -> KindScore {
         let counted = self.kinds.iter().filter(|score| thinking.is_none_or(|mode| score.thinking == mode));
         let (right, of) = counted.fold((0, 0), |(right, of), score| (right + score.right, of + score.of));

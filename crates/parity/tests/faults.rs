@@ -1,12 +1,13 @@
-//! Artefacts with one mistake each. Every one must fail, and the report must name the layer and the class of tensor.
+//! Fault injection: artefacts and runtimes with one fault each. Every one must fail, and the report must name the layer
+//! and the class of tensor.
 
 mod support;
 
-use q35_parity::{Mistake, Report};
-use support::{Fixture, Forgetful, Rearranged, Spoiled};
+use q35_parity::{KnownFault, ParityReport};
+use support::{Fixture, StateLosingModel, PermutedRows, NanModel};
 
 #[track_caller]
-fn must_name(report: &Report, layer: Option<usize>, class: &str, words: &str) {
+fn must_name(report: &ParityReport, layer: Option<usize>, class: &str, words: &str) {
     assert!(!report.passed, "the fault went unnoticed");
     let found = report
         .findings
@@ -70,7 +71,7 @@ fn query_and_gate_as_halves() {
     let (heads, width) = (4, 32);
     let report = Fixture::new().damaged(|name, tensor| {
         if name.contains("layers.3.self_attn.q_proj.") {
-            // The converter took the first half for queries and the second for gates, and laid them out by head.
+            // The converter read the first half as queries and the second as gates, and stored them by head.
             tensor.gather_rows(|row| {
                 let (head, part, at) = (row / (2 * width), row / width % 2, row % width);
                 part * heads * width + head * width + at
@@ -92,7 +93,7 @@ fn rope_interleaved() {
     must_name(&report, Some(3), "attention projection", "RoPE interleaved");
 }
 
-/// Rows of a head whose first 8 components are rotated: pairs (2i, 2i+1) are brought to (i, i+4).
+/// Permutation of the rows of a head whose first 8 components are rotated: (2i, 2i+1) become (i, i+4).
 fn interleaved(row: usize, block: usize) -> usize {
     let (start, at) = (row / block * block, row % block);
     match at {
@@ -160,13 +161,13 @@ fn a_scale_that_is_no_number_is_named_and_nothing_is_run() {
     assert!(report.implementation.is_none());
 }
 
-// The same mistakes made by a runtime: the files are right, what is executed is not.
+// The same faults in a runtime: the files are right, the execution is not.
 
 #[test]
 fn a_runtime_with_rope_interleaved() {
     let fixture = Fixture::new();
-    let report = fixture.check_executed(|own| {
-        let wrong = Rearranged::new(own, |name, rows| {
+    let report = fixture.check_executed(|weights| {
+        let wrong = PermutedRows::new(weights, |name, rows| {
             let block = if name.contains("q_proj") { 64 } else { 32 };
             let touched = ["q_proj", "k_proj", "q_norm", "k_norm"].iter().any(|part| name.contains(part));
             touched.then(|| (0..rows).map(|row| interleaved(row, block)).collect())
@@ -181,8 +182,8 @@ fn a_runtime_with_rope_interleaved() {
 #[test]
 fn a_runtime_that_splits_query_and_gate_as_halves() {
     let fixture = Fixture::new();
-    let report = fixture.check_executed(|own| {
-        let wrong = Rearranged::new(own, |name, rows| {
+    let report = fixture.check_executed(|weights| {
+        let wrong = PermutedRows::new(weights, |name, rows| {
             let source = |row: usize| (row / 32 % 2) * 128 + row / 64 * 32 + row % 32;
             name.contains("q_proj").then(|| (0..rows).map(source).collect())
         });
@@ -195,8 +196,8 @@ fn a_runtime_that_splits_query_and_gate_as_halves() {
 #[test]
 fn a_runtime_with_wrong_eps() {
     let fixture = Fixture::new();
-    let report = fixture.check_executed(|own| {
-        q35_parity::float_model(&q35_parity::Disguised::new(own, Mistake::Epsilon(1e-5))).unwrap()
+    let report = fixture.check_executed(|weights| {
+        q35_parity::float_model(&q35_parity::FaultyWeights::new(weights, KnownFault::Epsilon(1e-5))).unwrap()
     });
     must_name(&report, Some(0), "linear_attn", "mixer");
     must_name(&report, Some(0), "norm", "rms_norm_eps is 1e-5");
@@ -205,8 +206,8 @@ fn a_runtime_with_wrong_eps() {
 #[test]
 fn a_runtime_that_swaps_gate_and_up() {
     let fixture = Fixture::new();
-    let report = fixture.check_executed(|own| {
-        q35_parity::float_model(&q35_parity::Disguised::new(own, Mistake::GateUpSwapped)).unwrap()
+    let report = fixture.check_executed(|weights| {
+        q35_parity::float_model(&q35_parity::FaultyWeights::new(weights, KnownFault::GateUpSwapped)).unwrap()
     });
     must_name(&report, Some(0), "mlp", "its mixer is right and its MLP is not");
     must_name(&report, Some(0), "mlp projection", "swapped");
@@ -215,7 +216,7 @@ fn a_runtime_that_swaps_gate_and_up() {
 #[test]
 fn a_cache_that_is_lost_between_calls() {
     let fixture = Fixture::new();
-    let report = fixture.check_executed(|own| Box::new(Forgetful(q35_parity::float_model(own).unwrap())));
+    let report = fixture.check_executed(|weights| Box::new(StateLosingModel(q35_parity::float_model(weights).unwrap())));
     must_name(&report, None, "cache", "decode");
 }
 
@@ -223,6 +224,6 @@ fn a_cache_that_is_lost_between_calls() {
 fn logits_that_overflow() {
     let fixture = Fixture::new();
     let report = fixture
-        .check_executed(|own| Box::new(Spoiled { inner: q35_parity::float_model(own).unwrap(), from: 5 }));
+        .check_executed(|weights| Box::new(NanModel { inner: q35_parity::float_model(weights).unwrap(), from: 5 }));
     must_name(&report, None, "logits", "from position 5");
 }

@@ -242,7 +242,7 @@ struct Report<'a> {
     recipe: &'a str,
     output_bytes: u64,
     elapsed: Duration,
-    parity: Option<&'a q35_parity::Report>,
+    parity: Option<&'a q35_parity::ParityReport>,
 }
 
 impl Report<'_> {
@@ -262,7 +262,7 @@ impl Report<'_> {
             "left_out": left_out::to_json(self.inventory),
             "companions": self.summary.companions,
             "seconds": self.elapsed.as_secs_f64(),
-            "parity": self.parity.map(q35_parity::Report::summary),
+            "parity": self.parity.map(q35_parity::ParityReport::summary),
         })
     }
 

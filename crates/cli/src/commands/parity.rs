@@ -11,7 +11,8 @@ use q35_inference::CancelToken;
 use q35_output_dir::Manifest;
 use q35_parity::{
     Arithmetic, Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS,
-    Executed, ParityError, Progress, Prompt, ReferencePass, Report, Source, Stage, Suite, Thresholds, check,
+    Executed, ParityError, ParityReport, Progress, Prompt, ReferencePass, Source, Stage, Suite, Thresholds,
+    check,
 };
 
 use crate::backend::BackendArgs;
@@ -185,7 +186,7 @@ impl Job<'_> {
         options: CheckOptions,
         watcher: Watcher,
         cancel: &CancelToken,
-    ) -> anyhow::Result<Report> {
+    ) -> anyhow::Result<ParityReport> {
         let threads = threads(self.how.threads);
         let Executed { model, execution } = self.candidate.execute(&self.how, self.arithmetic)?;
         let source = Source { name: self.reference_name, hash: self.hash, weights: self.reference.weights() };
@@ -310,7 +311,7 @@ pub(crate) fn after_conversion(
     manifest: Manifest,
     out: &Path,
     watcher: Watcher,
-) -> anyhow::Result<(Option<Report>, Manifest)> {
+) -> anyhow::Result<(Option<ParityReport>, Manifest)> {
     let report = match reference {
         Some((reference, name)) => Some(short_check(reference, name, out, &manifest, watcher)?),
         None => None,
@@ -325,7 +326,7 @@ fn short_check(
     out: &Path,
     manifest: &Manifest,
     watcher: Watcher,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<ParityReport> {
     let reference = Artefact::of_checkpoint(Arc::clone(reference));
     let candidate = Artefact::open_as_made(out, &manifest.settings)?;
     let prompts = match CheckpointText::open(reference.dir()) {
@@ -367,7 +368,7 @@ fn arbitrary(vocab_size: usize) -> Prompt {
 }
 
 /// What a conversion's summary and card say of its check.
-pub(crate) fn in_words(report: Option<&Report>) -> String {
+pub(crate) fn in_words(report: Option<&ParityReport>) -> String {
     let Some(report) = report else { return "unverified".into() };
     let Some(total) = report.total.as_ref().or(report.conversion.as_ref()) else {
         return "weights differ from the source beyond their encoding; nothing was run".into();
@@ -382,7 +383,7 @@ pub(crate) fn in_words(report: Option<&Report>) -> String {
 }
 
 /// Writes what was found into the manifest and the model card of the directory just written.
-fn record(report: Option<&Report>, mut manifest: Manifest, out: &Path) -> anyhow::Result<Manifest> {
+fn record(report: Option<&ParityReport>, mut manifest: Manifest, out: &Path) -> anyhow::Result<Manifest> {
     manifest.parity = Some(match report {
         Some(report) => report.summary(),
         None => "unverified".into(),
@@ -396,7 +397,7 @@ fn record(report: Option<&Report>, mut manifest: Manifest, out: &Path) -> anyhow
 }
 
 /// How a conversion ends.
-pub(crate) fn outcome(report: Option<&Report>) -> Outcome {
+pub(crate) fn outcome(report: Option<&ParityReport>) -> Outcome {
     match report {
         Some(report) if !report.passed => {
             for finding in &report.findings {

@@ -6,7 +6,7 @@ use super::plots;
 use super::svg::escape;
 use super::table::rows;
 use super::{mebibytes, number, percent, relation, words};
-use crate::Report;
+use crate::ParityReport;
 
 const STYLE: &str = "
 :root{--ground:#fff;--text:#1b1f24;--soft:#5b6570;--line:#d9dee4;--card:#f6f8fa;--good:#1a7f37;--bad:#c4320a}
@@ -29,7 +29,7 @@ figcaption{font-size:13px}figcaption p{margin:4px 0 2px;color:var(--soft)}.key{m
 details summary{cursor:pointer;font-weight:600;margin:8px 0}
 ";
 
-impl Report {
+impl ParityReport {
     /// The report as a self-contained HTML page: no script, no font, no image from elsewhere.
     pub fn to_html(&self) -> String {
         let mut out = String::with_capacity(1 << 16);

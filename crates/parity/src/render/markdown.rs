@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use super::table::rows;
 use super::{mebibytes, number, relation, words};
-use crate::Report;
+use crate::ParityReport;
 
-impl Report {
+impl ParityReport {
     /// The report as GitHub-flavoured Markdown.
     pub fn to_markdown(&self) -> String {
         let mut out = String::new();

@@ -2,7 +2,7 @@
 
 use super::svg::{Plot, Scale};
 use super::{number, percent};
-use crate::{Comparison, PromptReport, Report, SiteReport};
+use crate::{Comparison, ParityReport, PromptReport, SiteReport};
 
 /// Distinguishable to most eyes, on light and dark ground.
 const IMPLEMENTATION: &str = "#0072B2";
@@ -13,7 +13,7 @@ const WRONG: &str = "#D55E00";
 const FLOOR: i32 = -14;
 
 /// KL of every scored position, prompt after prompt.
-pub(super) fn kl_over_positions(report: &Report) -> Option<String> {
+pub(super) fn kl_over_positions(report: &ParityReport) -> Option<String> {
     type Values = fn(&PromptReport) -> &[f64];
     let series: [(&str, &'static str, Values); 3] = [
         ("implementation", IMPLEMENTATION, |p| &p.implementation_kl),
@@ -46,7 +46,7 @@ pub(super) fn kl_over_positions(report: &Report) -> Option<String> {
     Some(plot.finish("KL divergence over positions. What is below the lowest line is drawn on it."))
 }
 
-fn nearly_conversion(report: &Report) -> bool {
+fn nearly_conversion(report: &ParityReport) -> bool {
     match (&report.total, &report.conversion) {
         (Some(total), Some(conversion)) => {
             (total.kl.mean - conversion.kl.mean).abs() < 0.05 * conversion.kl.mean
@@ -56,7 +56,7 @@ fn nearly_conversion(report: &Report) -> bool {
 }
 
 /// How many positions have which KL.
-pub(super) fn kl_distribution(report: &Report) -> Option<String> {
+pub(super) fn kl_distribution(report: &ParityReport) -> Option<String> {
     let series = [
         ("implementation", IMPLEMENTATION, &report.implementation),
         ("conversion", CONVERSION, &report.conversion),
@@ -92,7 +92,7 @@ pub(super) fn kl_distribution(report: &Report) -> Option<String> {
 }
 
 /// 1 - cosine of the residual stream along the layers.
-pub(super) fn layers(report: &Report) -> Option<String> {
+pub(super) fn layers(report: &ParityReport) -> Option<String> {
     let series = [
         ("implementation", IMPLEMENTATION, &report.implementation_sites),
         ("conversion", CONVERSION, &report.conversion_sites),
@@ -129,7 +129,7 @@ pub(super) fn layers(report: &Report) -> Option<String> {
 }
 
 /// Confidence against agreement.
-pub(super) fn calibration(report: &Report) -> Option<String> {
+pub(super) fn calibration(report: &ParityReport) -> Option<String> {
     let (name, color, comparison) = match (&report.total, &report.conversion) {
         (Some(total), _) => ("executed against the original", TOTAL, total),
         (None, Some(conversion)) => ("own weights in float against the original", CONVERSION, conversion),
@@ -161,7 +161,7 @@ pub(super) fn calibration(report: &Report) -> Option<String> {
 }
 
 /// Bits and error of every tensor.
-pub(super) fn tensors(report: &Report) -> Option<String> {
+pub(super) fn tensors(report: &ParityReport) -> Option<String> {
     let weights = report.weights.as_ref()?;
     let errors = weights.tensors.iter().map(|t| t.relative_error);
     let mut plot = Plot::new(
@@ -209,7 +209,7 @@ pub(super) fn tensors(report: &Report) -> Option<String> {
 }
 
 /// Recurrent states after the run.
-pub(super) fn states(report: &Report) -> Option<String> {
+pub(super) fn states(report: &ParityReport) -> Option<String> {
     let last = report.states.last()?.layer;
     let distance = |cosine: f64| (1.0 - cosine).max(0.0);
     let check = report.checks.iter().find(|check| check.name == "implementation.state_cosine");

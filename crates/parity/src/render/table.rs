@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use super::{mebibytes, number, percent, relation, words};
-use crate::{Comparison, Report};
+use crate::{Comparison, ParityReport};
 
-impl Report {
+impl ParityReport {
     /// The report as text of at most 110 columns or so, without colours.
     pub fn to_table(&self) -> String {
         let mut out = String::new();

@@ -1,7 +1,10 @@
-//! Weights against weights, without running anything.
+//! Comparison of all tensors with the source, without running anything.
 
-mod cause;
 mod compare;
+mod likely_cause;
+mod report;
+mod tensor_statistics;
 
-pub(crate) use compare::class_of;
-pub use compare::{TensorReport, WeightCheck, WorstElement, compare_weights};
+pub use compare::compare_weights;
+pub(crate) use report::tensor_class;
+pub use report::{TensorReport, WeightCheck, WorstElement};

@@ -1,4 +1,4 @@
-//! A tiny checkpoint, its MLX conversion on disk, and ways to break either.
+//! A tiny checkpoint, its MLX conversion on disk, and faults to inject into either.
 #![allow(dead_code, reason = "each test crate uses a part")]
 
 use std::collections::BTreeMap;
@@ -13,14 +13,14 @@ use q35_inference::{
     WeightError, Weights,
 };
 use q35_parity::{
-    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, Execution, Prompt, Report, Source,
-    Suite, Thresholds, check, float_model,
+    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, Execution, ParityReport, Prompt,
+    Source, Suite, Thresholds, check, float_model,
 };
 use q35_quant::affine::AffineSpec;
 use q35_testkit::{EditableTensor, rewrite_tensors};
 use tempfile::TempDir;
 
-/// Source and conversion.
+/// A source checkpoint and its conversion.
 pub struct Fixture {
     _root: TempDir,
     pub source: PathBuf,
@@ -45,8 +45,8 @@ impl Fixture {
         suite.prompts(&text, true, Some(120)).unwrap()
     }
 
-    /// Changes tensors of the written file and checks it.
-    pub fn damaged(self, change: impl Fn(&str, &mut EditableTensor)) -> Report {
+    /// Changes tensors of the written file and checks the result.
+    pub fn damaged(self, change: impl Fn(&str, &mut EditableTensor)) -> ParityReport {
         self.rewrite(|tensors| tensors.iter_mut().for_each(|(name, tensor)| change(name, tensor)));
         self.check_directory()
     }
@@ -68,13 +68,13 @@ impl Fixture {
         std::fs::write(path, config.to_string()).unwrap();
     }
 
-    /// The files are what is executed.
-    pub fn check_directory(&self) -> Report {
-        self.check_executed(|own| float_model(own).unwrap())
+    /// Executes the converted files.
+    pub fn check_directory(&self) -> ParityReport {
+        self.check_executed(|weights| float_model(weights).unwrap())
     }
 
-    /// Something else is executed than the files say.
-    pub fn check_executed(&self, execute: impl FnOnce(&dyn Weights) -> Box<dyn Model>) -> Report {
+    /// Executes the model that `execute` builds from the converted weights.
+    pub fn check_executed(&self, execute: impl FnOnce(&dyn Weights) -> Box<dyn Model>) -> ParityReport {
         let (source, target) = (Artefact::open(&self.source).unwrap(), Artefact::open(&self.target).unwrap());
         // A damaged directory may hold nothing that can be executed.
         let readable = tensor_table(target.weights().config())
@@ -99,7 +99,7 @@ impl Fixture {
     }
 }
 
-/// As the default thresholds, with greedy continuations as short as these tests make them.
+/// The default thresholds with shorter greedy continuations.
 const TINY_THRESHOLDS: &str = r#"{
   "schema_version": 1, "description": "tiny",
   "implementation": {"f32": {
@@ -112,13 +112,13 @@ const TINY_THRESHOLDS: &str = r#"{
 
 type SourceRows<'a> = Box<dyn Fn(&str, usize) -> Option<Vec<usize>> + Send + Sync + 'a>;
 
-/// Weights with rows in another order.
-pub struct Rearranged<'a> {
+/// Weights with permuted rows.
+pub struct PermutedRows<'a> {
     inner: &'a dyn Weights,
     source_rows: SourceRows<'a>,
 }
 
-impl<'a> Rearranged<'a> {
+impl<'a> PermutedRows<'a> {
     pub fn new(
         inner: &'a dyn Weights,
         source_rows: impl Fn(&str, usize) -> Option<Vec<usize>> + Send + Sync + 'a,
@@ -127,7 +127,7 @@ impl<'a> Rearranged<'a> {
     }
 }
 
-impl Weights for Rearranged<'_> {
+impl Weights for PermutedRows<'_> {
     fn config(&self) -> &TextConfig {
         self.inner.config()
     }
@@ -148,7 +148,7 @@ impl Weights for Rearranged<'_> {
     }
 }
 
-macro_rules! as_inner {
+macro_rules! delegate_to_inner {
     () => {
         fn config(&self) -> &TextConfig {
             self.inner().config()
@@ -168,69 +168,70 @@ macro_rules! as_inner {
     };
 }
 
-/// Loses its recurrent states whenever a call ends.
-pub struct Forgetful(pub Box<dyn Model>);
+/// A model that loses its state after every call.
+pub struct StateLosingModel(pub Box<dyn Model>);
 
-impl Forgetful {
+impl StateLosingModel {
     fn inner(&self) -> &dyn Model {
         &*self.0
     }
 }
 
-impl Model for Forgetful {
-    as_inner!();
+impl Model for StateLosingModel {
+    delegate_to_inner!();
 
     fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
-        Ok(Box::new(Faulty {
+        Ok(Box::new(FaultySequence {
             inner: self.0.new_sequence(max_context)?,
-            forget: true,
-            spoil_from: None,
+            loses_state: true,
+            nan_from: None,
             done: 0,
         }))
     }
 }
 
-/// Gives NaN from some position on.
-pub struct Spoiled {
+/// A model that returns NaN from some position on.
+pub struct NanModel {
     pub inner: Box<dyn Model>,
     pub from: usize,
 }
 
-impl Spoiled {
+impl NanModel {
     fn inner(&self) -> &dyn Model {
         &*self.inner
     }
 }
 
-impl Model for Spoiled {
-    as_inner!();
+impl Model for NanModel {
+    delegate_to_inner!();
 
     fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
         let inner = self.inner.new_sequence(max_context)?;
-        Ok(Box::new(Faulty { inner, forget: false, spoil_from: Some(self.from), done: 0 }))
+        Ok(Box::new(FaultySequence { inner, loses_state: false, nan_from: Some(self.from), done: 0 }))
     }
 }
 
-struct Faulty {
+struct FaultySequence {
     inner: Box<dyn Sequence>,
-    forget: bool,
-    spoil_from: Option<usize>,
+    loses_state: bool,
+    nan_from: Option<usize>,
     done: usize,
 }
 
-struct Spoil<'a> {
+/// Overwrites logits with NaN from a position on.
+struct NanInjector<'a> {
     inner: &'a mut dyn Observer,
     from: Option<usize>,
     offset: usize,
 }
 
-impl Observer for Spoil<'_> {
-    fn logits(&mut self, position: usize, row: &[f32]) {
-        let mut row = row.to_vec();
+impl Observer for NanInjector<'_> {
+    fn logits(&mut self, position: usize, logits: &[f32]) {
+        let mut logits = logits.to_vec();
         if self.from.is_some_and(|from| position + self.offset >= from) {
-            row[0] = f32::NAN;
+            logits[0] = f32::NAN;
         }
-        self.inner.logits(position + self.offset, &row);
+        self.inner.logits(position + self.offset, &logits);
     }
     fn wants_hidden(&self) -> bool {
         self.inner.wants_hidden()
@@ -243,7 +244,7 @@ impl Observer for Spoil<'_> {
     }
 }
 
-impl Sequence for Faulty {
+impl Sequence for FaultySequence {
     fn position(&self) -> usize {
         self.done
     }
@@ -251,11 +252,11 @@ impl Sequence for Faulty {
         self.inner.max_context()
     }
     fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
-        if self.forget {
+        if self.loses_state {
             self.inner.reset();
         }
         let offset = self.done - self.inner.position();
-        self.inner.extend(ids, rows, &mut Spoil { inner: observer, from: self.spoil_from, offset })?;
+        self.inner.extend(ids, rows, &mut NanInjector { inner: observer, from: self.nan_from, offset })?;
         self.done += ids.len();
         Ok(())
     }

@@ -1,32 +1,34 @@
-//! Why a tensor is not what it should be.
+//! Likely cause of a tensor's error.
 
 use q35_architecture::TensorSpec;
 use q35_inference::Weights;
 use q35_metrics::VectorError;
 
-use super::compare::Part;
-use crate::disguise::{Disguised, suspects_for_tensor};
+use super::tensor_statistics::TensorStatistics;
+use crate::qwen3_5_faults::{FaultyWeights, candidate_faults_of_tensor};
 use crate::{ParityError, Storage};
 
-/// Rows that a suspicion is tried on.
-const SAMPLE: usize = 96;
+/// Rows on which a fault is tried.
+const SAMPLE_ROWS: usize = 96;
 
-/// The mistake, or the place, that explains a tensor's error; none if nothing does.
-pub(super) fn probable(
+/// The known fault, or the damaged rows, that explain a tensor's error; none if nothing does.
+pub(super) fn likely_cause(
     source: &dyn Weights,
     candidate: &dyn Weights,
     spec: &TensorSpec,
     storage: Storage,
-    part: &Part,
+    statistics: &TensorStatistics,
 ) -> Result<Option<String>, ParityError> {
     let rows = spec.shape[0];
-    if part.rows_outside() * 50 <= rows || (part.rows_outside() == 1 && part.relative() < 0.5) {
-        return single_place(source, candidate, spec, storage, part);
+    if statistics.rows_outside() * 50 <= rows
+        || (statistics.rows_outside() == 1 && statistics.relative_error() < 0.5)
+    {
+        return damaged_rows(source, candidate, spec, storage, statistics);
     }
-    let sample: Vec<std::ops::Range<usize>> = if rows <= SAMPLE {
+    let sample: Vec<std::ops::Range<usize>> = if rows <= SAMPLE_ROWS {
         std::iter::once(0..rows).collect()
     } else {
-        let half = SAMPLE / 2;
+        let half = SAMPLE_ROWS / 2;
         vec![0..half, rows / 2..rows / 2 + half]
     };
     let error_against = |weights: &dyn Weights| -> Result<VectorError, ParityError> {
@@ -40,24 +42,24 @@ pub(super) fn probable(
     };
     let plain = error_against(source)?.relative();
     let mut best: Option<(f64, String)> = None;
-    for mistake in suspects_for_tensor(source.config(), spec) {
-        let disguised = Disguised::new(source, mistake.clone());
-        if !disguised.touches(spec) {
+    for fault in candidate_faults_of_tensor(source.config(), spec) {
+        let faulty = FaultyWeights::new(source, fault.clone());
+        if !faulty.affects(spec) {
             continue;
         }
-        let error = error_against(&disguised)?.relative();
+        let error = error_against(&faulty)?.relative();
         if error < plain / 3.0 && error < 0.5 && best.as_ref().is_none_or(|(least, _)| error < *least) {
-            best = Some((error, mistake.to_string()));
+            best = Some((error, fault.to_string()));
         }
     }
     if best.is_none() {
-        best = scaled(source, candidate, spec, &sample, plain)?.map(|words| (0.0, words));
+        best = constant_factor(source, candidate, spec, &sample, plain)?.map(|cause| (0.0, cause));
     }
-    Ok(best.map(|(_, words)| words))
+    Ok(best.map(|(_, cause)| cause))
 }
 
-/// The whole tensor is the source times a number.
-fn scaled(
+/// Tests whether the whole tensor is the source times a constant.
+fn constant_factor(
     source: &dyn Weights,
     candidate: &dyn Weights,
     spec: &TensorSpec,
@@ -79,27 +81,27 @@ fn scaled(
         return Ok(None);
     }
     let factor = dot / square;
-    let left: f64 = pairs.iter().map(|(e, f)| (f - factor * e).powi(2)).sum();
-    let relative = (left / square).sqrt();
+    let remaining: f64 = pairs.iter().map(|(e, f)| (f - factor * e).powi(2)).sum();
+    let relative = (remaining / square).sqrt();
     Ok((relative < plain / 3.0)
         .then(|| format!("all values are about {factor:.4} times what they should be")))
 }
 
-/// Few rows are wrong: say which, and what became of the worst group.
-fn single_place(
+/// Describes the few rows that are wrong, and the error of the worst group.
+fn damaged_rows(
     source: &dyn Weights,
     candidate: &dyn Weights,
     spec: &TensorSpec,
     storage: Storage,
-    part: &Part,
+    statistics: &TensorStatistics,
 ) -> Result<Option<String>, ParityError> {
-    let Some(worst) = part.worst() else { return Ok(None) };
+    let Some(worst) = statistics.worst() else { return Ok(None) };
     let (mut expected, mut found) = (Vec::new(), Vec::new());
     source.read_rows(&spec.name, worst.row..worst.row + 1, &mut expected)?;
     candidate.read_rows(&spec.name, worst.row..worst.row + 1, &mut found)?;
     let group = storage.group(expected.len());
     let columns = worst.column / group * group..(worst.column / group * group + group).min(expected.len());
-    let outside_here = expected
+    let groups_outside = expected
         .chunks(group)
         .zip(found.chunks(group))
         .filter(|(source, target)| {
@@ -110,25 +112,25 @@ fn single_place(
             })
         })
         .count();
-    let rows: Vec<String> = part.outside.iter().take(4).map(usize::to_string).collect();
-    let more = if part.rows_outside() > rows.len() { ", ..." } else { "" };
+    let rows: Vec<String> = statistics.first_rows_outside().iter().take(4).map(usize::to_string).collect();
+    let more = if statistics.rows_outside() > rows.len() { ", ..." } else { "" };
     let place = format!("row {}{more}", rows.join(", "));
-    if matches!(storage, Storage::Float(_)) || outside_here > 1 {
+    if matches!(storage, Storage::Float(_)) || groups_outside > 1 {
         return Ok(Some(format!("only {place}; the rest of the tensor is as it should be")));
     }
     // With the bias right, found - edge = c (expected - edge): the slope of a line through the group is the scale's
     // error, whatever the bias.
     let slope = slope(&expected[columns.clone()], &found[columns.clone()]);
-    let words = match slope {
+    let description = match slope {
         Some(slope) if (slope - 1.0).abs() > 0.02 => {
             format!("the scale of one group looks {slope:.3} times what it should be")
         }
         _ => "one group is shifted or damaged".to_owned(),
     };
-    Ok(Some(format!("{words}: {place}, columns {}..{}", columns.start, columns.end)))
+    Ok(Some(format!("{description}: {place}, columns {}..{}", columns.start, columns.end)))
 }
 
-/// Slope of the least-squares line of `y` over `x`.
+/// Slope of the least-squares line through the points (`x`, `y`).
 fn slope(x: &[f32], y: &[f32]) -> Option<f64> {
     let n = x.len() as f64;
     let mean = |v: &[f32]| v.iter().map(|&a| f64::from(a)).sum::<f64>() / n;

@@ -1,30 +1,30 @@
-//! Numbers against their limits.
+//! Metrics checked against their limits.
 
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Comparison, StateReport};
 use crate::{ConsistencyReport, Limit, Limits, SiteReport};
 
-/// One number and its limit.
+/// One metric and its limit.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Check {
     /// "implementation.mean_kl", "weights.tensors_outside".
     pub name: String,
-    /// What was measured.
+    /// The measured value.
     pub value: f64,
     /// The limit.
     pub limit: f64,
-    /// Whether the value must not be below the limit, instead of not above.
+    /// True if the value must not be below the limit, false if not above.
     pub at_least: bool,
-    /// Whether it is within.
+    /// True if the value is within the limit.
     pub passed: bool,
-    /// Where the limit comes from.
+    /// Reason for the limit.
     pub because: String,
 }
 
 impl Check {
     pub(crate) fn at_most(name: impl Into<String>, value: f64, limit: &Limit) -> Self {
-        // A value that is not a number is never within.
+        // NaN is never within a limit.
         let passed = value <= limit.limit;
         Self::new(name, value, limit, false, passed)
     }
@@ -40,8 +40,8 @@ impl Check {
     }
 }
 
-/// Judges a comparison of logits.
-pub(crate) fn judge_logits(scope: &str, found: &Comparison, limits: &Limits, checks: &mut Vec<Check>) {
+/// Checks a comparison of logits.
+pub(crate) fn check_logits(scope: &str, found: &Comparison, limits: &Limits, checks: &mut Vec<Check>) {
     let name = |what: &str| format!("{scope}.{what}");
     let largest = [
         ("mean_kl", found.kl.mean, &limits.mean_kl),
@@ -60,16 +60,17 @@ pub(crate) fn judge_logits(scope: &str, found: &Comparison, limits: &Limits, che
     }
 }
 
-/// Judges hidden states, by the worst place.
-pub(crate) fn judge_sites(scope: &str, sites: &[SiteReport], limits: &Limits, checks: &mut Vec<Check>) {
+/// Checks the worst hidden state.
+pub(crate) fn check_sites(scope: &str, sites: &[SiteReport], limits: &Limits, checks: &mut Vec<Check>) {
     if let (Some(limit), false) = (&limits.hidden_relative, sites.is_empty()) {
         let worst = sites.iter().map(|site| site.relative).fold(0.0, f64::max);
         checks.push(Check::at_most(format!("{scope}.hidden_relative"), worst, limit));
     }
 }
 
-/// Judges what only an executed candidate has; `greedy` is how many tokens were the same, of how many.
-pub(crate) fn judge_execution(
+/// Checks recurrent states, consistency and greedy tokens, which need an executed candidate. `greedy` is the number of
+/// equal tokens and of all tokens.
+pub(crate) fn check_execution(
     states: &[StateReport],
     consistency: &[ConsistencyReport],
     greedy: Option<(usize, usize)>,
