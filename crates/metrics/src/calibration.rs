@@ -1,45 +1,45 @@
-//! Does the candidate know when it speaks like the reference?
+//! Calibration curve: the candidate's confidence against its agreement with the reference.
 
 use crate::{RowComparison, Top1};
 
 /// Top-1 confidence of the candidate against agreement with the reference, in bins of equal width.
 ///
-/// Where a model is sure, it should agree; disagreement at high confidence is a fault and not noise of rounding.
+/// Rounding changes the top-1 token where confidence is low; disagreement at high confidence indicates a fault.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
     bins: Vec<CalibrationBin>,
 }
 
-/// One bin of confidence.
+/// One bin of a [`Calibration`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CalibrationBin {
-    /// Positions in it.
+    /// Positions in the bin.
     pub positions: usize,
-    /// Positions whose likeliest token was the reference's, ties included.
+    /// Positions with the reference's top-1 token, ties included.
     pub agreeing: usize,
     /// Sum of the candidate's top-1 probabilities.
     pub confidence_sum: f64,
 }
 
 impl CalibrationBin {
-    /// Mean confidence, if there was any position.
+    /// Mean confidence; none for an empty bin.
     pub fn confidence(&self) -> Option<f64> {
         (self.positions > 0).then(|| self.confidence_sum / self.positions as f64)
     }
 
-    /// Part that agreed, if there was any position.
+    /// Share of agreeing positions; none for an empty bin.
     pub fn agreement(&self) -> Option<f64> {
         (self.positions > 0).then(|| self.agreeing as f64 / self.positions as f64)
     }
 }
 
 impl Calibration {
-    /// `bins` bins over confidences from 0 to 1; at least one.
+    /// A curve of `bins` bins (at least one) over confidences from 0 to 1.
     pub fn new(bins: usize) -> Self {
         Self { bins: vec![CalibrationBin::default(); bins.max(1)] }
     }
 
-    /// Counts one position.
+    /// Adds one position.
     pub fn push(&mut self, row: &RowComparison) {
         let last = self.bins.len() - 1;
         let place = (row.candidate_confidence * self.bins.len() as f64) as usize;
@@ -49,7 +49,7 @@ impl Calibration {
         bin.confidence_sum += row.candidate_confidence;
     }
 
-    /// The bins, from confidence 0 up.
+    /// The bins, in ascending order of confidence.
     pub fn bins(&self) -> &[CalibrationBin] {
         &self.bins
     }

@@ -1,12 +1,12 @@
-//! `exp` of non-positive numbers, branch-free.
+//! Branch-free `exp` of non-positive numbers.
 
-/// Adding it leaves the nearest whole number in the low bits of the sum: 1.5 x 2^52.
+/// 1.5 x 2^52: adding it leaves the nearest integer in the low bits of the sum.
 const ROUND: f64 = 6_755_399_441_055_744.0;
-/// ln 2 in two parts; the first has its low bits zero, so that its products with small whole numbers are exact.
+/// ln 2 as a sum of two parts; the low bits of the first are zero, so that its products with small integers are exact.
 const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
-/// 1 / n! for n = 0..=12: on half of ln 2 the next term is below 2e-16 of the result.
+/// Taylor coefficients 1 / n! for n = 0..=12; for |x| <= ln 2 / 2 the next term is below 2e-16 of the result.
 const TERMS: [f64; 13] = [
     1.0,
     1.0,
@@ -23,8 +23,8 @@ const TERMS: [f64; 13] = [
     1.0 / 479_001_600.0,
 ];
 
-/// `exp(x)` for `x <= 0`, within 1e-15 of it relatively; below -700, where the true value is under 1e-304, it is
-/// `exp(-700)`: such a term vanishes in any sum that also holds `exp(0)`.
+/// `exp(x)` for `x <= 0`, with a relative error below 1e-15. Below -700, where the true value is under 1e-304, the result
+/// is `exp(-700)`, which is negligible in any sum that contains `exp(0)`.
 #[inline(always)]
 pub(crate) fn exp_nonpositive(x: f64) -> f64 {
     let x = if x > -700.0 { x } else { -700.0 };
@@ -37,7 +37,7 @@ pub(crate) fn exp_nonpositive(x: f64) -> f64 {
         n -= 1;
         value = value * rest + TERMS[n];
     }
-    // The low bits of `shifted` are the exponent; the polynomial lies in [0.7, 1.5] and stays normal after scaling.
+    // The low bits of `shifted` are the exponent; the polynomial is in [0.7, 1.5] and stays normal after scaling.
     f64::from_bits(value.to_bits().wrapping_add(shifted.to_bits() << 52))
 }
 

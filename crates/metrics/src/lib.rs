@@ -1,6 +1,6 @@
-//! How far two next-token distributions are apart: KL divergence, top-k agreement, cosine, perplexity.
+//! Distance of two next-token distributions: KL divergence, top-k agreement, cosine, perplexity.
 //!
-//! Pure functions over rows of logits and streaming summaries of them. Knows nothing of models, files or tokens.
+//! Pure functions over rows of logits, and streaming summaries of them. The crate must not know models, files or text.
 //!
 //! ```
 //! use q35_metrics::{Summarizer, compare_rows};
@@ -15,10 +15,10 @@
 //!
 //! # Arithmetic
 //!
-//! Logits come in as f32 and every sum is f64. Exponentials are a polynomial in f64 without branches, so that the
-//! compiler vectorises the loop over a vocabulary of a quarter of a million, and a KL of 1e-12 is still a number and
-//! not noise: with exponentials in f32 the two log-sum-exps alone are uncertain by 1e-7. Adding a constant to all
-//! logits of a row changes nothing but cosine and the largest difference, which are of the raw logits.
+//! Logits are f32 and every sum is f64. Exponentials are a branch-free polynomial in f64, so that the compiler
+//! vectorises the loop over a vocabulary of a quarter of a million tokens, and a KL of 1e-12 is above the rounding
+//! error: with exponentials in f32 each log-sum-exp is uncertain by 1e-7. Adding a constant to all logits of a row
+//! changes only the cosine and the largest difference, which are computed from raw logits.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 

@@ -1,17 +1,17 @@
-//! Two rows of logits for the same position.
+//! Comparison of two rows of logits for the same position.
 
 use crate::exp::exp_nonpositive;
 
-/// Independent partial sums: enough for the compiler to keep its vector units busy.
+/// Number of independent partial sums, enough to vectorise and to hide latency.
 const LANES: usize = 8;
-/// How many of the likeliest tokens the overlap counts.
+/// Size of the top-k sets that are compared.
 const TOP: usize = 5;
 
-/// Why two rows cannot be compared.
+/// Rows that cannot be compared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RowError {
-    /// Rows of two vocabularies.
+    /// Rows of different length.
     #[error("rows of different lengths: the reference has {reference} logits, the candidate {candidate}")]
     Length {
         /// Logits of the reference.
@@ -19,20 +19,20 @@ pub enum RowError {
         /// Logits of the candidate.
         candidate: usize,
     },
-    /// No logits at all.
+    /// An empty row.
     #[error("a row without logits")]
     Empty,
-    /// NaN or an infinity, which no softmax survives.
+    /// NaN or an infinity, for which softmax is undefined.
     #[error("the {side} logit at index {index} is {value}")]
     NotFinite {
         /// "reference" or "candidate".
         side: &'static str,
-        /// Where in the row.
+        /// Index in the row.
         index: usize,
-        /// The number, in words, because NaN is not equal to itself.
+        /// The number as text, since NaN is not equal to itself.
         value: String,
     },
-    /// A target outside the row.
+    /// A target token outside the vocabulary.
     #[error("target {target} is outside a row of {length} logits")]
     Target {
         /// The target.
@@ -42,44 +42,43 @@ pub enum RowError {
     },
 }
 
-/// Whether both rows have the same likeliest token.
+/// Agreement of two rows on the top-1 token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Top1 {
     /// The same index is the largest in both.
     Same,
-    /// The indices differ, but one row holds exactly equal logits at both: which of them it names is chance.
+    /// The indices differ, but one row holds equal logits at both, so that its choice is arbitrary.
     Tied,
     /// The rows prefer different tokens.
     Different,
 }
 
-/// What two rows of logits have to do with each other.
+/// Comparison of two rows of logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowComparison {
-    /// KL(reference || candidate) in nats, never negative.
+    /// KL(reference || candidate) in nats; not negative.
     pub kl: f64,
-    /// Whether the likeliest token is the same.
+    /// Agreement on the top-1 token.
     pub top1: Top1,
-    /// The reference's likeliest token; of equals the lowest.
+    /// The reference's top-1 token; the lowest index of equals.
     pub reference_top: usize,
-    /// The candidate's likeliest token; of equals the lowest.
+    /// The candidate's top-1 token; the lowest index of equals.
     pub candidate_top: usize,
-    /// By how much the reference prefers its own top token to the candidate's, in logits: 0 when they agree.
+    /// Reference logit of its own top-1 token minus that of the candidate's top-1 token; 0 if they agree.
     pub margin: f64,
-    /// Part of the reference's five likeliest tokens that are among the candidate's five, 0 to 1.
+    /// Overlap of both top-5 sets, 0 to 1.
     pub top5_overlap: f64,
-    /// Cosine of the angle between the raw rows.
+    /// Cosine of the angle between the raw logits.
     pub cosine: f64,
     /// Largest absolute difference of raw logits.
     pub max_abs_difference: f64,
-    /// Probability that the reference gives its top token.
+    /// Probability of the reference's top-1 token under the reference.
     pub reference_confidence: f64,
-    /// Probability that the candidate gives its top token.
+    /// Probability of the candidate's top-1 token under the candidate.
     pub candidate_confidence: f64,
-    /// Log of the sum of exponentials of the reference's logits; minus a logit it is that token's negative log
-    /// likelihood.
+    /// Log-sum-exp of the reference's logits; minus a token's logit it is that token's negative log likelihood.
     pub reference_log_sum_exp: f64,
-    /// The same of the candidate.
+    /// Log-sum-exp of the candidate's logits.
     pub candidate_log_sum_exp: f64,
 }
 
@@ -91,7 +90,7 @@ pub fn compare_rows(reference: &[f32], candidate: &[f32]) -> Result<RowCompariso
     if reference.len() != candidate.len() {
         return Err(RowError::Length { reference: reference.len(), candidate: candidate.len() });
     }
-    let tops = [scan(reference, "reference")?, scan(candidate, "candidate")?];
+    let tops = [finite_top_indices(reference, "reference")?, finite_top_indices(candidate, "candidate")?];
     let [reference_top, candidate_top] = [tops[0][0], tops[1][0]];
     let peaks = [reference[reference_top], candidate[candidate_top]].map(f64::from);
     let sums = Sums::of(reference, candidate, peaks);
@@ -131,12 +130,12 @@ pub fn compare_rows(reference: &[f32], candidate: &[f32]) -> Result<RowCompariso
     })
 }
 
-/// Index of the largest logit; of equals the lowest. None for an empty row; NaN is never the largest.
+/// Index of the largest logit; the lowest index of equals. None for an empty row. NaN is ignored.
 pub fn argmax(row: &[f32]) -> Option<usize> {
     top_indices(row, 1).first().copied()
 }
 
-/// Indices of the `count` largest logits, largest first, of equals the lowest first. NaN is left out.
+/// Indices of the `count` largest logits in descending order, equals by ascending index. NaN is ignored.
 pub fn top_indices(row: &[f32], count: usize) -> Vec<usize> {
     let mut best: Vec<usize> = Vec::with_capacity(count + 1);
     let mut least = f32::NEG_INFINITY;
@@ -158,12 +157,12 @@ pub fn top_indices(row: &[f32], count: usize) -> Vec<usize> {
     best
 }
 
-/// Log of the sum of exponentials of a row.
+/// Log-sum-exp of a row.
 ///
 /// # Errors
 /// An empty row, NaN or infinities.
 pub fn log_sum_exp(row: &[f32]) -> Result<f64, RowError> {
-    let peak = f64::from(row[scan(row, "candidate")?[0]]);
+    let peak = f64::from(row[finite_top_indices(row, "candidate")?[0]]);
     let mut sums = [0.0; LANES];
     let chunks = row.chunks_exact(LANES);
     let tail: f64 = chunks.remainder().iter().map(|&x| exp_nonpositive(f64::from(x) - peak)).sum();
@@ -175,7 +174,7 @@ pub fn log_sum_exp(row: &[f32]) -> Result<f64, RowError> {
     Ok(peak + (sums.iter().sum::<f64>() + tail).ln())
 }
 
-/// `-ln` of the probability that the row gives to `target`.
+/// Negative log likelihood of `target`: `-ln softmax(row)[target]`.
 ///
 /// # Errors
 /// A target outside the row, an empty row, NaN or infinities.
@@ -184,21 +183,21 @@ pub fn negative_log_likelihood(row: &[f32], target: usize) -> Result<f64, RowErr
     Ok(log_sum_exp(row)? - f64::from(*logit))
 }
 
-/// Checks that every logit is finite and returns the indices of the largest five (fewer in a shorter row).
-fn scan(row: &[f32], side: &'static str) -> Result<Vec<usize>, RowError> {
+/// Checks that every logit is finite and returns the indices of the five largest (fewer in a shorter row).
+fn finite_top_indices(row: &[f32], side: &'static str) -> Result<Vec<usize>, RowError> {
     if row.is_empty() {
         return Err(RowError::Empty);
     }
-    // 0 x finite is 0; 0 x NaN and 0 x infinity are NaN, which stays in the sum.
-    let mut poison = [0f32; 2 * LANES];
+    // 0 x finite is 0; 0 x NaN and 0 x infinity are NaN, which propagates through the sum.
+    let mut nan_check = [0f32; 2 * LANES];
     let chunks = row.chunks_exact(2 * LANES);
     let tail: f32 = chunks.remainder().iter().map(|x| x * 0.0).sum();
     for chunk in chunks {
         for lane in 0..2 * LANES {
-            poison[lane] += chunk[lane] * 0.0;
+            nan_check[lane] += chunk[lane] * 0.0;
         }
     }
-    if (poison.iter().sum::<f32>() + tail).is_nan()
+    if (nan_check.iter().sum::<f32>() + tail).is_nan()
         && let Some((index, value)) = row.iter().enumerate().find(|(_, x)| !x.is_finite())
     {
         return Err(RowError::NotFinite { side, index, value: value.to_string() });
@@ -206,7 +205,7 @@ fn scan(row: &[f32], side: &'static str) -> Result<Vec<usize>, RowError> {
     Ok(top_indices(row, TOP))
 }
 
-/// All sums of a comparison, from one pass over both rows.
+/// The sums of a comparison, computed in one pass over both rows.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     /// sum e^(a - max a)

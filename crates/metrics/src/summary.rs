@@ -1,8 +1,8 @@
-//! What many positions come to.
+//! Summaries over many positions.
 
 use crate::{RowComparison, Top1};
 
-/// Collects comparisons of positions, in their order; keeps a number of each.
+/// Accumulates the comparisons of many positions, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Summarizer {
     kl: Vec<f64>,
@@ -12,34 +12,34 @@ pub struct Summarizer {
     cosine_sum: f64,
     cosine_min: f64,
     max_abs_difference: f64,
-    /// Index and margin of every position whose likeliest token differs.
+    /// Index and margin of every position with different top-1 tokens.
     different: Vec<(usize, f64)>,
 }
 
-/// Mean, quantiles and maximum of numbers that came one by one.
+/// Mean, quantiles and maximum of a list of numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spread {
     /// Arithmetic mean.
     pub mean: f64,
-    /// Half lie at or below it.
+    /// 50th percentile, by nearest rank.
     pub median: f64,
-    /// 99 % lie at or below it.
+    /// 99th percentile, by nearest rank.
     pub p99: f64,
     /// The largest.
     pub max: f64,
-    /// Index of the largest, in the order of arrival.
+    /// Index of the first largest value.
     pub max_at: usize,
 }
 
 impl Spread {
-    /// Of `values`; all zero when there are none.
+    /// Statistics of `values`; all zero for an empty list.
     pub fn of(values: &[f64]) -> Self {
         if values.is_empty() {
             return Self::default();
         }
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        // Nearest rank: the smallest value with at least that part of all at or below it.
+        // Nearest rank: the smallest value such that at least `part` of all values are at or below it.
         let rank =
             |part: f64| sorted[((part * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1];
         let max = sorted[sorted.len() - 1];
@@ -53,28 +53,28 @@ impl Spread {
     }
 }
 
-/// The summary of all positions.
+/// Summary of all positions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     /// Positions compared.
     pub positions: usize,
     /// KL(reference || candidate), in nats.
     pub kl: Spread,
-    /// Part of the positions with the same likeliest token, exact ties counted as the same; 1 when there are none.
+    /// Share of the positions with the same top-1 token, exact ties counted as equal; 1 without positions.
     pub top1_agreement: f64,
-    /// Positions whose likeliest tokens differ only by an exact tie.
+    /// Positions whose top-1 tokens differ only by an exact tie.
     pub top1_ties: usize,
-    /// Largest preference, in logits, of the reference for its own token where the likeliest tokens differ.
+    /// Largest margin, in logits, over the positions with different top-1 tokens.
     pub largest_margin: f64,
-    /// Mean part of the five likeliest tokens that both share.
+    /// Mean overlap of the top-5 sets.
     pub top5_overlap: f64,
     /// Mean cosine of the raw logits.
     pub cosine_mean: f64,
-    /// Worst cosine of the raw logits.
+    /// Smallest cosine of the raw logits.
     pub cosine_min: f64,
     /// Largest absolute difference of two logits.
     pub max_abs_difference: f64,
-    /// Index of the first position whose likeliest token differs, in the order of arrival.
+    /// Index of the first position with different top-1 tokens.
     pub first_different: Option<usize>,
 }
 
@@ -96,19 +96,19 @@ impl Summarizer {
         self.max_abs_difference = self.max_abs_difference.max(row.max_abs_difference);
     }
 
-    /// KL of every position so far, in their order.
+    /// KL of every position, in order.
     pub fn kl(&self) -> &[f64] {
         &self.kl
     }
 
-    /// Part of the positions with the same likeliest token, not counting against it those where the reference
-    /// prefers its own by no more than `margin` logits: there it has no opinion that rounding could not change.
+    /// Share of the positions with the same top-1 token, where a different token counts as equal if the reference prefers
+    /// its own by at most `margin` logits: rounding alone can change such a preference.
     pub fn agreement_beyond(&self, margin: f64) -> f64 {
         let against = self.different.iter().filter(|(_, found)| *found > margin).count();
         1.0 - against as f64 / self.kl.len().max(1) as f64
     }
 
-    /// The summary of what came.
+    /// The summary of all positions pushed so far.
     pub fn finish(&self) -> Summary {
         let positions = self.kl.len();
         let mean = |sum: f64| if positions == 0 { 1.0 } else { sum / positions as f64 };
@@ -135,44 +135,44 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
-    /// Adds a token by its negative log likelihood in nats.
+    /// Adds a token's negative log likelihood, in nats.
     pub fn push(&mut self, negative_log_likelihood: f64) {
         self.tokens += 1;
         self.total += negative_log_likelihood;
     }
 
-    /// Tokens so far.
+    /// Number of tokens pushed so far.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// The perplexity, if any token came.
+    /// The perplexity; none without tokens.
     pub fn value(&self) -> Option<f64> {
         (self.tokens > 0).then(|| (self.total / self.tokens as f64).exp())
     }
 }
 
-/// How many values fall between powers of ten; for KL, which spans a dozen of them.
+/// Histogram with logarithmic bins, for KL, which spans a dozen orders of magnitude.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
-    /// Lower edge of the first bin, as a power of ten; what is below it, zero included, is counted in that bin.
+    /// Lower edge of the first bin, as a power of ten; smaller values, zero included, are counted in that bin.
     pub lowest_exponent: i32,
-    /// Bins to a decade.
+    /// Bins per decade.
     pub per_decade: usize,
-    /// Values in each bin.
+    /// Number of values in each bin.
     pub counts: Vec<usize>,
 }
 
 impl Histogram {
-    /// From `10^lowest` to `10^highest` with `per_decade` bins in each decade; what is beyond the ends is counted
-    /// in the outermost bins.
+    /// Histogram from `10^lowest` to `10^highest` with `per_decade` bins per decade; values beyond the ends are counted in
+    /// the outermost bins.
     pub fn of(values: &[f64], lowest: i32, highest: i32, per_decade: usize) -> Self {
         let bins = (highest - lowest).max(1) as usize * per_decade.max(1);
         let mut counts = vec![0; bins];
         for value in values {
-            let place = (value.log10() - f64::from(lowest)) * per_decade as f64;
+            let bin = (value.log10() - f64::from(lowest)) * per_decade as f64;
             // log10(0) is minus infinity, and the cast saturates at both ends.
-            counts[(place as usize).min(bins - 1)] += 1;
+            counts[(bin as usize).min(bins - 1)] += 1;
         }
         Self { lowest_exponent: lowest, per_decade, counts }
     }

@@ -1,6 +1,6 @@
-//! How far a tensor is from what it should be.
+//! Error of a tensor against its expected values.
 
-/// Running sums over pairs of numbers: of one vector, or of many as if they were one.
+/// Running sums over pairs of expected and found numbers, of one vector or of the concatenation of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct VectorError {
     count: u64,
@@ -14,14 +14,14 @@ pub struct VectorError {
 }
 
 impl VectorError {
-    /// The sums over one pair of slices of the same length; what one has beyond the other is left out.
+    /// Sums over a pair of slices of the same length; excess elements of the longer one are ignored.
     pub fn of(expected: &[f32], found: &[f32]) -> Self {
         let mut sums = Self::default();
         sums.add(expected, found);
         sums
     }
 
-    /// Adds the elements of a pair of slices. Pairs with NaN or infinities are counted and otherwise left out.
+    /// Adds the elements of a pair of slices. Pairs with NaN or infinities are counted and excluded from the sums.
     pub fn add(&mut self, expected: &[f32], found: &[f32]) {
         for (&e, &f) in expected.iter().zip(found) {
             let (e, f) = (f64::from(e), f64::from(f));
@@ -42,7 +42,7 @@ impl VectorError {
         }
     }
 
-    /// Adds the sums of another part; its elements are taken to follow this one's.
+    /// Adds the sums over the elements that follow.
     pub fn merge(&mut self, other: &Self) {
         if other.max_abs > self.max_abs {
             (self.max_abs, self.max_at) = (other.max_abs, self.count + other.max_at);
@@ -55,17 +55,17 @@ impl VectorError {
         self.not_finite += other.not_finite;
     }
 
-    /// Pairs seen.
+    /// Number of pairs.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Pairs with NaN or infinities.
+    /// Number of pairs with NaN or infinities.
     pub fn not_finite(&self) -> u64 {
         self.not_finite
     }
 
-    /// Cosine of the angle between both; 1 when both are zero, 0 when one is.
+    /// Cosine of the angle between both vectors; 1 if both are zero, 0 if one is.
     pub fn cosine(&self) -> f64 {
         match (self.expected_square > 0.0, self.found_square > 0.0) {
             (true, true) => {
@@ -76,7 +76,7 @@ impl VectorError {
         }
     }
 
-    /// Length of the difference relative to the length of what was expected; infinite if only that is zero.
+    /// Norm of the difference relative to the norm of the expected vector; infinite if only the latter is zero.
     pub fn relative(&self) -> f64 {
         match (self.difference_square > 0.0, self.expected_square > 0.0) {
             (false, _) => 0.0,
@@ -85,7 +85,7 @@ impl VectorError {
         }
     }
 
-    /// Root of the mean square of the difference.
+    /// Root mean square of the difference.
     pub fn rms(&self) -> f64 {
         (self.difference_square / (self.count.max(1)) as f64).sqrt()
     }
@@ -95,7 +95,7 @@ impl VectorError {
         self.max_abs
     }
 
-    /// Where the largest absolute difference was, counted in pairs from the first.
+    /// Index of the pair with the largest absolute difference.
     pub fn max_at(&self) -> u64 {
         self.max_at
     }
