@@ -4,7 +4,7 @@
 mod support;
 
 use q35_parity::{KnownFault, ParityReport};
-use support::{Fixture, StateLosingModel, PermutedRows, NanModel};
+use support::{Fixture, NanModel, PermutedRows, StateLosingModel};
 
 #[track_caller]
 fn must_name(report: &ParityReport, layer: Option<usize>, class: &str, words: &str) {
@@ -216,14 +216,16 @@ fn a_runtime_that_swaps_gate_and_up() {
 #[test]
 fn a_cache_that_is_lost_between_calls() {
     let fixture = Fixture::new();
-    let report = fixture.check_executed(|weights| Box::new(StateLosingModel(q35_parity::float_model(weights).unwrap())));
+    let report = fixture
+        .check_executed(|weights| Box::new(StateLosingModel(q35_parity::float_model(weights).unwrap())));
     must_name(&report, None, "cache", "decode");
 }
 
 #[test]
 fn logits_that_overflow() {
     let fixture = Fixture::new();
-    let report = fixture
-        .check_executed(|weights| Box::new(NanModel { inner: q35_parity::float_model(weights).unwrap(), from: 5 }));
+    let report = fixture.check_executed(|weights| {
+        Box::new(NanModel { inner: q35_parity::float_model(weights).unwrap(), from: 5 })
+    });
     must_name(&report, None, "logits", "from position 5");
 }
