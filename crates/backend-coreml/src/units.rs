@@ -1,21 +1,24 @@
-//! The units of a machine that Core ML may use, and means to use.
+//! The compute units that Core ML may use, and its plan of which operation runs on which unit.
 
-/// Which units of a machine Core ML may use. Only Apple's Core ML has several.
+/// The compute units that Core ML may use. Only Apple's Core ML has several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum ComputeUnits {
-    /// All that there are.
+    /// All units of the machine
     All,
-    /// The processor.
+    /// The processor
+    #[cfg_attr(feature = "clap", value(name = "cpu"))]
     CpuOnly,
-    /// Processor and GPU.
+    /// Processor and GPU
     CpuAndGpu,
-    /// Processor and Neural Engine.
+    /// Processor and Neural Engine
     #[default]
+    #[cfg_attr(feature = "clap", value(name = "cpu-and-ne"))]
     CpuAndNeuralEngine,
 }
 
 impl ComputeUnits {
-    /// Its name, for people.
+    /// The units' name for display.
     pub fn name(self) -> &'static str {
         match self {
             Self::All => "all units",
@@ -26,17 +29,17 @@ impl ComputeUnits {
     }
 }
 
-/// What Core ML means to do with one operation of a package.
+/// Core ML's plan for one operation of a package.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedOperation {
-    /// The function that it belongs to.
+    /// Name of the function that holds the operation.
     pub function: String,
     /// The operator, "ios18.linear".
     pub operator: String,
-    /// Its first output.
+    /// Name of the first output.
     pub output: String,
-    /// The unit that Core ML prefers: "CPU", "GPU", "Neural Engine"; nothing for constants.
+    /// The unit that Core ML prefers: "CPU", "GPU", "Neural Engine"; `None` for constants.
     pub preferred: Option<&'static str>,
-    /// Its share of the function's cost by Core ML's estimate, where it makes one.
+    /// Share of the function's cost by Core ML's estimate, where it makes one.
     pub cost: Option<f64>,
 }

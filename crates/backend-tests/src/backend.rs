@@ -1,6 +1,6 @@
 //! A way to run the embedded model.
 
-use q35_runtime::{Chat, ChatError, LoadOptions};
+use q35_runtime::{Chat, ChatError, LoadOptions, Precision};
 
 /// Opens the embedded model with some options.
 type Open = Box<dyn Fn(&LoadOptions) -> Result<Chat, ChatError>>;
@@ -36,7 +36,7 @@ impl Backend {
 
     /// Computes exactly.
     pub fn with_exact(mut self) -> Self {
-        self.options.exact = true;
+        self.options.run.precision = Precision::Exact;
         self
     }
 

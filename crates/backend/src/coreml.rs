@@ -1,37 +1,37 @@
-//! Core ML packages.
+//! Opens Core ML packages.
 
 use std::path::Path;
 
-use q35_backend_coreml::{ComputeUnits, CoreMlModel, PlannedOperation, Precision};
+use q35_backend_coreml::{ComputeUnits, CoreMlModel, PlannedOperation, Precision as Rounding};
 
-use crate::{Activations, Backend, BackendError, RunOptions, Running};
+use crate::{Activations, Backend, BackendError, Precision, RunOptions, Running};
 
-/// Opens a directory of Core ML packages with the backend chosen. The evaluator rounds as the package declares, unless
-/// `options.exact`.
+/// Opens a directory of Core ML packages with the requested backend. The evaluator rounds as the package declares,
+/// except with [`Precision::Exact`].
 ///
 /// # Errors
 /// The backend does not run packages, or refuses these.
 pub fn open_coreml(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
     match options.backend {
-        Backend::Cpu => evaluated(dir, options),
-        Backend::Auto if options.exact => evaluated(dir, options),
-        Backend::Auto | Backend::CoreMl => by_framework(dir, options),
+        Backend::Cpu => open_in_evaluator(dir, options),
+        Backend::Auto if options.precision == Precision::Exact => open_in_evaluator(dir, options),
+        Backend::Auto | Backend::CoreMl => open_in_framework(dir, options),
         Backend::Mlx => {
             Err(BackendError::Unsuitable { backend: options.backend.name(), form: "Core ML packages" })
         }
     }
 }
 
-fn evaluated(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
-    let (precision, activations) = match options.exact {
-        true => (Precision::Exact, Activations::F32),
-        false => (Precision::Half, Activations::F16),
+fn open_in_evaluator(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
+    let (rounding, activations) = match options.precision {
+        Precision::Exact => (Rounding::Exact, Activations::F32),
+        Precision::Declared | Precision::Fast => (Rounding::Half, Activations::F16),
     };
-    Ok(Running { model: Box::new(CoreMlModel::open(dir, precision)?), activations })
+    Ok(Running { model: Box::new(CoreMlModel::open(dir, rounding)?), activations })
 }
 
 #[cfg(target_vendor = "apple")]
-fn by_framework(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
+fn open_in_framework(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
     use std::sync::Arc;
 
     use q35_backend_coreml::ApplePredictor;
@@ -44,11 +44,11 @@ fn by_framework(dir: &Path, options: &RunOptions) -> Result<Running, BackendErro
 }
 
 #[cfg(not(target_vendor = "apple"))]
-fn by_framework(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
-    evaluated(dir, options)
+fn open_in_framework(dir: &Path, options: &RunOptions) -> Result<Running, BackendError> {
+    open_in_evaluator(dir, options)
 }
 
-/// Which unit Apple's Core ML means to run each operation of a package on.
+/// The unit on which Apple's Core ML plans to run each operation of a package.
 ///
 /// # Errors
 /// This is no system of Apple's, or Core ML refuses the package.
@@ -63,7 +63,7 @@ pub fn compute_plan(
     })
 }
 
-/// Which unit Apple's Core ML means to run each operation of a package on.
+/// The unit on which Apple's Core ML plans to run each operation of a package.
 ///
 /// # Errors
 /// This is no system of Apple's, or Core ML refuses the package.

@@ -1,18 +1,18 @@
-//! Why a model could not be handed to a backend.
+//! Errors of opening a model with a backend.
 
 use q35_backend_coreml::OpenError;
 use q35_backend_cpu::CpuError;
 
-/// Why a model could not be handed to a backend. Causes are boxed: they are large.
+/// A model that a backend cannot open. Causes are boxed: they are large.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
     /// The backend does not run models of this form.
     #[error("the {backend} backend cannot run {form}")]
     Unsuitable {
-        /// The backend asked for.
+        /// The requested backend.
         backend: &'static str,
-        /// The form that the model has.
+        /// The model's form.
         form: &'static str,
     },
     /// This build has no MLX.
@@ -22,7 +22,13 @@ pub enum BackendError {
          `--config .mlx/cargo.toml`"
     )]
     NoMlx,
-    /// Only Apple's Core ML can answer.
+    /// MLX does not compute on the requested device.
+    #[error("MLX cannot compute on {device}\nhint: MLX computes on cpu or metal here")]
+    MlxDevice {
+        /// The device's name.
+        device: &'static str,
+    },
+    /// Only Apple's Core ML has a compute plan.
     #[error("only Apple's Core ML can say where it would run what, and this is no system of Apple's")]
     NotApple,
     /// MLX refused.

@@ -1,31 +1,40 @@
-//! MLX directories.
+//! Opens MLX directories.
 
 use std::sync::Arc;
 
 use q35_backend_cpu::{CpuModel, CpuOptions, Mode};
 use q35_format_mlx::MlxDirectory;
 
-use crate::{Activations, Backend, BackendError, RunOptions, Running};
+use crate::{Activations, Backend, BackendError, Device, Precision, RunOptions, Running};
 
-/// Opens an MLX directory with the backend chosen.
+/// Opens an MLX directory with the requested backend.
 ///
 /// # Errors
 /// The backend does not run MLX directories, is not in this build, or refuses this one.
 pub fn open_mlx(directory: Arc<MlxDirectory>, options: &RunOptions) -> Result<Running, BackendError> {
+    if options.read_ahead {
+        directory.read_ahead();
+    }
+    let on_mlx = || match options.device {
+        Some(device @ Device::Cuda) => Err(BackendError::MlxDevice { device: device.name() }),
+        _ => Ok(()),
+    };
     match options.backend {
-        Backend::Cpu => on_cpu(directory, options),
-        Backend::Auto if options.exact || !by_mlx::has_gpu() => on_cpu(directory, options),
-        Backend::Auto | Backend::Mlx => by_mlx::open(directory, options),
+        Backend::Cpu => open_on_cpu(directory, options),
+        Backend::Auto if options.precision == Precision::Exact || !framework::has_gpu() => {
+            open_on_cpu(directory, options)
+        }
+        Backend::Auto | Backend::Mlx => on_mlx().and_then(|()| framework::open(directory, options)),
         Backend::CoreMl => {
             Err(BackendError::Unsuitable { backend: options.backend.name(), form: "an MLX model" })
         }
     }
 }
 
-fn on_cpu(directory: Arc<MlxDirectory>, options: &RunOptions) -> Result<Running, BackendError> {
-    let (mode, activations) = match options.exact {
-        true => (Mode::Exact, Activations::F32),
-        false => (Mode::Fast, Activations::Integer),
+fn open_on_cpu(directory: Arc<MlxDirectory>, options: &RunOptions) -> Result<Running, BackendError> {
+    let (mode, activations) = match options.precision {
+        Precision::Exact | Precision::Declared => (Mode::Exact, Activations::F32),
+        Precision::Fast => (Mode::Fast, Activations::Quantized),
     };
     let mut cpu = CpuOptions::default().with_mode(mode);
     if let Some(threads) = options.threads {
@@ -34,10 +43,10 @@ fn on_cpu(directory: Arc<MlxDirectory>, options: &RunOptions) -> Result<Running,
     Ok(Running { model: Box::new(CpuModel::open(directory, cpu)?), activations })
 }
 
+/// The MLX framework, in a build that has it.
 #[cfg(feature = "mlx")]
-mod by_mlx {
+mod framework {
     use super::*;
-    use crate::Device;
     use q35_backend_mlx::{MlxDevice, MlxModel};
     use q35_quant::FloatType;
 
@@ -48,9 +57,9 @@ mod by_mlx {
     pub fn open(directory: Arc<MlxDirectory>, options: &RunOptions) -> Result<Running, BackendError> {
         let device = match options.device {
             Some(Device::Cpu) => MlxDevice::Cpu,
-            Some(Device::Gpu) => MlxDevice::Gpu,
+            Some(Device::Metal | Device::Cuda) => MlxDevice::Gpu,
             // On the CPU MLX computes in f32.
-            None if options.exact => MlxDevice::Cpu,
+            None if options.precision == Precision::Exact => MlxDevice::Cpu,
             None => MlxDevice::default(),
         };
         let model = MlxModel::load(directory, device).map_err(|error| BackendError::Mlx(Box::new(error)))?;
@@ -63,8 +72,9 @@ mod by_mlx {
     }
 }
 
+/// The MLX framework, in a build without it.
 #[cfg(not(feature = "mlx"))]
-mod by_mlx {
+mod framework {
     use super::*;
 
     pub fn has_gpu() -> bool {

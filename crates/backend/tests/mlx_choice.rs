@@ -1,8 +1,8 @@
-//! Who runs an MLX directory, and what is said to those who ask for what there is not.
+//! The backend that runs an MLX directory, and the errors of requests that cannot be met.
 
 use std::sync::Arc;
 
-use q35_backend::{Activations, Backend, BackendError, Device, RunOptions, Running, open_mlx};
+use q35_backend::{Activations, Backend, BackendError, Device, Precision, RunOptions, Running, open_mlx};
 use q35_checkpoint::Checkpoint;
 use q35_format_mlx::{MlxDirectory, RoundToNearest, WriteOptions};
 use q35_quant::affine::AffineSpec;
@@ -20,48 +20,56 @@ fn directory() -> Arc<MlxDirectory> {
     Arc::new(MlxDirectory::open(&to).unwrap())
 }
 
-fn open(backend: Backend, device: Option<Device>, exact: bool) -> Result<Running, BackendError> {
-    let options = RunOptions { backend, device, exact, threads: Some(1), ..RunOptions::default() };
+fn open(backend: Backend, device: Option<Device>, precision: Precision) -> Result<Running, BackendError> {
+    let options = RunOptions { backend, device, precision, threads: Some(1), ..RunOptions::default() };
     open_mlx(directory(), &options)
 }
 
 #[test]
 fn the_cpu_is_exact_when_that_is_asked_for() {
-    for (exact, activations, mode) in
-        [(true, Activations::F32, "exact"), (false, Activations::Integer, "fast")]
-    {
-        let running = open(Backend::Cpu, None, exact).unwrap();
+    for (precision, activations, mode) in [
+        (Precision::Exact, Activations::F32, "exact"),
+        (Precision::Declared, Activations::F32, "exact"),
+        (Precision::Fast, Activations::Quantized, "fast"),
+    ] {
+        let running = open(Backend::Cpu, None, precision).unwrap();
         assert_eq!(running.activations, activations);
         assert!(running.model.describe().ends_with(mode), "{}", running.model.describe());
     }
-    assert_eq!(open(Backend::Auto, None, true).unwrap().activations, Activations::F32);
+    assert_eq!(open(Backend::Auto, None, Precision::Exact).unwrap().activations, Activations::F32);
 }
 
 #[test]
 fn core_ml_does_not_run_mlx_directories() {
-    let error = open(Backend::CoreMl, None, false).err().unwrap().to_string();
+    let error = open(Backend::CoreMl, None, Precision::Fast).err().unwrap().to_string();
     assert_eq!(error, "the Core ML backend cannot run an MLX model");
+}
+
+#[test]
+fn mlx_does_not_compute_on_cuda() {
+    let error = open(Backend::Mlx, Some(Device::Cuda), Precision::Fast).err().unwrap().to_string();
+    assert!(error.contains("cuda") && error.contains("cpu or metal"), "{error}");
 }
 
 #[cfg(not(feature = "mlx"))]
 #[test]
 fn a_build_without_mlx_says_how_to_have_it() {
-    let error = open(Backend::Mlx, None, false).err().unwrap().to_string();
+    let error = open(Backend::Mlx, None, Precision::Fast).err().unwrap().to_string();
     assert!(error.contains("built without MLX") && error.contains("--features mlx"), "{error}");
-    assert!(open(Backend::Auto, None, false).unwrap().model.describe().starts_with("CPU"));
+    assert!(open(Backend::Auto, None, Precision::Fast).unwrap().model.describe().starts_with("CPU"));
 }
 
 #[cfg(feature = "mlx")]
 #[test]
 fn mlx_computes_where_it_is_told_to() {
-    let running = open(Backend::Mlx, Some(Device::Cpu), false).unwrap();
+    let running = open(Backend::Mlx, Some(Device::Cpu), Precision::Fast).unwrap();
     assert_eq!(running.model.describe(), "MLX on the CPU, f32");
     assert_eq!(running.activations, Activations::F32);
-    assert_eq!(open(Backend::Mlx, None, true).unwrap().activations, Activations::F32);
+    assert_eq!(open(Backend::Mlx, None, Precision::Exact).unwrap().activations, Activations::F32);
     if !cfg!(target_vendor = "apple") {
-        let error = open(Backend::Mlx, Some(Device::Gpu), false).err().unwrap().to_string();
+        let error = open(Backend::Mlx, Some(Device::Metal), Precision::Fast).err().unwrap().to_string();
         assert!(error.starts_with("MLX has no GPU here"), "{error}");
         // MLX's CPU backend is no gain over our own.
-        assert!(open(Backend::Auto, None, false).unwrap().model.describe().starts_with("CPU"));
+        assert!(open(Backend::Auto, None, Precision::Fast).unwrap().model.describe().starts_with("CPU"));
     }
 }

@@ -56,7 +56,7 @@ impl Best {
         device: Device,
         watcher: Watcher,
     ) -> anyhow::Result<Self> {
-        let opened = device.open()?;
+        let opened = q35_reference::open_device(device)?;
         let tokenizer = Tokenizer::from_dir(checkpoint.dir())
             .context("the recipe `best` calibrates on text and needs the checkpoint's tokenizer")?;
         let text = match calibration {

@@ -43,7 +43,7 @@ pub fn run() -> anyhow::Result<Outcome> {
     line(
         "q35-nano: a toy of 7 million parameters with exactly the layers of Qwen3.5, embedded in this program.\n",
     )?;
-    let source = resolve(NANO, None, watcher)?;
+    let source = resolve(NANO, None, None, watcher)?;
     let work = tempfile::tempdir().context("cannot make a temporary directory")?;
 
     line("1. Convert to MLX, round to nearest, groups of 64")?;

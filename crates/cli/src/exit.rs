@@ -1,13 +1,13 @@
-//! How a process ends: 0, it did what was asked; 1, it ran and the answer is no; 2, it could not run.
+//! Exit codes: 0, the command succeeded; 1, it ran and its answer is no; 2, it could not run.
 
 use std::process::ExitCode;
 
-/// The answer of a command that could run.
+/// The outcome of a command that could run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did what was asked.
+    /// Success.
     Done,
-    /// It ran, and the answer is no: files differ, models are too far apart.
+    /// The command ran and its answer is no: files differ, models are too far apart.
     No,
 }
 
@@ -30,7 +30,7 @@ fn eprint_error(error: &anyhow::Error) {
     eprintln!("error: {}", message(error));
 }
 
-/// The error and its causes, those left out that an outer message repeats already.
+/// The error and its causes, without causes that an outer message already contains.
 pub fn message(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -41,7 +41,7 @@ pub fn message(error: &anyhow::Error) -> String {
     text
 }
 
-/// Whether the reader of our output has gone away, which is its right.
+/// True if the reader of stdout has closed the pipe, which is no error of this program.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
@@ -54,7 +54,7 @@ mod tests {
     use anyhow::anyhow;
 
     #[test]
-    fn causes_are_told_once() {
+    fn causes_are_printed_once() {
         let error = anyhow!("disk on fire").context("cannot read x: disk on fire").context("converting");
         assert_eq!(message(&error), "converting\n  because: cannot read x: disk on fire");
     }

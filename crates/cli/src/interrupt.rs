@@ -1,23 +1,20 @@
-//! Ctrl-C, as a token that long computations look at.
+//! Ctrl-C as a cancel token.
 
 use q35_inference::CancelToken;
 
-/// A token that the first Ctrl-C cancels; a second one ends the process at once.
+/// A token that the first Ctrl-C cancels; a second Ctrl-C ends the process at once.
 ///
 /// # Errors
-/// The handler cannot be installed, or was before.
+/// The signal handler cannot be installed, or is installed already.
 pub fn token() -> anyhow::Result<CancelToken> {
     let token = CancelToken::new();
-    let seen = token.clone();
+    let handler_token = token.clone();
     ctrlc::set_handler(move || {
-        if seen.is_cancelled() {
-            #[expect(
-                clippy::exit,
-                reason = "whoever asks twice does not want to wait for a piece of work to end"
-            )]
+        if handler_token.is_cancelled() {
+            #[expect(clippy::exit, reason = "a second Ctrl-C must not wait for the current step to end")]
             std::process::exit(130);
         }
-        seen.cancel();
+        handler_token.cancel();
     })?;
     Ok(token)
 }

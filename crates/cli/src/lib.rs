@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use q35_cli::output::bytes;
-//! assert_eq!(bytes(424_031_494), "424.0 MB");
+//! assert_eq!(bytes(424_031_494), "424.03 MB");
 //! ```
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]

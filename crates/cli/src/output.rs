@@ -1,13 +1,15 @@
-//! What goes to stdout: text for people, or one JSON value for programs.
+//! Output on stdout, as text or as one JSON value, and notes on stderr.
 
 use std::io::{self, Write};
 
+use comfy_table::{CellAlignment, ContentArrangement, presets};
+use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 
 /// Prints a line to stdout.
 ///
 /// # Errors
-/// The reader has gone away.
+/// The reader has closed the pipe.
 pub fn line(text: impl AsRef<str>) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{}", text.as_ref())
 }
@@ -15,94 +17,64 @@ pub fn line(text: impl AsRef<str>) -> io::Result<()> {
 /// Prints a value as indented JSON to stdout.
 ///
 /// # Errors
-/// The reader has gone away.
+/// The reader has closed the pipe.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     Ok(line(text)?)
 }
 
-/// A note for people, to stderr.
+/// Prints a note to stderr.
 #[expect(clippy::print_stderr, reason = "notes must not mix with results")]
 pub fn note(text: impl AsRef<str>) {
     eprintln!("{}", text.as_ref());
 }
 
-/// Columns of text: the first to the left, the others to the right, as wide as their widest cell.
-#[derive(Clone, Debug, Default)]
-pub struct Table {
-    rows: Vec<Vec<String>>,
-}
+/// A table without borders: the first column is left-aligned, the others are right-aligned.
+#[derive(Clone, Debug)]
+pub struct Table(comfy_table::Table);
 
 impl Table {
     /// A table with column titles.
     pub fn with_titles<const N: usize>(titles: [&str; N]) -> Self {
-        Self { rows: vec![titles.map(str::to_owned).to_vec()] }
+        Self::with_title_row(titles.map(str::to_owned).to_vec())
     }
 
-    /// A table with as many columns as there are titles.
+    /// A table whose number of columns is known only at run time.
     pub fn with_title_row(titles: Vec<String>) -> Self {
-        Self { rows: vec![titles] }
+        let mut table = comfy_table::Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(titles);
+        for (index, column) in table.column_iter_mut().enumerate() {
+            column.set_padding(if index == 0 { (0, 0) } else { (2, 0) });
+            column.set_cell_alignment(if index == 0 { CellAlignment::Left } else { CellAlignment::Right });
+        }
+        Self(table)
     }
 
-    /// Appends a row to a table whose number of columns is known only when it runs.
+    /// Appends a row to a table whose number of columns is known only at run time.
     pub fn add_row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.0.add_row(cells);
     }
 
     /// Appends a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
+        self.0.add_row(cells);
     }
 
-    /// The lines, without a line break at the end.
+    /// The table as lines, without a line break at the end.
     pub fn render(&self) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| {
-                self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
-            })
-            .map(|width| width.unwrap_or(0))
-            .collect();
-        let cell = |(column, text): (usize, &String)| match column {
-            0 => format!("{text:<width$}", width = widths[0]),
-            _ => format!("{text:>width$}", width = widths[column]),
-        };
-        let lines: Vec<String> = self
-            .rows
-            .iter()
-            .map(|row| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_owned())
-            .collect();
-        lines.join("\n")
+        self.0.trim_fmt()
     }
 }
 
-/// A number of bytes, in decimal units.
+/// A number of bytes in decimal units.
 pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
-    if count < 1000 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1000.0;
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let decimals = if unit >= 2 { 2 } else { 1 };
-    format!("{value:.decimals$} {}", UNITS[unit])
+    DecimalBytes(count).to_string()
 }
 
 /// A whole number with separators between thousands.
 pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 #[cfg(test)]
@@ -111,9 +83,13 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        for (count, text) in
-            [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_960, "1.0 MB"), (1_746_882_752, "1.75 GB")]
-        {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1500, "1.50 kB"),
+            (999_960, "999.96 kB"),
+            (1_746_882_752, "1.75 GB"),
+        ] {
             assert_eq!(bytes(count), text);
         }
         assert_eq!(grouped(752_393_024), "752,393,024");

@@ -1,14 +1,13 @@
-//! Where a model comes from: a directory, a repository on the hub, or this program itself.
+//! The source of a model: a directory, a repository on the hub, or the model embedded in this program.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use q35_hub::{Event, HubOptions};
+use q35_artefact::select_files;
+use q35_hub::HubOptions;
 use tempfile::TempDir;
 
-use crate::output::note;
-use crate::progress::{Step, Watcher};
+use crate::progress::{DownloadProgress, Watcher};
 
 /// The name of the embedded model.
 pub const NANO: &str = "q35-nano";
@@ -28,83 +27,60 @@ pub struct ModelArgs {
 /// A model on disk.
 #[derive(Debug)]
 pub struct Source {
-    /// Its directory.
+    /// The directory.
     pub dir: PathBuf,
-    /// Its hub id, or [`NANO`]; nothing for a local directory.
+    /// The hub id, or [`NANO`]; `None` for a local directory.
     pub id: Option<String>,
-    /// Its commit on the hub.
+    /// The commit on the hub.
     pub revision: Option<String>,
-    /// Holds the embedded model as long as it is used.
+    /// Removes the embedded model's files when dropped.
     _unpacked: Option<TempDir>,
 }
 
 impl Source {
-    /// Whether it came from the hub.
+    /// True if the model came from the hub.
     pub fn is_from_hub(&self) -> bool {
         self.revision.is_some()
     }
 }
 
 impl ModelArgs {
-    /// Finds the model, fetching what the cache lacks.
+    /// Finds the model, fetching the files that the cache lacks.
     ///
     /// # Errors
-    /// It is neither a directory nor to be had from the hub.
+    /// There is no such directory, and the hub does not serve the model.
     pub fn resolve(&self, watcher: Watcher) -> anyhow::Result<Source> {
-        resolve(&self.model, self.revision.as_deref(), watcher)
+        resolve(&self.model, self.revision.as_deref(), None, watcher)
     }
 }
 
-/// As [`ModelArgs::resolve`].
+/// Finds `model`, fetching the files of the requested `variant` that the cache lacks.
 ///
 /// # Errors
-/// It is neither a directory nor to be had from the hub.
-pub fn resolve(model: &str, revision: Option<&str>, watcher: Watcher) -> anyhow::Result<Source> {
+/// There is no such directory, and the hub does not serve the model.
+pub fn resolve(
+    model: &str,
+    revision: Option<&str>,
+    variant: Option<&str>,
+    watcher: Watcher,
+) -> anyhow::Result<Source> {
     if model == NANO && !Path::new(model).exists() {
         let unpacked = tempfile::tempdir().context("cannot unpack the embedded model")?;
         q35_nano::write_to(unpacked.path()).context("cannot unpack the embedded model")?;
         let (dir, id) = (unpacked.path().to_owned(), Some(NANO.to_owned()));
         return Ok(Source { dir, id, revision: None, _unpacked: Some(unpacked) });
     }
-    let mut options = HubOptions::from_lookup(|name| std::env::var(name).ok());
-    if let Some(revision) = revision {
-        options = options.with_revision(revision);
-    }
-    let download: RefCell<Option<Step>> = RefCell::new(None);
-    let found = q35_hub::resolve(model, &options, &is_wanted, &|event| match event {
-        Event::Started { file, size_bytes, resumed_at_bytes } => {
-            let step = watcher.bytes_step(file, size_bytes.unwrap_or(0));
-            step.advance(resumed_at_bytes);
-            download.replace(Some(step));
-        }
-        Event::Progress { bytes, .. } => {
-            if let Some(step) = &*download.borrow() {
-                step.advance(bytes);
-            }
-        }
-        Event::Finished { .. } => drop(download.take()),
-        Event::Cached { commit } => {
-            note(format!("the hub cannot be reached; using commit {commit} from the cache"))
-        }
-        _ => {}
-    })?;
+    let downloads = DownloadProgress::new(watcher);
+    let select = |files: &[&str]| select_files(files, variant);
+    let found = q35_hub::resolve(model, &hub_options(revision), &select, &|event| downloads.show(event))?;
     Ok(Source { dir: found.dir, id: found.id, revision: found.commit, _unpacked: None })
 }
 
-/// The files that a text conversion uses.
-fn is_wanted(name: &str) -> bool {
-    let weights = name.starts_with("model") && name.ends_with(".safetensors") && !name.contains('/');
-    const OTHERS: [&str; 10] = [
-        "config.json",
-        "model.safetensors.index.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ];
-    weights || OTHERS.contains(&name)
+/// Options of the hub client from the environment.
+pub fn hub_options(revision: Option<&str>) -> HubOptions {
+    let options = HubOptions::from_lookup(|name| std::env::var(name).ok());
+    match revision {
+        Some(revision) => options.with_revision(revision),
+        None => options,
+    }
 }

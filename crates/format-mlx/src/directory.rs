@@ -113,13 +113,13 @@ enum Bytes {
 }
 
 impl MlxDirectory {
-    /// Opens the model in `dir`, or in its only sub-directory `int4`, `int5` or `int8`, as the origin publishes them.
+    /// Opens the model in `dir`.
     ///
     /// # Errors
     /// It is not a model of this architecture in one of the known forms, or its tensors are not what its config.json
     /// says.
     pub fn open(dir: &Path) -> Result<Self, MlxError> {
-        let dir = variant(dir)?;
+        let dir = dir.to_owned();
         let config_path = dir.join("config.json");
         let config_json = read_json(&config_path)?;
         let config = TextConfig::from_json(&config_json)
@@ -135,19 +135,19 @@ impl MlxDirectory {
         Ok(Self { dir, config_json, config, files, tensors, by_name })
     }
 
-    /// Whether `dir` looks like an MLX model rather than a float checkpoint; opening it may still fail.
-    pub fn recognises(dir: &Path) -> bool {
-        let Ok(dir) = variant(dir) else { return true };
+    /// True if the files in `dir` are an MLX model's rather than a float checkpoint's: config.json has a `quantization`,
+    /// or the header of the weights names MLX as their writer. Opening the model may still fail.
+    pub fn matches(dir: &Path) -> bool {
         let quantized =
             read_json(&dir.join("config.json")).is_ok_and(|json| json.get("quantization").is_some());
-        let made_by_mlx = || {
-            let files = find_shards(&dir).map(|shards| shards.files).unwrap_or_default();
+        let written_by_mlx = || {
+            let files = find_shards(dir).map(|shards| shards.files).unwrap_or_default();
             files
                 .first()
                 .and_then(|name| SafetensorsFile::open(&dir.join(name)).ok())
                 .is_some_and(|file| file.metadata().get("format").is_some_and(|format| format == "mlx"))
         };
-        quantized || made_by_mlx()
+        quantized || written_by_mlx()
     }
 
     /// The directory that holds the files.
@@ -253,24 +253,6 @@ impl MlxDirectory {
                 MlxTensor::Float(FloatTensor { float: *float, shape, bytes: self.bytes(bytes) })
             }
         }
-    }
-}
-
-/// `dir` itself, or the one model in it.
-fn variant(dir: &Path) -> Result<PathBuf, MlxError> {
-    if dir.join("config.json").exists() {
-        return Ok(dir.to_owned());
-    }
-    let names = ["int4", "int5", "int8"];
-    let found: Vec<&str> =
-        names.into_iter().filter(|name| dir.join(name).join("config.json").exists()).collect();
-    match found.as_slice() {
-        [] => Ok(dir.to_owned()),
-        [only] => Ok(dir.join(only)),
-        _ => Err(MlxError::Several {
-            path: dir.to_owned(),
-            found: found.into_iter().map(|name| dir.join(name).display().to_string()).collect(),
-        }),
     }
 }
 

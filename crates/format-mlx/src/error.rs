@@ -25,14 +25,6 @@ pub enum MlxError {
         /// What does not fit.
         source: ConfigError,
     },
-    /// The directory holds several models.
-    #[error("{} holds several models: {}\nhint: name one of these directories", path.display(), found.join(", "))]
-    Several {
-        /// The directory.
-        path: PathBuf,
-        /// The names of the models' directories in it.
-        found: Vec<String>,
-    },
     /// The quantization entry of config.json cannot be used.
     #[error("{}: `{field}`\n  expected: {expected}\n  found:    {found}", path.display())]
     Quantization {

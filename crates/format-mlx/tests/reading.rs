@@ -1,7 +1,7 @@
 //! Directories that must not be taken for what they are not.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use q35_checkpoint::{Checkpoint, SafetensorsFile};
 use q35_format_mlx::{MlxDirectory, MlxTensor, RoundToNearest, WriteOptions, write};
@@ -178,29 +178,9 @@ fn damaged_files_are_errors() {
 fn a_float_checkpoint_is_told_from_an_mlx_model_and_the_other_way_round() {
     let converted = Converted::new();
     let source = converted.home.path().join("source");
-    assert!(MlxDirectory::recognises(&converted.out()) && !MlxDirectory::recognises(&source));
+    assert!(MlxDirectory::matches(&converted.out()) && !MlxDirectory::matches(&source));
     let error = MlxDirectory::open(&source).unwrap_err().to_string();
     assert!(error.contains("not an MLX model but a float checkpoint"), "{error}");
     let error = Checkpoint::open(&converted.out()).unwrap_err().to_string();
     assert!(error.contains("an MLX conversion already"), "{error}");
-}
-
-#[test]
-fn the_only_model_below_a_directory_is_found() {
-    let converted = Converted::new();
-    let place = |name: &str| converted.home.path().join("models").join(name);
-    let copy = |to: &Path| {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(converted.out()).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    };
-    copy(&place("int4"));
-    let models = converted.home.path().join("models");
-    assert!(MlxDirectory::recognises(&models));
-    assert_eq!(MlxDirectory::open(&models).unwrap().dir(), place("int4"));
-    copy(&place("int8"));
-    let error = MlxDirectory::open(&models).unwrap_err().to_string();
-    assert!(error.contains("several models") && error.contains("int8"), "{error}");
 }

@@ -6,12 +6,12 @@
 //! that the hub declares.
 //!
 //! The crate reads no environment variable by itself ([`HubOptions::from_lookup`] is handed a reader), prints nothing,
-//! and does not know what the files mean: the caller says which names it wants.
+//! and does not know what the files mean: the caller selects the files.
 //!
 //! ```
 //! use q35_hub::{HubOptions, resolve};
 //! let here = std::env::temp_dir();
-//! let found = resolve(here.to_str().unwrap(), &HubOptions::default(), &|_| true, &|_| {})?;
+//! let found = resolve(here.to_str().unwrap(), &HubOptions::default(), &|_| Vec::new(), &|_| {})?;
 //! assert_eq!(found.dir, here);
 //! # Ok::<(), q35_hub::HubError>(())
 //! ```
@@ -27,4 +27,4 @@ mod resolve;
 
 pub use error::HubError;
 pub use options::HubOptions;
-pub use resolve::{Event, Resolved, resolve};
+pub use resolve::{Event, Resolved, SelectFiles, resolve};

@@ -64,7 +64,10 @@ struct Sibling {
     rfilename: String,
 }
 
-/// Finds `model`: an existing directory, or a hub id whose files for which `wanted` says yes are fetched unless the
+/// Chooses the files to fetch, of the names of all files in a repository.
+pub type SelectFiles<'a> = dyn Fn(&[&str]) -> Vec<String> + 'a;
+
+/// Finds `model`: an existing directory, or a hub id of whose files those that `select` chooses are fetched unless the
 /// cache has them.
 ///
 /// # Errors
@@ -73,7 +76,7 @@ struct Sibling {
 pub fn resolve(
     model: &str,
     options: &HubOptions,
-    wanted: &dyn Fn(&str) -> bool,
+    select: &SelectFiles<'_>,
     events: &dyn Fn(Event<'_>),
 ) -> Result<Resolved, HubError> {
     let path = Path::new(model);
@@ -107,13 +110,13 @@ pub fn resolve(
         }
         Err(error) => return Err(error),
     };
-    let files: Vec<&str> =
-        info.siblings.iter().map(|s| s.rfilename.as_str()).filter(|file| wanted(file)).collect();
+    let names: Vec<&str> = info.siblings.iter().map(|sibling| sibling.rfilename.as_str()).collect();
+    let files = select(&names);
     if files.is_empty() {
-        let names: Vec<&str> = info.siblings.iter().take(8).map(|s| s.rfilename.as_str()).collect();
-        return Err(HubError::Nothing { id: model.to_owned(), found: names.join(", ") });
+        let found = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");
+        return Err(HubError::Nothing { id: model.to_owned(), found });
     }
-    for file in files {
+    for file in &files {
         if cache.snapshot(&info.sha).join(file).exists() {
             continue;
         }

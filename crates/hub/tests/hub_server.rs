@@ -23,8 +23,9 @@ fn options(hub: &HubServer, cache: &Path) -> HubOptions {
     }
 }
 
-fn wanted(file: &str) -> bool {
-    file.ends_with(".json") || file.ends_with(".safetensors")
+fn wanted(files: &[&str]) -> Vec<String> {
+    let is_wanted = |file: &&&str| file.ends_with(".json") || file.ends_with(".safetensors");
+    files.iter().filter(is_wanted).map(|file| (*file).to_owned()).collect()
 }
 
 fn read(dir: &Path) -> Vec<u8> {
@@ -115,7 +116,7 @@ fn refusals_name_the_cause() {
     let options = options(&hub, cache.path());
     let error = resolve("owner/other", &options, &wanted, &|_| {}).unwrap_err().to_string();
     assert!(error.contains("404") && error.contains("check the model's id"), "{error}");
-    let error = resolve("owner/model", &options, &|_| false, &|_| {}).unwrap_err().to_string();
+    let error = resolve("owner/model", &options, &|_| Vec::new(), &|_| {}).unwrap_err().to_string();
     assert!(error.contains("notes.txt"), "{error}");
     let offline = HubOptions { offline: true, ..options };
     let error = resolve("owner/model", &offline, &wanted, &|_| {}).unwrap_err().to_string();

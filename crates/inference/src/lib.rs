@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod cancel;
+mod device;
 mod error;
 mod model;
 mod observer;
@@ -17,6 +18,7 @@ mod snapshot;
 mod weights;
 
 pub use cancel::CancelToken;
+pub use device::Device;
 pub use error::RunError;
 pub use model::{Model, ModelMemory};
 pub use observer::{Discard, HiddenStateAt, Observer};

@@ -1,22 +1,25 @@
-//! What stands in a directory, as a check needs it.
+//! An opened artefact: its weights in float, how it stores them, and its model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use q35_architecture::{Role, TensorSpec, tensor_table};
-use q35_backend::{Activations, Backend, BackendError, RunOptions, Running, open_coreml, open_mlx};
-use q35_checkpoint::{Checkpoint, CheckpointError, FloatType};
+use q35_artefact::{ArtefactDir, ArtefactError, ArtefactKind};
+use q35_backend::{
+    Activations, Backend, BackendError, Device, Precision, RunOptions, Running, open_coreml, open_mlx,
+};
+use q35_checkpoint::{Checkpoint, FloatType};
 use q35_format_coreml::{PackageWeights, PackageWeightsError};
-use q35_format_mlx::{MlxDirectory, MlxError, MlxTensor};
+use q35_format_mlx::{MlxDirectory, MlxTensor};
 use q35_inference::{Model, RunError, Weights};
 use q35_output_dir::{MANIFEST, Manifest};
-use q35_reference::{Device, Reference};
+use q35_reference::Reference;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::{Execution, Float, Storage};
+use crate::Storage;
 
-/// A directory that holds a model in one of the forms that can be judged.
+/// An opened model directory, of any kind that parity can compare.
 #[derive(Debug)]
 pub struct Artefact {
     dir: PathBuf,
@@ -27,67 +30,75 @@ pub struct Artefact {
 enum Form {
     Checkpoint(Arc<Checkpoint>),
     Mlx { directory: Arc<MlxDirectory>, calibrated: bool },
-    CoreMl { weights: Box<PackageWeights>, activations: Float },
+    CoreMl { weights: Box<PackageWeights>, activations: FloatType },
 }
 
-/// Why a directory could not be opened.
+/// A directory that could not be opened for comparison.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// As a float checkpoint.
+    /// The directory holds no model, or one that cannot be read.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// As an MLX directory.
-    #[error(transparent)]
-    Mlx(#[from] MlxError),
-    /// As Core ML packages.
+    Artefact(#[from] ArtefactError),
+    /// The weights in Core ML packages cannot be read.
     #[error(transparent)]
     CoreMl(#[from] PackageWeightsError),
 }
 
 impl Artefact {
-    /// Opens `dir` as what it is.
+    /// Opens the model in `dir` or, with `variant`, in its sub-directory of that name; see [`ArtefactDir::recognise`].
     ///
     /// # Errors
-    /// It holds no model, or a damaged one.
-    pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let manifest = std::fs::read(dir.join(MANIFEST)).ok().and_then(|text| Manifest::parse(&text).ok());
-        // Without a manifest it cannot be known how it was made, and rounding to nearest is what other makers do.
-        Self::open_as_made(dir, &manifest.map(|manifest| manifest.settings).unwrap_or_default())
+    /// The directory holds no model, a damaged one, or several and no variant is requested.
+    pub fn open(dir: &Path, variant: Option<&str>) -> Result<Self, OpenError> {
+        let found = ArtefactDir::recognise(dir, variant)?;
+        let manifest =
+            std::fs::read(found.dir.join(MANIFEST)).ok().and_then(|text| Manifest::parse(&text).ok());
+        // Other programs write no manifest, and round to nearest.
+        Self::open_recognised(&found, &manifest.map(|manifest| manifest.settings).unwrap_or_default())
     }
 
-    /// Opens `dir`, which was made with `settings` as a manifest has them, whether or not it has one by now.
+    /// Opens `dir`, which was written with `settings` as a manifest records them and may have no manifest yet.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_as_made(dir: &Path, settings: &Map<String, Value>) -> Result<Self, OpenError> {
-        let setting = |name: &str| settings.get(name).and_then(Value::as_str);
-        let form = if holds_packages(dir) {
-            // What executes f16 on the device is judged in f16 here.
-            let f32 = setting("compute") == Some("f32");
-            let activations = if f32 { Float::F32 } else { Float::F16 };
-            Form::CoreMl { weights: Box::new(PackageWeights::open(dir)?), activations }
-        } else if MlxDirectory::recognises(dir) {
-            let directory = Arc::new(MlxDirectory::open(dir)?);
-            let calibrated = setting("recipe").is_some_and(|recipe| recipe != "rtn");
-            Form::Mlx { directory, calibrated }
-        } else {
-            Form::Checkpoint(Arc::new(Checkpoint::open(dir)?))
-        };
-        Ok(Self { dir: dir.to_owned(), form })
+    pub fn open_with_settings(dir: &Path, settings: &Map<String, Value>) -> Result<Self, OpenError> {
+        Self::open_recognised(&ArtefactDir::recognise(dir, None)?, settings)
     }
 
-    /// A float checkpoint that is open already.
+    fn open_recognised(found: &ArtefactDir, settings: &Map<String, Value>) -> Result<Self, OpenError> {
+        let setting = |name: &str| settings.get(name).and_then(Value::as_str);
+        let dir = &found.dir;
+        let form = match found.kind {
+            ArtefactKind::CoreMl => {
+                let f32 = setting("compute") == Some("f32");
+                let activations = if f32 { FloatType::F32 } else { FloatType::F16 };
+                Form::CoreMl { weights: Box::new(PackageWeights::open(dir)?), activations }
+            }
+            ArtefactKind::Mlx => {
+                let directory = Arc::new(MlxDirectory::open(dir).map_err(ArtefactError::from)?);
+                let calibrated = setting("recipe").is_some_and(|recipe| recipe != "rtn");
+                Form::Mlx { directory, calibrated }
+            }
+            ArtefactKind::Checkpoint => {
+                Form::Checkpoint(Arc::new(Checkpoint::open(dir).map_err(ArtefactError::from)?))
+            }
+            _ => return Err(found.refuse_compiled().into()),
+        };
+        Ok(Self { dir: dir.clone(), form })
+    }
+
+    /// Wraps an opened float checkpoint.
     pub fn of_checkpoint(checkpoint: Arc<Checkpoint>) -> Self {
         Self { dir: checkpoint.dir().to_owned(), form: Form::Checkpoint(checkpoint) }
     }
 
-    /// Where it is.
+    /// The directory with the model's files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Its numbers, in the convention of float checkpoints.
+    /// The weights in f32, in the convention of float checkpoints.
     pub fn weights(&self) -> &dyn Weights {
         match &self.form {
             Form::Checkpoint(checkpoint) => &**checkpoint,
@@ -96,35 +107,35 @@ impl Artefact {
         }
     }
 
-    /// How it stores a tensor.
+    /// The storage of a tensor.
     pub fn storage(&self, spec: &TensorSpec) -> Storage {
         match &self.form {
             Form::Checkpoint(checkpoint) => {
                 let float = checkpoint.tensor(&spec.name).map_or(FloatType::F32, |tensor| tensor.dtype);
-                Storage::Float(float.into())
+                Storage::Float(float)
             }
             Form::Mlx { directory, calibrated } => match directory.tensor(&spec.name) {
                 Some(MlxTensor::Packed(packed)) => Storage::Affine {
                     bits: packed.spec.bits(),
                     group_size: packed.spec.group_size(),
-                    parameters: packed.float.into(),
+                    parameters: packed.float,
                     calibrated: *calibrated,
                 },
-                Some(MlxTensor::Float(tensor)) => Storage::Float(tensor.float.into()),
-                None => Storage::Float(Float::F32),
+                Some(MlxTensor::Float(tensor)) => Storage::Float(tensor.float),
+                None => Storage::Float(FloatType::F32),
             },
             Form::CoreMl { weights, activations } => match weights.block_size(&spec.name) {
                 Some(block) => {
                     let row = spec.shape[1..].iter().product::<usize>();
                     let group_size = (block < row).then_some(block);
-                    Storage::Symmetric { bits: 8, group_size, parameters: Float::F16 }
+                    Storage::Symmetric { bits: 8, group_size, parameters: FloatType::F16 }
                 }
                 None => Storage::Float(*activations),
             },
         }
     }
 
-    /// The key of its limits of conversion: "float", "coreml-8", "mlx-4" (by the bits that most of its weights have).
+    /// The key of its conversion thresholds: "float", "coreml-8", "mlx-4" (the bits of most of its weights).
     pub fn kind(&self) -> String {
         match &self.form {
             Form::Checkpoint(_) => return "float".into(),
@@ -148,12 +159,12 @@ impl Artefact {
                 checkpoint.tensors().map(|tensor| tensor.rows(0..tensor.shape()[0]).len() as u64).sum()
             }
             Form::Mlx { directory, .. } => directory.weight_bytes(),
-            // Packages hold constants of their own beside weights; what counts is what lies on the disk.
+            // Packages hold constants besides weights, so the size on disk counts.
             Form::CoreMl { .. } => package_files(&self.dir).iter().map(|(_, bytes)| bytes).sum(),
         }
     }
 
-    /// Bits of a matrix weight, scales and biases included.
+    /// Average bits of a matrix weight, scales and biases included.
     pub fn bits_per_weight(&self) -> f64 {
         let (mut bits, mut weights) = (0.0, 0.0);
         let table = tensor_table(self.weights().config());
@@ -167,52 +178,35 @@ impl Artefact {
         bits / weights
     }
 
-    /// It, ready to run: a float checkpoint by the float reference, anything converted by the backend chosen, in that
-    /// arithmetic. Core ML packages that were written for f32 are always evaluated in f32.
+    /// Opens the model: a float checkpoint with the float reference, anything else with the requested backend. Core ML
+    /// packages that were written for f32 are always evaluated in f32.
     ///
     /// # Errors
-    /// The backend refuses it.
-    pub fn execute(&self, options: &RunOptions, arithmetic: Arithmetic) -> Result<Executed, RunError> {
-        let failed = |error: BackendError| RunError::Backend {
+    /// The backend refuses the model.
+    pub fn open_model(&self, options: &RunOptions) -> Result<Running, RunError> {
+        let backend_error = |error: BackendError| RunError::Backend {
             backend: match options.backend {
                 Backend::Auto => "the backend",
                 named => named.name(),
             },
             message: error.to_string(),
         };
-        let exactly = |exact: bool| RunOptions { exact, ..options.clone() };
-        let Running { model, activations } = match &self.form {
+        match &self.form {
             Form::Checkpoint(checkpoint) => {
                 let (Backend::Auto | Backend::Cpu) = options.backend else {
-                    let (backend, form) = (options.backend.name(), "a float checkpoint");
-                    return Err(failed(BackendError::Unsuitable { backend, form }));
+                    let (backend, form) = (options.backend.name(), ArtefactKind::Checkpoint.name());
+                    return Err(backend_error(BackendError::Unsuitable { backend, form }));
                 };
-                return Ok(Executed { model: float_model(&**checkpoint)?, execution: Execution::F32 });
+                Ok(Running { model: float_model(&**checkpoint)?, activations: Activations::F32 })
             }
-            Form::Mlx { directory, .. } => {
-                let exact = match arithmetic {
-                    Arithmetic::Own => options.backend == Backend::Cpu,
-                    Arithmetic::Exact => true,
-                    Arithmetic::Fast => false,
-                };
-                open_mlx(Arc::clone(directory), &exactly(exact)).map_err(failed)?
+            Form::Mlx { directory, .. } => open_mlx(Arc::clone(directory), options).map_err(backend_error),
+            Form::CoreMl { activations: FloatType::F32, .. } => {
+                let exact = options.clone().with_precision(Precision::Exact);
+                let running = open_coreml(&self.dir, &exact).map_err(backend_error)?;
+                Ok(Running { activations: Activations::F32, ..running })
             }
-            Form::CoreMl { activations: Float::F16, .. } => {
-                open_coreml(&self.dir, &exactly(arithmetic == Arithmetic::Exact)).map_err(failed)?
-            }
-            Form::CoreMl { .. } => {
-                let mut running = open_coreml(&self.dir, &exactly(true)).map_err(failed)?;
-                running.activations = Activations::F32;
-                running
-            }
-        };
-        let execution = match activations {
-            Activations::F32 => Execution::F32,
-            Activations::F16 => Execution::F16,
-            Activations::Bf16 => Execution::Bf16,
-            Activations::Integer => Execution::Fast,
-        };
-        Ok(Executed { model, execution })
+            Form::CoreMl { .. } => open_coreml(&self.dir, options).map_err(backend_error),
+        }
     }
 
     /// SHA-256 over the names and contents of config.json and the weight files.
@@ -239,26 +233,6 @@ impl Artefact {
     }
 }
 
-/// The arithmetic that is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// What the artefact was written for: f16 where a package says so, what the GPU takes if one computes, else f32.
-    #[default]
-    Own,
-    /// Activations in f32 whatever the artefact says.
-    Exact,
-    /// The backend's fast mode, where it has one.
-    Fast,
-}
-
-/// A model and the arithmetic that it is computed with.
-pub struct Executed {
-    /// The model.
-    pub model: Box<dyn Model>,
-    /// Its arithmetic.
-    pub execution: Execution,
-}
-
 /// The float reference over any weights, on the CPU.
 ///
 /// # Errors
@@ -270,23 +244,7 @@ pub fn float_model(weights: &dyn Weights) -> Result<Box<dyn Model>, RunError> {
     }
 }
 
-impl From<FloatType> for Float {
-    fn from(float: FloatType) -> Self {
-        match float {
-            FloatType::Bf16 => Self::Bf16,
-            FloatType::F16 => Self::F16,
-            FloatType::F32 => Self::F32,
-        }
-    }
-}
-
-/// Whether `dir` holds Core ML packages.
-fn holds_packages(dir: &Path) -> bool {
-    let is_package = |path: &Path| path.extension().is_some_and(|extension| extension == "mlpackage");
-    std::fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(|entry| is_package(&entry.path())))
-}
-
-/// The files in the packages of `dir` and their sizes, by path. What cannot be listed is left out.
+/// The files in the packages of `dir` and their sizes, sorted by path. Entries that cannot be listed are skipped.
 fn package_files(dir: &Path) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     let mut folders: Vec<PathBuf> = std::fs::read_dir(dir)

@@ -13,18 +13,19 @@
 //! and HTML. [`perplexity`] and [`tasks`] measure the cost of a quantization.
 //!
 //! ```no_run
+//! use q35_backend::{Precision, RunOptions};
 //! use q35_inference::CancelToken;
 //! use q35_parity::{
-//!     Arithmetic, Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, Source,
+//!     Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, Source,
 //!     Suite, Thresholds, check,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let reference = Artefact::open("Qwen3.5-0.8B".as_ref())?;
-//! let converted = Artefact::open("Qwen3.5-0.8B-int4".as_ref())?;
+//! let reference = Artefact::open("Qwen3.5-0.8B".as_ref(), None)?;
+//! let converted = Artefact::open("Qwen3.5-0.8B-int4".as_ref(), None)?;
 //! let text = CheckpointText::open(reference.dir())?;
 //! let prompts = Suite::from_json(DEFAULT_SUITE)?.prompts(&text, false, None)?;
-//! let executed = converted.execute(&Default::default(), Arithmetic::Own)?;
+//! let running = converted.open_model(&RunOptions::default().with_precision(Precision::Declared))?;
 //! let source = Source { name: "original".into(), hash: None, weights: reference.weights() };
 //! let candidate = Candidate {
 //!     name: "converted".into(),
@@ -32,8 +33,8 @@
 //!     size_bytes: Some(converted.weight_bytes()),
 //!     weights: converted.weights(),
 //!     storage: &|spec| converted.storage(spec),
-//!     model: Some(&*executed.model),
-//!     execution: executed.execution,
+//!     model: Some(&*running.model),
+//!     activations: running.activations,
 //! };
 //! let thresholds = Thresholds::from_json(DEFAULT_THRESHOLDS)?;
 //! let report = check(
@@ -85,8 +86,8 @@ pub mod tasks;
 mod thresholds;
 mod weights;
 
-pub use artefact::{Arithmetic, Artefact, Executed, OpenError, float_model};
-pub use check::{Candidate, CheckOptions, Execution, Source, check};
+pub use artefact::{Artefact, OpenError, float_model};
+pub use check::{Candidate, CheckOptions, Source, check};
 pub use config::{ConfigDifference, compare_configs};
 pub use diagnosis::Finding;
 pub use encoder::CheckpointText;
@@ -95,7 +96,7 @@ pub use limit_checks::Check;
 pub use qwen3_5_faults::{FaultyWeights, KnownFault};
 pub use reference_pass::ReferencePass;
 pub use report::*;
-pub use storage::{Float, Storage};
+pub use storage::Storage;
 pub use suite::{Prompt, Suite, SuiteError, SuiteItem, TextEncoder};
 pub use thresholds::{Limit, Limits, ReferenceTraits, SMALL_MODEL_WEIGHTS, Thresholds};
 pub use weights::{TensorReport, WeightCheck, WorstElement, compare_weights};

@@ -1,58 +1,13 @@
 //! Encodings of tensors, and the largest rounding error that each explains.
 
 use q35_architecture::Role;
-
-/// A float type and its rounding errors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Float {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// The upper half of an IEEE single.
-    Bf16,
-}
-
-impl Float {
-    /// Largest relative error of rounding a normal number: half a unit in the last place (ulp).
-    pub fn relative_rounding(self) -> f64 {
-        match self {
-            Self::F32 => 2f64.powi(-24),
-            Self::F16 => 2f64.powi(-11),
-            Self::Bf16 => 2f64.powi(-8),
-        }
-    }
-
-    /// Largest absolute error of rounding a subnormal number.
-    pub fn absolute_rounding(self) -> f64 {
-        match self {
-            Self::F32 | Self::Bf16 => 0.0,
-            Self::F16 => 2f64.powi(-25),
-        }
-    }
-
-    /// Bits per number.
-    pub fn bits(self) -> u32 {
-        match self {
-            Self::F32 => 32,
-            Self::F16 | Self::Bf16 => 16,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
+use q35_quant::FloatType;
 
 /// Encoding of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// Floats.
-    Float(Float),
+    Float(FloatType),
     /// MLX affine groups along a row: `scale * code + bias`.
     Affine {
         /// Bits of a code.
@@ -60,7 +15,7 @@ pub enum Storage {
         /// Elements that share a scale and a bias.
         group_size: usize,
         /// Type of scales and biases.
-        parameters: Float,
+        parameters: FloatType,
         /// True if the codes were chosen by a calibrated recipe, which departs from the nearest code where that keeps
         /// the output closer.
         calibrated: bool,
@@ -72,14 +27,14 @@ pub enum Storage {
         /// Elements of a row that share a scale; the whole row if `None`.
         group_size: Option<usize>,
         /// Type of the scale.
-        parameters: Float,
+        parameters: FloatType,
     },
     /// Core ML's older encoding: `scale * (code - zero_point)` with unsigned codes, one pair per row.
     ZeroPoint {
         /// Bits of a code.
         bits: u32,
         /// Type of the scale.
-        parameters: Float,
+        parameters: FloatType,
     },
 }
 
@@ -187,7 +142,7 @@ pub(crate) struct Bound {
 impl Bound {
     /// Half a step of MLX's grid. The grid starts at the value of largest magnitude and its step is adjusted until zero
     /// is representable, which may leave the other end up to a step outside.
-    fn affine(low: f64, high: f64, bits: u32, parameters: Float, calibrated: bool) -> Self {
+    fn affine(low: f64, high: f64, bits: u32, parameters: FloatType, calibrated: bool) -> Self {
         let most = f64::from((1u32 << bits) - 1);
         let plain = ((high - low) / most).max(1e-7);
         let edge = if low.abs() > high.abs() { low } else { high };
@@ -223,7 +178,7 @@ impl Bound {
         }
     }
 
-    fn of_step(step: f64, largest: f64, most: f64, parameters: Float, steps: f64) -> Self {
+    fn of_step(step: f64, largest: f64, most: f64, parameters: FloatType, steps: f64) -> Self {
         let rounding = parameters.relative_rounding() * 2.0 * largest + parameters.absolute_rounding() * most;
         Self {
             step,
@@ -249,32 +204,34 @@ mod tests {
 
     #[test]
     fn bits_per_weight_count_scales() {
-        let affine = Storage::Affine { bits: 4, group_size: 64, parameters: Float::Bf16, calibrated: false };
+        let affine =
+            Storage::Affine { bits: 4, group_size: 64, parameters: FloatType::Bf16, calibrated: false };
         assert_eq!(affine.bits_per_weight(1024), 4.5);
-        let row = Storage::Symmetric { bits: 8, group_size: None, parameters: Float::F16 };
+        let row = Storage::Symmetric { bits: 8, group_size: None, parameters: FloatType::F16 };
         assert_eq!(row.bits_per_weight(1024), 8.0 + 16.0 / 1024.0);
         assert_eq!(affine.to_string(), "4-bit/64");
-        assert_eq!(Storage::Float(Float::F32).bits_per_weight(1), 32.0);
+        assert_eq!(Storage::Float(FloatType::F32).bits_per_weight(1), 32.0);
     }
 
     #[test]
     fn half_a_step_is_allowed_and_not_more() {
         // From -8 to 7 in fifteen steps of one: exactly representable.
         let values: Vec<f32> = (-8..8).map(|i| i as f32).collect();
-        let affine = Storage::Affine { bits: 4, group_size: 16, parameters: Float::F32, calibrated: false };
+        let affine =
+            Storage::Affine { bits: 4, group_size: 16, parameters: FloatType::F32, calibrated: false };
         let bound = affine.bound(&values, Role::Linear);
         assert!((bound.step - 1.0).abs() < 1e-9);
         assert!(bound.allowed(0.4) > 0.5 && bound.allowed(0.4) < 0.51);
-        let symmetric = Storage::Symmetric { bits: 8, group_size: None, parameters: Float::F32 };
+        let symmetric = Storage::Symmetric { bits: 8, group_size: None, parameters: FloatType::F32 };
         let bound = symmetric.bound(&[-1.27, 0.5], Role::Linear);
         assert!((bound.allowed(0.5) - 0.005).abs() < 1e-5);
     }
 
     #[test]
     fn a_norm_may_be_rounded_as_a_number_near_one() {
-        let bound = Storage::Float(Float::Bf16).bound(&[0.01], Role::CenteredNorm);
+        let bound = Storage::Float(FloatType::Bf16).bound(&[0.01], Role::CenteredNorm);
         assert!(bound.allowed(0.01) > 2f64.powi(-8) && bound.allowed(0.01) < 1.2 * 2f64.powi(-8));
-        let exact = Storage::Float(Float::F32).bound(&[0.01], Role::Linear);
+        let exact = Storage::Float(FloatType::F32).bound(&[0.01], Role::Linear);
         assert!(exact.allowed(0.01) < 1e-8);
     }
 }

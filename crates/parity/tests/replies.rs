@@ -12,7 +12,7 @@ use support::Fixture;
 #[test]
 fn replies_do_not_depend_on_how_many_are_computed_at_once() {
     let fixture = Fixture::new();
-    let model = float_model(Artefact::open(&fixture.source).unwrap().weights()).unwrap();
+    let model = float_model(Artefact::open(&fixture.source, None).unwrap().weights()).unwrap();
     let prompts: Vec<Vec<u32>> = (1..8).map(|n| (0..n).map(|i| (n * 31 + i * 7) % 200).collect()).collect();
     let cancel = CancelToken::new();
     let alone: Vec<Vec<u32>> =

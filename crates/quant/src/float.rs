@@ -40,6 +40,37 @@ impl FloatType {
         }
     }
 
+    /// The type's short name, in reports and thresholds.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// Bits of one element.
+    pub fn bits(self) -> u32 {
+        8 * self.size() as u32
+    }
+
+    /// Largest relative error of rounding a normal number to this type: half a unit in the last place.
+    pub fn relative_rounding(self) -> f64 {
+        match self {
+            Self::Bf16 => 2f64.powi(-8),
+            Self::F16 => 2f64.powi(-11),
+            Self::F32 => 2f64.powi(-24),
+        }
+    }
+
+    /// Largest error of rounding a number below the type's normal range.
+    pub fn absolute_rounding(self) -> f64 {
+        match self {
+            Self::F16 => 2f64.powi(-25),
+            Self::Bf16 | Self::F32 => 0.0,
+        }
+    }
+
     /// Exact f32 values of little-endian `bytes`, one per element of `out`.
     ///
     /// # Panics

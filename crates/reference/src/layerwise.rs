@@ -63,7 +63,7 @@ pub fn run(
             return Err(RunError::Token { id: ids[position], position, vocab_size });
         }
     }
-    let device = device.open().map_err(|error| loading(error.into()))?;
+    let device = crate::open_device(device).map_err(|error| loading(error.into()))?;
     let table = tensor_table(config);
     let mut read = |name: &str| -> Result<Tensor, crate::LoadError> {
         let spec = table.iter().find(|spec| spec.name == name).ok_or_else(|| q35_inference::WeightError {
@@ -207,7 +207,11 @@ impl<'a> Head<'a> {
     /// The device cannot be used.
     pub fn new(weights: &'a dyn Weights, device: Device) -> Result<Self, RunError> {
         let block_rows = (HEAD_AT_A_TIME / weights.config().hidden_size).max(1);
-        Ok(Self { weights, device: device.open().map_err(|error| loading(error.into()))?, block_rows })
+        Ok(Self {
+            weights,
+            device: crate::open_device(device).map_err(|error| loading(error.into()))?,
+            block_rows,
+        })
     }
 
     /// The logits [n, vocab] of `rows` [n, hidden], of [`Finished`].

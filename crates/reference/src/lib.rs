@@ -39,8 +39,9 @@ mod model;
 pub mod ops;
 mod sequence;
 
-pub use device::{Device, DeviceError};
+pub use device::{DeviceError, open_device};
 pub use full_attention::{FullAttention, KeyValueCache, Rotation};
 pub use layer::{Layer, LayerState, Mixer, Tap, Taps, no_taps};
 pub use linear_attention::{LinearAttention, LinearState};
 pub use model::{LoadError, Reference};
+pub use q35_inference::Device;

@@ -10,7 +10,7 @@ use q35_inference::{Model, ModelMemory, RunError, Sequence, WeightError, Weights
 use rayon::prelude::*;
 
 use crate::sequence::ReferenceSequence;
-use crate::{Device, DeviceError, Layer, LayerState};
+use crate::{Device, DeviceError, Layer, LayerState, open_device};
 
 /// Why the reference could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,7 @@ impl Reference {
     pub fn load(weights: &dyn Weights, device: Device) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         let kind = device;
-        let device = kind.open()?;
+        let device = open_device(kind)?;
         let table = tensor_table(&config);
         let mut read = |name: &str| {
             let spec = table.iter().find(|spec| spec.name == name);

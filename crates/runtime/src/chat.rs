@@ -22,15 +22,14 @@ impl Chat {
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use q35_backend::{RunOptions, open_mlx};
-    /// use q35_runtime::{Chat, ChatError, LoadOptions, OpenError, Sampling};
+    /// use q35_artefact::ArtefactDir;
+    /// use q35_runtime::{Chat, ChatError, LoadOptions, OpenError, RunOptions, Sampling};
     ///
     /// # let files = q35_backend_tests::nano_mlx();
     /// let dir = files.path().to_owned();
     /// let open = move || -> Result<Arc<dyn q35_inference::Model>, ChatError> {
-    ///     let weights = q35_format_mlx::MlxDirectory::open(&dir).map_err(OpenError::from)?;
-    ///     let running = open_mlx(Arc::new(weights), &RunOptions::default());
-    ///     let running = running.map_err(|source| OpenError::Backend { dir: dir.clone(), source })?;
+    ///     let artefact = ArtefactDir::recognise(&dir, None).map_err(OpenError::from)?;
+    ///     let running = artefact.open_model(&RunOptions::default()).map_err(OpenError::from)?;
     ///     Ok(Arc::from(running.model))
     /// };
     /// let chat = Chat::with_model(files.path(), &LoadOptions::default(), open)?;

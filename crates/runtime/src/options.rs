@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use q35_backend::{Backend, ComputeUnits, Device};
+use q35_backend::{Backend, ComputeUnits, Device, Precision, RunOptions};
 use q35_hub::HubOptions;
 
 use crate::ChatError;
@@ -34,29 +34,19 @@ pub enum WindowPolicy {
 /// How a model is opened and kept.
 ///
 /// ```
-/// let options = q35_runtime::LoadOptions::default().with_max_context(8192).with_exact(true);
+/// let options = q35_runtime::LoadOptions::default().with_max_context(8192).with_threads(4);
 /// assert!(options.check().is_ok());
 /// ```
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Who computes.
-    pub backend: Backend,
-    /// Where MLX computes; `None` takes the GPU where there is one.
-    pub device: Option<Device>,
-    /// Which units Apple's Core ML may use. Processor and Neural Engine.
-    pub compute_units: ComputeUnits,
-    /// Where packages compiled by Apple's Core ML are kept for the next time; `None` compiles at each opening.
-    pub compiled_cache: Option<PathBuf>,
-    /// Which of several variants in one directory: `int4`, `int5`, `int8`. `None` takes the only or the smallest one.
+    /// Backend, device, threads and precision.
+    pub run: RunOptions,
+    /// The variant of a directory with several, such as `int4`. `None`: the only one; several are an error.
     pub variant: Option<String>,
-    /// Threads; `None` takes as many as there are processors.
-    pub threads: Option<usize>,
     /// Tokens of context that a session can grow to. 4096, or less where the model allows less.
     pub max_context: usize,
     /// Refuses to load what is estimated to need more bytes of memory than this.
     pub memory_limit_bytes: Option<u64>,
-    /// Computes with 32-bit activations.
-    pub exact: bool,
     /// Memory that snapshots of prompts may take in all; 0 keeps none. 256 MiB.
     pub prompt_cache_bytes: u64,
     /// What happens when a conversation outgrows the window.
@@ -72,15 +62,10 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
-            backend: Backend::Auto,
-            device: None,
-            compute_units: ComputeUnits::default(),
-            compiled_cache: None,
+            run: RunOptions::default(),
             variant: None,
-            threads: None,
             max_context: 4096,
             memory_limit_bytes: None,
-            exact: false,
             prompt_cache_bytes: 256 << 20,
             window: WindowPolicy::Refuse,
             chat_template: None,
@@ -91,31 +76,37 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// Sets who computes.
+    /// Sets all options of running the model.
+    pub fn with_run(mut self, run: RunOptions) -> Self {
+        self.run = run;
+        self
+    }
+
+    /// Sets the backend.
     pub fn with_backend(mut self, backend: Backend) -> Self {
-        self.backend = backend;
+        self.run.backend = backend;
         self
     }
 
-    /// Sets where MLX computes.
+    /// Sets the device of MLX.
     pub fn with_device(mut self, device: Device) -> Self {
-        self.device = Some(device);
+        self.run.device = Some(device);
         self
     }
 
-    /// Sets which units Apple's Core ML may use.
+    /// Sets the compute units that Apple's Core ML may use.
     pub fn with_compute_units(mut self, units: ComputeUnits) -> Self {
-        self.compute_units = units;
+        self.run.compute_units = units;
         self
     }
 
-    /// Sets where packages compiled by Apple's Core ML are kept.
+    /// Sets the directory that caches packages compiled by Apple's Core ML.
     pub fn with_compiled_cache(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.compiled_cache = Some(dir.into());
+        self.run.compiled_cache = Some(dir.into());
         self
     }
 
-    /// Sets which variant is opened.
+    /// Sets the variant to open.
     pub fn with_variant(mut self, variant: impl Into<String>) -> Self {
         self.variant = Some(variant.into());
         self
@@ -123,7 +114,7 @@ impl LoadOptions {
 
     /// Sets the number of threads.
     pub fn with_threads(mut self, threads: usize) -> Self {
-        self.threads = Some(threads);
+        self.run.threads = Some(threads);
         self
     }
 
@@ -139,9 +130,9 @@ impl LoadOptions {
         self
     }
 
-    /// Sets whether everything is computed exactly.
-    pub fn with_exact(mut self, exact: bool) -> Self {
-        self.exact = exact;
+    /// Sets the arithmetic of activations.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.run.precision = precision;
         self
     }
 
@@ -183,7 +174,7 @@ impl LoadOptions {
         let one = |option, expected, found: usize| {
             Err(ChatError::Option { option, expected, found: found.to_string() })
         };
-        match (self.threads, self.max_context) {
+        match (self.run.threads, self.max_context) {
             (Some(0), _) => one("threads", "a whole number from 1", 0),
             (_, context @ (0 | 1)) => one("max_context", "a whole number from 2", context),
             _ => Ok(()),

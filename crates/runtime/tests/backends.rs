@@ -3,7 +3,7 @@
 mod support;
 
 use q35_backend_tests::{Backend, nano_mlx};
-use q35_runtime::{Backend as Computes, Chat, LoadOptions, OpenError};
+use q35_runtime::{ArtefactError, Backend as Computes, Chat, LoadOptions, OpenError, Precision};
 use support::{backend, nano_coreml};
 
 fn on_cpu() -> LoadOptions {
@@ -11,7 +11,7 @@ fn on_cpu() -> LoadOptions {
 }
 
 fn cpu_exact() -> Backend {
-    backend("CPU, exact", nano_mlx()).with_options(on_cpu().with_exact(true))
+    backend("CPU, exact", nano_mlx()).with_options(on_cpu().with_precision(Precision::Exact))
 }
 
 fn cpu_fast() -> Backend {
@@ -44,6 +44,7 @@ fn a_backend_runs_only_its_own_files() {
         let Err(q35_runtime::ChatError::Open(error)) = Chat::open(files.path_str(), &options, &|_| {}) else {
             panic!("opened by {other:?}");
         };
-        assert!(matches!(*error, OpenError::Backend { .. }), "{error}");
+        let OpenError::Artefact(error) = *error else { panic!("{error}") };
+        assert!(matches!(*error, ArtefactError::Backend { .. }), "{error}");
     }
 }

@@ -16,4 +16,4 @@ fn mlx(device: Device) -> Backend {
 // On the CPU MLX computes in f32 whatever is asked for.
 q35_backend_tests::backend_suite!(mlx_cpu_suite, super::mlx(Device::Cpu).with_one_way_to_compute());
 #[cfg(target_vendor = "apple")]
-q35_backend_tests::backend_suite!(mlx_metal_suite, super::mlx(Device::Gpu));
+q35_backend_tests::backend_suite!(mlx_metal_suite, super::mlx(Device::Metal));

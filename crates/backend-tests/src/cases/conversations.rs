@@ -1,6 +1,6 @@
 //! Whatever is reused, a reply is that of a cold start.
 
-use q35_runtime::{CancelToken, Chat, CutReply, LoadOptions, Message, Reply, Sampling, Session};
+use q35_runtime::{CancelToken, Chat, CutReply, LoadOptions, Message, Precision, Reply, Sampling, Session};
 
 use crate::Backend;
 use crate::same::{Divergence, short};
@@ -122,8 +122,11 @@ pub fn a_saved_prompt_is_used_by_another_chat(backend: &Backend) {
     assert_eq!(chat.load_prompt(&path).unwrap(), saved);
     goes_on(&chat, &backend.cold(), "after loading");
     let otherwise = |options: LoadOptions| {
-        let exact = !options.exact;
-        options.with_exact(exact)
+        let precision = match options.run.precision {
+            Precision::Exact => Precision::Fast,
+            _ => Precision::Exact,
+        };
+        options.with_precision(precision)
     };
     let other = backend.chat_with(otherwise);
     let loaded = other.load_prompt(&path);

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use q35_runtime::{Format, Sampling};
 
 use super::bench::Bench;
-use crate::backend::BackendArgs;
+use crate::backend::{BackendArgs, VariantArg};
 
 /// Talks with a converted Qwen3.5 model
 ///
@@ -19,7 +19,7 @@ use crate::backend::BackendArgs;
 #[command(name = "q35-chat", version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Chat {
-    /// What else it can do
+    /// Another command
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -31,9 +31,9 @@ pub struct Chat {
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
 
-    /// Which of several precisions in one directory: int4, int5, int8
-    #[arg(long)]
-    pub variant: Option<String>,
+    /// The variant.
+    #[command(flatten)]
+    pub variant: VariantArg,
 
     /// Threads [default: as many as there are processors]
     #[arg(long)]
@@ -83,7 +83,7 @@ pub struct Chat {
     #[arg(long)]
     pub json: bool,
 
-    /// Whether reasoning is shown [default: on a terminal]
+    /// Show reasoning, or hide it [default: show on a terminal]
     #[arg(long, value_enum)]
     pub show_thinking: Option<Shown>,
 
@@ -91,11 +91,11 @@ pub struct Chat {
     #[arg(long)]
     pub checkpoint_sampling: bool,
 
-    /// Who computes
+    /// The backend.
     #[command(flatten)]
     pub backend: BackendArgs,
 
-    /// How replies are chosen
+    /// Sampling.
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
@@ -104,13 +104,13 @@ pub struct Chat {
     pub quiet: bool,
 }
 
-/// What else `q35-chat` can do.
+/// Other commands of `q35-chat`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measures speed
     Bench(Bench),
 }
-/// Whether something is shown.
+/// Choice of what is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shown {
     /// Always
@@ -119,7 +119,7 @@ pub enum Shown {
     Never,
 }
 
-/// How replies are chosen. What is not given keeps the defaults of the library.
+/// Sampling options. An option that is not given keeps the library's default.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
@@ -240,8 +240,8 @@ impl SamplingArgs {
     }
 }
 
-fn set<T>(place: &mut T, value: Option<T>) {
+fn set<T>(option: &mut T, value: Option<T>) {
     if let Some(value) = value {
-        *place = value;
+        *option = value;
     }
 }

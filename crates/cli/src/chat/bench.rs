@@ -1,4 +1,4 @@
-//! `q35-chat bench`: how fast a model runs here, as llama-bench measures it.
+//! `q35-chat bench`: speed of prefill and decode, measured as llama-bench does.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,7 @@ use q35_inference::{LogitsFor, Observer, Sequence};
 use serde::Serialize;
 
 use super::open::convert_nano;
+use crate::backend::VariantArg;
 use crate::exit::Outcome;
 use crate::open::{RunArgs, open};
 use crate::output::{Table, json, line};
@@ -27,15 +28,19 @@ pub struct Bench {
     #[arg(long, value_name = "REV")]
     revision: Option<String>,
 
-    /// Tokens of the prompt; 0 leaves prefill out
+    /// The variant.
+    #[command(flatten)]
+    variant: VariantArg,
+
+    /// Tokens of the prompt; 0 skips prefill
     #[arg(short = 'p', long, value_name = "TOKENS", default_value_t = 512)]
     prompt: usize,
 
-    /// Tokens generated one by one; 0 leaves decoding out
+    /// Tokens decoded one by one; 0 skips decode
     #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 64)]
     generate: usize,
 
-    /// Tokens that are there before, for both
+    /// Tokens in the context before either measurement
     #[arg(short = 'd', long, value_name = "TOKENS", default_value_t = 0)]
     depth: usize,
 
@@ -55,9 +60,9 @@ pub struct Bench {
     how: RunArgs,
 }
 
-/// What was measured. Speeds are in tokens per second; what was left out is null.
+/// Result of a benchmark. Speeds are in tokens per second; a skipped measurement is null.
 #[derive(Debug, Serialize)]
-struct Report {
+struct BenchResult {
     model: String,
     backend: String,
     threads: usize,
@@ -94,11 +99,11 @@ impl Bench {
             Some(converted) => converted.path().to_owned(),
             None => {
                 let watcher = Watcher::detect(self.json);
-                source::resolve(&self.model, self.revision.as_deref(), watcher)?.dir
+                source::resolve(&self.model, self.revision.as_deref(), self.variant.name(), watcher)?.dir
             }
         };
         let start = Instant::now();
-        let model = open(&dir, self.how)?;
+        let model = open(&dir, self.variant.name(), self.how)?;
         let load = start.elapsed();
         let mut sequence = model.new_sequence(self.depth + self.prompt.max(self.generate))?;
         let ids = random_ids(self.depth + self.prompt.max(self.generate), model.config().vocab_size);
@@ -108,10 +113,10 @@ impl Bench {
             sequence.reset();
         }
         sequence.extend(before, LogitsFor::None, &mut Ignore)?;
-        // Without a depth there is nothing to go back to, and no copy of it to count as memory.
-        let from = if self.depth > 0 { Some(sequence.snapshot()?) } else { None };
-        let go_back = |sequence: &mut dyn Sequence| match &from {
-            Some(from) => sequence.restore(from),
+        // At depth 0 a reset restores the state without a snapshot that would count as memory.
+        let start_state = if self.depth > 0 { Some(sequence.snapshot()?) } else { None };
+        let rewind = |sequence: &mut dyn Sequence| match &start_state {
+            Some(snapshot) => sequence.restore(snapshot),
             None => {
                 sequence.reset();
                 Ok(())
@@ -120,19 +125,19 @@ impl Bench {
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..self.repetitions {
             if self.prompt > 0 {
-                go_back(&mut *sequence)?;
+                rewind(&mut *sequence)?;
                 prefill.push(timed(|| {
                     sequence.extend(&after[..self.prompt], LogitsFor::LastToken, &mut Ignore)
                 })?);
             }
             if self.generate > 0 {
-                go_back(&mut *sequence)?;
+                rewind(&mut *sequence)?;
                 decode.push(timed(|| decode_each(&mut *sequence, &after[..self.generate]))?);
             }
         }
         let memory = model.memory();
         let (prefill, decode) = (Speeds::of(self.prompt, prefill), Speeds::of(self.generate, decode));
-        let report = Report {
+        let result = BenchResult {
             model: self.model.clone(),
             backend: model.describe(),
             threads: self.how.threads(),
@@ -156,16 +161,16 @@ impl Bench {
             scratch_bytes: sequence.scratch_bytes(),
         };
         if self.json {
-            json(&report)?
+            json(&result)?
         } else {
-            report.show()?
+            result.print()?
         }
         Ok(Outcome::Done)
     }
 }
 
-impl Report {
-    fn show(&self) -> std::io::Result<()> {
+impl BenchResult {
+    fn print(&self) -> std::io::Result<()> {
         line(format!("{}: {}", self.model, self.backend))?;
         let mut table = Table::with_titles(["", "tokens/s", "slowest", "fastest"]);
         let mut speed = |name: String, median: Option<f64>, range: Option<[f64; 2]>| {
@@ -173,9 +178,9 @@ impl Report {
                 table.row([name, format!("{median:.1}"), format!("{slowest:.1}"), format!("{fastest:.1}")]);
             }
         };
-        let at = if self.depth > 0 { format!(" after {}", self.depth) } else { String::new() };
-        speed(format!("prefill {}{at}", self.prompt), self.prefill_tok_s, self.prefill_tok_s_range);
-        speed(format!("decode {}{at}", self.generate), self.decode_tok_s, self.decode_tok_s_range);
+        let depth = if self.depth > 0 { format!(" after {}", self.depth) } else { String::new() };
+        speed(format!("prefill {}{depth}", self.prompt), self.prefill_tok_s, self.prefill_tok_s_range);
+        speed(format!("decode {}{depth}", self.generate), self.decode_tok_s, self.decode_tok_s_range);
         line(table.render())?;
         let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         if let Some(rate) = self.decode_gb_s {
@@ -202,7 +207,7 @@ struct Speeds {
 }
 
 impl Speeds {
-    /// None if nothing was measured.
+    /// `None` without measurements.
     fn of(tokens: usize, mut times: Vec<Duration>) -> Option<Self> {
         times.sort();
         let speed = |time: &Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
@@ -229,12 +234,12 @@ impl Observer for Ignore {
     }
 }
 
-/// The same tokens in every run: Knuth's multiplicative hash of their place.
+/// Pseudo-random token ids, the same in every run: Knuth's multiplicative hash of the index.
 fn random_ids(count: usize, vocab_size: usize) -> Vec<u32> {
     (0..count as u32).map(|i| (i.wrapping_mul(2_654_435_769) >> 8) % vocab_size as u32).collect()
 }
 
-/// Resident memory of this process, where the system tells it in a file.
+/// Resident memory of this process, where the system publishes it in a file.
 fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -246,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_time_gives_the_speed() {
+    fn the_median_time_is_the_speed() {
         let seconds = |times: &[u64]| times.iter().copied().map(Duration::from_secs).collect();
         let speeds = Speeds::of(12, seconds(&[4, 1, 2])).unwrap();
         assert_eq!((speeds.median, speeds.range), (6.0, [3.0, 12.0]));

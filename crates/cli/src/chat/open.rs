@@ -1,24 +1,22 @@
-//! From `--model` to a loaded model.
-
-use std::cell::RefCell;
+//! Opens the model of `--model`.
 
 use anyhow::Context as _;
+use q35_backend::{Backend, Precision};
 use q35_checkpoint::Checkpoint;
 use q35_format_mlx::{RoundToNearest, WriteOptions};
-use q35_hub::{Event, HubOptions};
 use q35_quant::affine::AffineSpec;
-use q35_runtime::{Backend, LoadOptions, OpenEvent, WindowPolicy};
+use q35_runtime::{LoadOptions, OpenEvent, WindowPolicy};
 use tempfile::TempDir;
 
 use super::args::Chat;
 use crate::output::note;
-use crate::progress::{Step, Watcher};
-use crate::source::NANO;
+use crate::progress::{DownloadProgress, Watcher};
+use crate::source::{NANO, hub_options};
 
 /// A loaded model.
 pub(super) struct Opened {
     pub(super) chat: q35_runtime::Chat,
-    /// Holds the embedded model's files as long as they are used.
+    /// Removes the embedded model's files when dropped.
     _converted: Option<TempDir>,
 }
 
@@ -33,22 +31,9 @@ pub(super) fn open(args: &Chat) -> anyhow::Result<Opened> {
         Some(dir) => dir.path().to_str().context("the temporary directory has no UTF-8 name")?,
         None => model,
     };
-    let step: RefCell<Option<Step>> = RefCell::new(None);
+    let downloads = DownloadProgress::new(watcher);
     let chat = q35_runtime::Chat::open(place, &options(args)?, &|event| match event {
-        OpenEvent::Hub(Event::Started { file, size_bytes, resumed_at_bytes }) => {
-            let bar = watcher.bytes_step(file, size_bytes.unwrap_or(0));
-            bar.advance(resumed_at_bytes);
-            step.replace(Some(bar));
-        }
-        OpenEvent::Hub(Event::Progress { bytes, .. }) => {
-            if let Some(bar) = &*step.borrow() {
-                bar.advance(bytes);
-            }
-        }
-        OpenEvent::Hub(Event::Finished { .. }) => drop(step.take()),
-        OpenEvent::Hub(Event::Cached { commit }) => {
-            note(format!("the hub cannot be reached; using commit {commit} from the cache"));
-        }
+        OpenEvent::Hub(event) => downloads.show(event),
         OpenEvent::Ready(description) if watcher == Watcher::Terminal => {
             note(format!("{model}: {description}"))
         }
@@ -58,32 +43,23 @@ pub(super) fn open(args: &Chat) -> anyhow::Result<Opened> {
 }
 
 fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
-    let mut hub = HubOptions::from_lookup(|name| std::env::var(name).ok());
-    if let Some(revision) = &args.revision {
-        hub = hub.with_revision(revision);
-    }
     let template = match &args.chat_template {
         Some(path) => {
             Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?)
         }
         None => None,
     };
-    let how = args.backend.options(Backend::Auto, args.threads, args.exact)?;
+    let precision = if args.exact { Precision::Exact } else { Precision::Fast };
     let defaults = LoadOptions::default();
     Ok(LoadOptions {
-        backend: how.backend,
-        device: how.device,
-        compute_units: how.compute_units,
-        compiled_cache: how.compiled_cache,
-        variant: args.variant.clone(),
-        threads: how.threads,
+        run: args.backend.options(Backend::Auto, args.threads, precision),
+        variant: args.variant.variant.clone(),
         max_context: args.max_context,
         memory_limit_bytes: args.memory_limit.map(|megabytes| megabytes.saturating_mul(1_000_000)),
-        exact: how.exact,
         prompt_cache_bytes: if args.no_prompt_cache { 0 } else { defaults.prompt_cache_bytes },
         window: if args.drop_oldest { WindowPolicy::DropOldest } else { WindowPolicy::Refuse },
         chat_template: template,
-        hub,
+        hub: hub_options(args.revision.as_deref()),
         ..defaults
     })
 }

@@ -56,9 +56,9 @@ pub(super) fn run(args: &Chat, case: &Path) -> anyhow::Result<Outcome> {
 
 /// The template of --chat-template, or else of the model, or else the built-in one; special tokens of the model.
 fn template(args: &Chat) -> anyhow::Result<ChatTemplate> {
-    let watcher = crate::progress::Watcher::Nobody;
+    let watcher = crate::progress::Watcher::Quiet;
     let model = match &args.model {
-        Some(model) => Some(source::resolve(model, args.revision.as_deref(), watcher)?),
+        Some(model) => Some(source::resolve(model, args.revision.as_deref(), args.variant.name(), watcher)?),
         None => None,
     };
     let tokens = match &model {

@@ -1,17 +1,17 @@
-//! `q35-convert eval`: what a quantization costs.
+//! `q35-convert eval`: perplexity, KL and task scores of several models side by side.
 
 use std::cell::{Cell, OnceCell};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use q35_backend::Backend;
+use q35_backend::{Backend, Running};
 use q35_inference::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
 use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_replies};
-use q35_parity::{Artefact, CheckpointText, Executed, ParityError, TextEncoder};
+use q35_parity::{Artefact, CheckpointText, ParityError, TextEncoder};
 use serde_json::{Value, json};
 
-use crate::backend::BackendArgs;
+use crate::backend::{BackendArgs, VariantArg};
 use crate::commands::Context;
 use crate::commands::parity::{ArithmeticArgs, threads};
 use crate::exit::Outcome;
@@ -25,6 +25,10 @@ pub struct Args {
     /// A model in any form: a directory, a hub id, or q35-nano; may be given several times
     #[arg(long, value_name = "DIR|ID", required = true, num_args = 1..)]
     pub model: Vec<String>,
+
+    /// The variant of each model.
+    #[command(flatten)]
+    pub variant: VariantArg,
 
     /// The float checkpoint to compare with
     #[arg(long, value_name = "CKPT")]
@@ -66,7 +70,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 
-    /// Who computes
+    /// The backend.
     #[command(flatten)]
     pub backend: BackendArgs,
 }
@@ -74,11 +78,11 @@ pub struct Args {
 /// One model of the table.
 struct Row {
     name: String,
-    /// Keeps an unpacked embedded model on disk.
+    /// Owns the embedded model's files.
     _source: Source,
     artefact: Artefact,
     model: Box<dyn Model>,
-    /// Dialogues computed at once: others' backends have one queue.
+    /// Dialogues computed at once; one where the backend has a single queue.
     workers: usize,
     text: Option<TextScore>,
     tasks: Option<TaskScores>,
@@ -97,8 +101,9 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         args.window
     );
     let windows = Windows { window: args.window, stride, most_tokens: args.tokens.unwrap_or(usize::MAX) };
-    let names = args.against.iter().chain(&args.model);
-    let mut rows = names.map(|name| open(name, args, context)).collect::<anyhow::Result<Vec<_>>>()?;
+    let against = args.against.iter().map(|name| open(name, None, args, context));
+    let models = args.model.iter().map(|name| open(name, args.variant.name(), args, context));
+    let mut rows = against.chain(models).collect::<anyhow::Result<Vec<_>>>()?;
     let cancel = crate::interrupt::token()?;
     let mut tokens = 0;
     if let Some(path) = &args.text {
@@ -115,16 +120,17 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(name: &str, args: &Args, context: Context) -> anyhow::Result<Row> {
-    let source = resolve(name, None, context.watcher)?;
-    let artefact = Artefact::open(&source.dir)?;
-    let mut how = args.backend.options(Backend::Cpu, Some(threads(args.threads)), false)?;
+fn open(name: &str, variant: Option<&str>, args: &Args, context: Context) -> anyhow::Result<Row> {
+    let source = resolve(name, None, variant, context.watcher)?;
+    let artefact = Artefact::open(&source.dir, variant)?;
+    let precision = args.arithmetic.precision();
+    let mut options = args.backend.options(Backend::Cpu, Some(threads(args.threads)), precision);
     if artefact.kind() == "float" {
-        // The float model that others are held against has its own.
-        how.backend = Backend::Cpu;
+        // The float reference runs on no other backend.
+        options.backend = Backend::Cpu;
     }
-    let workers = if how.backend == Backend::Cpu { threads(args.threads) } else { 1 };
-    let Executed { model, .. } = artefact.execute(&how, args.arithmetic.into())?;
+    let workers = if options.backend == Backend::Cpu { threads(args.threads) } else { 1 };
+    let Running { model, .. } = artefact.open_model(&options)?;
     Ok(Row { name: name.to_owned(), _source: source, artefact, model, workers, text: None, tasks: None })
 }
 
@@ -157,7 +163,7 @@ fn text(
         };
         score_text(models, &ids, windows, cancel, &progress).map_err(interrupted)
     };
-    // Together when they are to be compared; one after the other, which needs less memory, when they are not.
+    // A comparison runs all models together; without one, each model by itself needs less memory.
     let scores = if args.against.is_some() {
         let models: Vec<&dyn Model> = rows.iter().map(|row| &*row.model).collect();
         run("tokens", &models)?
@@ -215,7 +221,7 @@ fn chat(
     Ok(())
 }
 
-/// The tokens that end a reply: those of generation_config.json, or else of the chat format.
+/// The tokens that end a reply: those of generation_config.json and of the chat format.
 fn ends(dir: &Path, text: &CheckpointText) -> anyhow::Result<Vec<u32>> {
     let config = std::fs::read(dir.join("generation_config.json")).ok();
     let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -232,7 +238,7 @@ fn ends(dir: &Path, text: &CheckpointText) -> anyhow::Result<Vec<u32>> {
     Ok(ends)
 }
 
-/// Change of perplexity from the first model, if that is the float model.
+/// Relative change of perplexity from the first model, if that is the float model.
 fn change(rows: &[Row], row: &Row, args: &Args) -> Option<f64> {
     args.against.as_ref()?;
     Some(row.text.as_ref()?.perplexity / rows[0].text.as_ref()?.perplexity - 1.0)
@@ -275,10 +281,10 @@ fn text_table(rows: &[Row], args: &Args) -> String {
     table.render()
 }
 
-/// Kinds downwards, models across.
+/// A row per kind of task, a column per model.
 fn task_table(rows: &[Row]) -> String {
     let scores: Vec<&TaskScores> = rows.iter().filter_map(|row| row.tasks.as_ref()).collect();
-    // Paths are long; what tells models apart is nearly always at their end.
+    // Paths are long, and models nearly always differ in the last component.
     let short =
         |name: &str| Path::new(name).file_name().map_or(name.into(), |n| n.to_string_lossy().into_owned());
     let mut titles = vec!["task".to_owned(), "thinking".to_owned(), "of".to_owned()];

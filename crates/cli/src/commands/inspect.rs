@@ -1,50 +1,59 @@
-//! `q35-convert inspect`: what a checkpoint, a converted model or a file holds.
+//! `q35-convert inspect`: the tensors and packages of a checkpoint, a converted model or a file.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::bail;
 use q35_architecture::{LayerKind, Role, TensorSpec, TextConfig};
+use q35_artefact::{ArtefactDir, ArtefactKind};
 use q35_checkpoint::{Checkpoint, SafetensorsFile};
 use q35_format_mlx::{MlxDirectory, MlxTensor};
 use serde_json::{Value, json};
 
+use crate::backend::VariantArg;
 use crate::commands::{Context, inspect_package};
 use crate::exit::Outcome;
 use crate::left_out;
 use crate::output::{Table, bytes, grouped, json as print_json, line};
+use crate::source::resolve;
 
 /// Arguments of `q35-convert inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint, a converted model, a .mlpackage, or a .safetensors file
-    #[arg(value_name = "DIR|FILE")]
-    pub path: PathBuf,
+    /// A checkpoint or a converted model (a directory, a hub id, or q35-nano), a .mlpackage, or a .safetensors file
+    #[arg(value_name = "DIR|ID|FILE")]
+    pub path: String,
+
+    /// The variant.
+    #[command(flatten)]
+    pub variant: VariantArg,
 }
 
 /// Runs `q35-convert inspect`.
 ///
 /// # Errors
-/// It is nothing that this program knows, or it is damaged.
+/// The path holds no model, or a damaged one.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
-    let path = &args.path;
-    let packages = inspect_package::packages(path);
-    if !packages.is_empty() {
-        return inspect_package::run(&packages, context);
+    let path = Path::new(&args.path);
+    if inspect_package::is_package(path) {
+        return inspect_package::run(&[path.to_owned()], context);
     }
     if path.is_file() {
         file(path, context)?;
-    } else if !path.exists() {
-        bail!("{} does not exist", path.display());
-    } else if MlxDirectory::recognises(path) {
-        mlx(path, context)?;
-    } else {
-        checkpoint(path, context)?;
+        return Ok(Outcome::Done);
+    }
+    let variant = args.variant.name();
+    let source = resolve(&args.path, None, variant, context.watcher)?;
+    let found = ArtefactDir::recognise(&source.dir, variant)?;
+    match found.kind {
+        ArtefactKind::CoreMl => return inspect_package::run(&found.packages(), context),
+        ArtefactKind::Mlx => mlx(&found.dir, context)?,
+        ArtefactKind::Checkpoint => checkpoint(&found.dir, context)?,
+        _ => return Err(found.refuse_compiled().into()),
     }
     Ok(Outcome::Done)
 }
 
-/// Tensors of one part of the model and one representation.
+/// The tensors of one part of the model that have the same storage.
 #[derive(Default)]
 struct Group {
     tensors: usize,
@@ -52,7 +61,7 @@ struct Group {
     bytes: u64,
 }
 
-/// Groups in the order of the model.
+/// Tensors by part and storage, in the order of the model.
 #[derive(Default)]
 struct Groups(BTreeMap<(usize, &'static str, String), Group>);
 
@@ -90,7 +99,7 @@ impl Groups {
     }
 }
 
-/// The part of the model that a tensor belongs to, and its place in a listing.
+/// The part of the model that a tensor belongs to, after its rank in a listing.
 fn part(spec: &TensorSpec) -> (usize, &'static str) {
     match spec.role {
         Role::Embedding => (0, "embedding"),

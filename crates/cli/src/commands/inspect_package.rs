@@ -1,4 +1,4 @@
-//! `q35-convert inspect` of Core ML packages: functions, features, operators, bytes, and what is reported of the Neural
+//! `q35-convert inspect` of Core ML packages: functions, features, operators, bytes, and reported limits of the Neural
 //! Engine.
 
 use std::collections::BTreeMap;
@@ -11,26 +11,19 @@ use crate::commands::Context;
 use crate::exit::Outcome;
 use crate::output::{Table, bytes, json as print_json, line, note};
 
-/// A package that was read, checked and summed up.
+/// A package with the results of its check and its inspection.
 struct Inspected {
     path: PathBuf,
     report: Report,
     inspection: Inspection,
 }
 
-/// The packages that a path stands for: itself, or those in it.
-pub fn packages(path: &Path) -> Vec<PathBuf> {
-    let is_package = |path: &Path| path.extension().is_some_and(|kind| kind == "mlpackage");
-    if is_package(path) || path.join("Manifest.json").is_file() {
-        return vec![path.to_owned()];
-    }
-    let entries = path.read_dir().into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_package(path)).collect();
-    found.sort();
-    found
+/// True if the path is a package itself, also under another name.
+pub fn is_package(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "mlpackage") || path.join("Manifest.json").is_file()
 }
 
-/// Prints all of them. The answer is no if one of them is malformed.
+/// Prints all packages. The answer is no if one of them is malformed.
 pub fn run(paths: &[PathBuf], context: Context) -> anyhow::Result<Outcome> {
     let mut all = Vec::new();
     for path in paths {

@@ -1,4 +1,4 @@
-//! `q35-convert logits`: what a model answers to given tokens, as numbers in a file.
+//! `q35-convert logits`: a model's logits for given tokens, in a safetensors file.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use q35_architecture::TextConfig;
 use q35_inference::{HiddenStateAt, LogitsFor, Observer};
+use q35_metrics::argmax;
 use serde_json::json;
 
+use crate::backend::VariantArg;
 use crate::commands::Context;
 use crate::exit::Outcome;
 use crate::open::{RunArgs, open};
 use crate::output::{json as print_json, line};
-use crate::source::ModelArgs;
+use crate::source::{ModelArgs, resolve};
 
 /// Arguments of `q35-convert logits`.
 #[derive(Debug, clap::Args)]
@@ -21,11 +23,14 @@ pub struct Args {
     #[command(flatten)]
     source: ModelArgs,
 
+    #[command(flatten)]
+    variant: VariantArg,
+
     /// A JSON list of token ids
     #[arg(long, value_name = "FILE")]
     ids_file: PathBuf,
 
-    /// Greedy tokens to go on with after the given ones
+    /// Number of greedy tokens to generate after the given ones
     #[arg(long, value_name = "N", default_value_t = 0)]
     steps: usize,
 
@@ -42,14 +47,15 @@ pub struct Args {
 }
 
 /// Runs `q35-convert logits`. The file holds `input_ids` `[T]` i64, `logits` `[T + steps, vocab]` f32 (row t predicts token
-/// t + 1, the last rows come from one-token decode of the greedy token) and `decoded_ids` `[steps]` i64.
+/// t + 1; the last `steps` rows come from decoding the greedy tokens) and `decoded_ids` `[steps]` i64.
 ///
 /// # Errors
 /// The model cannot be opened or run, or the file cannot be written.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let ids = read_ids(&args.ids_file)?;
-    let source = args.source.resolve(context.watcher)?;
-    let model = open(&source.dir, args.how)?;
+    let variant = args.variant.name();
+    let source = resolve(&args.source.model, args.source.revision.as_deref(), variant, context.watcher)?;
+    let model = open(&source.dir, variant, args.how)?;
     let config = model.config().clone();
     let (vocab, rows) = (config.vocab_size, ids.len() + args.steps);
     let mut sequence = model.new_sequence(rows)?;
@@ -62,7 +68,8 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let hidden = watch.hidden.take();
     let mut decoded = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
-        let next = argmax(&watch.row);
+        // A row of NaN alone has no largest logit; token 0 then, as transformers' argmax answers.
+        let next = argmax(&watch.row).unwrap_or(0) as u32;
         decoded.push(next);
         sequence.extend(&[next], LogitsFor::LastToken, &mut watch)?;
     }
@@ -88,21 +95,10 @@ fn read_ids(path: &Path) -> anyhow::Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// The first of the largest, as transformers and MLX choose.
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, value) in row.iter().enumerate() {
-        if *value > row[best] {
-            best = id;
-        }
-    }
-    best as u32
-}
-
-/// Writes rows as they come, so that a long run over a large vocabulary never lies in memory.
+/// Writes each row of logits at once, so that memory does not grow with the number of tokens.
 struct Watch<'a> {
     hidden: Option<BTreeMap<HiddenStateAt, Vec<f32>>>,
-    /// The last row.
+    /// The last row of logits.
     row: Vec<f32>,
     file: &'a mut LogitsFile,
     step: &'a crate::progress::Step,
@@ -127,7 +123,7 @@ impl Observer for Watch<'_> {
     }
 }
 
-/// The safetensors file, written front to back beside its place and renamed when whole.
+/// The safetensors file, written front to back as a temporary sibling and renamed when complete.
 struct LogitsFile {
     out: PathBuf,
     body: BufWriter<tempfile::NamedTempFile>,
@@ -137,7 +133,7 @@ struct LogitsFile {
 }
 
 impl LogitsFile {
-    /// Writes the header: every size is known before the model runs. The rows come first.
+    /// Writes the header, since every size is known before the model runs. The logits come first in the file.
     fn create(args: &Args, tokens: usize, config: &TextConfig) -> anyhow::Result<Self> {
         let rows = tokens + args.steps;
         let mut header = serde_json::Map::new();
@@ -172,7 +168,7 @@ impl LogitsFile {
         Ok(Self { out: args.out.clone(), body, rows, written: 0, failure: None })
     }
 
-    /// Observers cannot fail, so the first failure is kept for the end.
+    /// Observers cannot fail, so `finish` returns the first failure.
     fn row(&mut self, row: &[f32]) {
         let outcome = write_f32(&mut self.body, row);
         self.written += 1;
@@ -186,7 +182,7 @@ impl LogitsFile {
         hidden: &BTreeMap<HiddenStateAt, Vec<f32>>,
     ) -> anyhow::Result<()> {
         if self.written != self.rows {
-            bail!("the backend gave {} rows of logits, {} were due", self.written, self.rows);
+            bail!("the backend returned {} rows of logits, expected {}", self.written, self.rows);
         }
         let mut write = || -> std::io::Result<()> {
             if let Some(failure) = self.failure.take() {
@@ -210,21 +206,11 @@ fn write_f32(to: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
     values.iter().try_for_each(|value| to.write_all(&value.to_le_bytes()))
 }
 
-/// The name that a site has in the file, if it is written at all.
+/// The name of a hidden state in the file; `None` if it is not written.
 fn hidden_name(site: HiddenStateAt) -> Option<String> {
     match site {
         HiddenStateAt::Embedding => Some("hidden.embed".to_owned()),
         HiddenStateAt::AfterMlp(layer) => Some(format!("hidden.{layer}")),
         HiddenStateAt::AfterAttention(_) | HiddenStateAt::FinalNorm => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_of_equal_logits_wins() {
-        assert_eq!(argmax(&[0.0, 2.0, 2.0, -1.0]), 1);
     }
 }

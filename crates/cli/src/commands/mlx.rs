@@ -14,7 +14,6 @@ use q35_quant::affine::AffineSpec;
 use q35_reference::Device;
 use serde_json::{Value, json};
 
-use crate::backend::DeviceName;
 use crate::best::{BITS_PER_WEIGHT, Best, Budget};
 use crate::commands::Context;
 use crate::commands::parity::{after_conversion, in_words, outcome};
@@ -63,7 +62,7 @@ pub struct Args {
 
     /// Where the float model computes for --recipe best; cpu if not given
     #[arg(long, value_enum, value_name = "DEVICE")]
-    pub device: Option<DeviceName>,
+    pub device: Option<Device>,
 
     /// Who is to open the result
     #[arg(long = "for", value_enum, value_name = "READER", default_value_t = Reader::MlxLm)]
@@ -146,7 +145,7 @@ impl Args {
             Some(bytes) => Budget::Bytes(bytes),
             None => Budget::BitsPerWeight(self.bits_per_weight.unwrap_or(BITS_PER_WEIGHT)),
         };
-        let device = self.device.map_or(Device::Cpu, Device::from);
+        let device = self.device.unwrap_or_default();
         Best::calibrate(checkpoint, target, self.calibration.as_deref(), budget, device, watcher)
     }
 }

@@ -1,5 +1,4 @@
-//! The subcommands of `q35-convert`. Each module has its arguments, with the text that `--help` prints, and a function
-//! that runs it.
+//! The subcommands of `q35-convert`: a module for each, with its arguments and their help, and a function that runs it.
 
 use clap::{Parser, Subcommand};
 
@@ -16,13 +15,13 @@ pub mod parity;
 pub mod plan;
 pub mod verify;
 
-/// Converts Qwen3.5 checkpoints for Apple devices, and checks what came out
+/// Converts Qwen3.5 checkpoints for Apple devices, and checks the result
 ///
 /// Exit codes: 0, done; 1, it ran and the answer is no; 2, it could not run.
 #[derive(Debug, Parser)]
 #[command(name = "q35-convert", version, max_term_width = 100)]
 pub struct Convert {
-    /// What to do
+    /// The command
     #[command(subcommand)]
     pub command: Command,
 
@@ -31,7 +30,7 @@ pub struct Convert {
     pub quiet: bool,
 }
 
-/// What `q35-convert` can do.
+/// The subcommands of `q35-convert`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Quantize a checkpoint to an MLX model
@@ -40,15 +39,15 @@ pub enum Command {
     Coreml(Printing<coreml::Args>),
     /// Re-hash the files of a converted model
     Verify(Printing<verify::Args>),
-    /// Show what a checkpoint, a converted model or a file holds
+    /// Show the tensors and packages of a checkpoint, a converted model or a file
     Inspect(Printing<inspect::Args>),
     /// Write a model's logits for given tokens to a file
     Logits(Printing<logits::Args>),
     /// Is a converted model still the model? Numbers, reasons, and an exit code
     Parity(parity::Args),
-    /// Where Apple's Core ML would run each operation of converted packages (on a Mac)
+    /// Show the unit on which Apple's Core ML would run each operation of converted packages (on a Mac)
     Plan(Printing<plan::Args>),
-    /// What a quantization costs: perplexity, KL and task scores of several models side by side
+    /// Compare models: perplexity, KL and task scores side by side
     Eval(Printing<eval::Args>),
 }
 
@@ -56,7 +55,7 @@ pub enum Command {
 /// names a file.
 #[derive(Debug, clap::Args)]
 pub struct Printing<T: clap::Args> {
-    /// The command's own.
+    /// Arguments of the command itself.
     #[command(flatten)]
     pub args: T,
 
@@ -65,12 +64,12 @@ pub struct Printing<T: clap::Args> {
     pub json: bool,
 }
 
-/// What all commands are told.
+/// Settings that all commands share.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
-    /// Whether results are to be JSON.
+    /// True if results are printed as JSON.
     pub json: bool,
-    /// Who watches progress.
+    /// The display of progress.
     pub watcher: Watcher,
 }
 

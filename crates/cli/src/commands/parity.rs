@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail, ensure};
-use q35_backend::{Backend, RunOptions};
+use q35_backend::{Backend, Precision, RunOptions, Running};
 use q35_checkpoint::Checkpoint;
 use q35_inference::CancelToken;
 use q35_output_dir::Manifest;
 use q35_parity::{
-    Arithmetic, Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS,
-    Executed, ParityError, ParityReport, Progress, Prompt, ReferencePass, Source, Stage, Suite, Thresholds,
-    check,
+    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, ParityError,
+    ParityReport, Progress, Prompt, ReferencePass, Source, Stage, Suite, Thresholds, check,
 };
 
-use crate::backend::BackendArgs;
+use crate::backend::{BackendArgs, VariantArg};
 use crate::commands::Context;
 use crate::exit::Outcome;
 use crate::output::{line, note};
@@ -29,9 +28,13 @@ pub struct Args {
     #[arg(long, value_name = "CKPT")]
     pub reference: String,
 
-    /// The converted model
-    #[arg(long, value_name = "DIR")]
-    pub candidate: PathBuf,
+    /// The converted model: a directory, a hub id, or q35-nano
+    #[arg(long, value_name = "DIR|ID")]
+    pub candidate: String,
+
+    /// The variant of the candidate.
+    #[command(flatten)]
+    pub variant: VariantArg,
 
     /// Texts to compare on, as manifests/suite.json has them [default: those]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids_file"])]
@@ -110,12 +113,13 @@ pub struct ArithmeticArgs {
     pub fast: bool,
 }
 
-impl From<ArithmeticArgs> for Arithmetic {
-    fn from(args: ArithmeticArgs) -> Self {
-        match (args.exact, args.fast) {
-            (true, _) => Self::Exact,
-            (_, true) => Self::Fast,
-            _ => Self::Own,
+impl ArithmeticArgs {
+    /// The requested precision; without a flag the one that the model was written for.
+    pub fn precision(self) -> Precision {
+        match (self.exact, self.fast) {
+            (true, _) => Precision::Exact,
+            (_, true) => Precision::Fast,
+            _ => Precision::Declared,
         }
     }
 }
@@ -125,9 +129,11 @@ impl From<ArithmeticArgs> for Arithmetic {
 /// # Errors
 /// Either model or one of the files cannot be used. A candidate outside its limits is [`Outcome::No`].
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
-    let source = resolve(&args.reference, None, context.watcher)?;
-    let reference = Artefact::open(&source.dir)?;
-    let candidate = Artefact::open(&args.candidate)?;
+    let source = resolve(&args.reference, None, None, context.watcher)?;
+    let reference = Artefact::open(&source.dir, None)?;
+    let variant = args.variant.name();
+    let candidate_source = resolve(&args.candidate, None, variant, context.watcher)?;
+    let candidate = Artefact::open(&candidate_source.dir, variant)?;
     let prompts = if args.weights_only { Vec::new() } else { prompts(args, &reference)? };
     let thresholds = match &args.thresholds {
         Some(path) => thresholds(&read(path)?).with_context(|| path.display().to_string())?,
@@ -143,14 +149,13 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     };
     let job = Job {
         reference_name: args.reference.clone(),
-        candidate_name: args.candidate.display().to_string(),
+        candidate_name: args.candidate.clone(),
         reference: &reference,
         candidate: &candidate,
         hash: if keyed { Some(reference.hash().context("hashing the source")?) } else { None },
         prompts: &prompts,
         thresholds: &thresholds,
-        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), false)?,
-        arithmetic: args.arithmetic.into(),
+        how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.arithmetic.precision()),
     };
     let report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
     line(report.to_table().trim_end())?;
@@ -177,7 +182,6 @@ pub(crate) struct Job<'a> {
     pub(crate) prompts: &'a [Prompt],
     pub(crate) thresholds: &'a Thresholds,
     pub(crate) how: RunOptions,
-    pub(crate) arithmetic: Arithmetic,
 }
 
 impl Job<'_> {
@@ -188,7 +192,7 @@ impl Job<'_> {
         cancel: &CancelToken,
     ) -> anyhow::Result<ParityReport> {
         let threads = threads(self.how.threads);
-        let Executed { model, execution } = self.candidate.execute(&self.how, self.arithmetic)?;
+        let Running { model, activations } = self.candidate.open_model(&self.how)?;
         let source = Source { name: self.reference_name, hash: self.hash, weights: self.reference.weights() };
         let candidate = Candidate {
             name: self.candidate_name,
@@ -197,7 +201,7 @@ impl Job<'_> {
             weights: self.candidate.weights(),
             storage: &|spec| self.candidate.storage(spec),
             model: options.run.then_some(&*model),
-            execution,
+            activations,
         };
         let tool = format!("q35-convert {}", env!("CARGO_PKG_VERSION"));
         let options = CheckOptions { tool, threads, ..options };
@@ -328,7 +332,7 @@ fn short_check(
     watcher: Watcher,
 ) -> anyhow::Result<ParityReport> {
     let reference = Artefact::of_checkpoint(Arc::clone(reference));
-    let candidate = Artefact::open_as_made(out, &manifest.settings)?;
+    let candidate = Artefact::open_with_settings(out, &manifest.settings)?;
     let prompts = match CheckpointText::open(reference.dir()) {
         Ok(text) => Suite::from_json(DEFAULT_SUITE)?.prompts(&text, true, Some(SHORT_POSITIONS))?,
         Err(_) => {
@@ -344,8 +348,12 @@ fn short_check(
         hash: None,
         prompts: &prompts,
         thresholds: &thresholds(DEFAULT_THRESHOLDS)?,
-        how: RunOptions { backend: Backend::Cpu, threads: Some(threads(None)), ..RunOptions::default() },
-        arithmetic: Arithmetic::Own,
+        how: RunOptions {
+            backend: Backend::Cpu,
+            threads: Some(threads(None)),
+            precision: Precision::Declared,
+            ..RunOptions::default()
+        },
     };
     let options = CheckOptions {
         greedy_tokens: 0,

@@ -1,14 +1,16 @@
-//! `q35-convert plan`: where Apple's Core ML would run each operation of converted packages.
+//! `q35-convert plan`: the unit on which Apple's Core ML would run each operation of converted packages.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
-use q35_backend::{PlannedOperation, compute_plan};
+use anyhow::ensure;
+use q35_artefact::ArtefactDir;
+use q35_backend::{ComputeUnits, PlannedOperation, compute_plan};
 use serde_json::json;
 
-use crate::backend::{UnitsName, compiled_cache};
+use crate::backend::{VariantArg, compiled_cache};
 use crate::commands::Context;
+use crate::commands::inspect_package::is_package;
 use crate::exit::Outcome;
 use crate::output::{Table, json as print_json, line};
 
@@ -19,9 +21,13 @@ pub struct Args {
     #[arg(value_name = "DIR")]
     pub path: PathBuf,
 
-    /// Which units Core ML may use
+    /// The variant.
+    #[command(flatten)]
+    pub variant: VariantArg,
+
+    /// Compute units that Core ML may use
     #[arg(long, value_enum, default_value_t, value_name = "UNITS")]
-    pub compute_units: UnitsName,
+    pub compute_units: ComputeUnits,
 }
 
 /// Runs `q35-convert plan`.
@@ -29,18 +35,15 @@ pub struct Args {
 /// # Errors
 /// There are no packages, this is no system of Apple's, or Core ML refuses one.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
-    let is_package = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "mlpackage");
-    let mut packages = vec![args.path.clone()];
-    if !is_package(&args.path) {
-        let entries = args.path.read_dir().with_context(|| format!("cannot read {}", args.path.display()))?;
-        packages = entries.flatten().map(|entry| entry.path()).filter(is_package).collect();
-        packages.sort();
-    }
+    let packages = match is_package(&args.path) {
+        true => vec![args.path.clone()],
+        false => ArtefactDir::recognise(&args.path, args.variant.name())?.packages(),
+    };
     ensure!(!packages.is_empty(), "{} holds no Core ML packages", args.path.display());
     let cache = compiled_cache();
     let mut plans = Vec::new();
     for package in packages {
-        let plan = compute_plan(&package, args.compute_units.into(), cache.as_deref())?;
+        let plan = compute_plan(&package, args.compute_units, cache.as_deref())?;
         plans.push((package.file_name().unwrap_or_default().to_string_lossy().into_owned(), plan));
     }
     if context.json {
@@ -59,7 +62,7 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Operations and cost by unit and operator. Constants, which run nowhere, are left out.
+/// Operations and cost by unit and operator, without constants.
 fn summary(plans: &[(String, Vec<PlannedOperation>)]) -> Table {
     let mut groups: BTreeMap<(&str, &str, &str, &str), (usize, f64)> = BTreeMap::new();
     for (package, plan) in plans {

@@ -40,7 +40,7 @@ impl Job<'_> {
                 name: candidate.name.clone(),
                 description: candidate.model.map_or("not executed".into(), |model| model.describe()),
                 kind: candidate.kind.clone(),
-                execution: candidate.execution.key().into(),
+                execution: candidate.activations.key().into(),
                 hash: None,
                 size_bytes: candidate.size_bytes,
             },

@@ -8,7 +8,7 @@ mod running;
 
 use q35_inference::CancelToken;
 
-pub use options::{Candidate, CheckOptions, Execution, Source};
+pub use options::{Candidate, CheckOptions, Source};
 
 use crate::diagnosis::config_findings;
 use crate::{Check, Limit, Limits, ParityError, ParityReport, Progress, Prompt, Thresholds, compare_configs};
@@ -31,7 +31,7 @@ pub fn check(
 ) -> Result<ParityReport, ParityError> {
     let saved = options.use_reference.take();
     let no_limits = Limits::default();
-    let limits = thresholds.implementation_limits(candidate.execution.key()).unwrap_or(&no_limits);
+    let limits = thresholds.implementation_limits(candidate.activations.key()).unwrap_or(&no_limits);
     let job = Job { source, candidate, prompts, options: &options, limits, thresholds, cancel, progress };
     let mut report = job.empty_report();
     report.config = compare_configs(source.weights.config(), candidate.weights.config())?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use q35_architecture::TensorSpec;
+use q35_backend::Activations;
 use q35_inference::{Model, Weights};
 
 use crate::{ReferencePass, Storage};
@@ -15,31 +16,6 @@ pub struct Source<'a> {
     pub hash: Option<String>,
     /// Its weights.
     pub weights: &'a dyn Weights,
-}
-
-/// Arithmetic of an executed candidate, which selects the implementation limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Execution {
-    /// f32 activations.
-    F32,
-    /// f16 activations.
-    F16,
-    /// bf16 activations.
-    Bf16,
-    /// The CPU backend's fast mode: 15-bit activations in matrix products, an 8-bit KV cache.
-    Fast,
-}
-
-impl Execution {
-    /// Key in the thresholds.
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::Fast => "fast",
-        }
-    }
 }
 
 /// The converted model.
@@ -56,8 +32,8 @@ pub struct Candidate<'a> {
     pub storage: &'a (dyn Fn(&TensorSpec) -> Storage + Sync),
     /// The executable model; without it, only dequantized weights are compared.
     pub model: Option<&'a dyn Model>,
-    /// Arithmetic of `model`.
-    pub execution: Execution,
+    /// Type of the activations of `model`, which selects the implementation limits.
+    pub activations: Activations,
 }
 
 /// Options of a check.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use q35_architecture::{TextConfig, tensor_table};
+use q35_backend::Activations;
 use q35_checkpoint::Checkpoint;
 use q35_format_mlx::{RoundToNearest, WriteOptions};
 use q35_inference::{
@@ -13,8 +14,8 @@ use q35_inference::{
     WeightError, Weights,
 };
 use q35_parity::{
-    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, Execution, ParityReport, Prompt,
-    Source, Suite, Thresholds, check, float_model,
+    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, ParityReport, Prompt, Source, Suite,
+    Thresholds, check, float_model,
 };
 use q35_quant::affine::AffineSpec;
 use q35_testkit::{EditableTensor, rewrite_tensors};
@@ -75,7 +76,8 @@ impl Fixture {
 
     /// Executes the model that `execute` builds from the converted weights.
     pub fn check_executed(&self, execute: impl FnOnce(&dyn Weights) -> Box<dyn Model>) -> ParityReport {
-        let (source, target) = (Artefact::open(&self.source).unwrap(), Artefact::open(&self.target).unwrap());
+        let (source, target) =
+            (Artefact::open(&self.source, None).unwrap(), Artefact::open(&self.target, None).unwrap());
         // A damaged directory may hold nothing that can be executed.
         let readable = tensor_table(target.weights().config())
             .iter()
@@ -88,7 +90,7 @@ impl Fixture {
             weights: target.weights(),
             storage: &|spec| target.storage(spec),
             model: model.as_deref(),
-            execution: Execution::F32,
+            activations: Activations::F32,
         };
         let source = Source { name: "source".into(), hash: None, weights: source.weights() };
         let thresholds = Thresholds::from_json(TINY_THRESHOLDS).unwrap();

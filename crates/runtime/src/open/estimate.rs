@@ -1,43 +1,45 @@
-//! What a model will occupy, before it is loaded.
+//! Estimate of a model's memory before it is loaded.
 
 use std::path::Path;
 
 use q35_architecture::{LayerKind, TextConfig};
+use q35_artefact::{ArtefactDir, ArtefactKind};
+use q35_backend::Precision;
 use serde_json::Value;
 
-use super::{Artefact, ArtefactKind, OpenError};
+use super::OpenError;
 use crate::LoadOptions;
 
-/// Bytes that one session with a full window would need.
+/// The memory that one session with a full context window needs, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// Weight files, all of them read.
+    /// All weight files.
     pub weight_bytes: u64,
-    /// Key/value caches of a full window, and recurrent states.
+    /// KV caches of a full context window, and recurrent states.
     pub cache_bytes: u64,
-    /// Work space of a prefill.
+    /// Scratch buffers of a prefill.
     pub scratch_bytes: u64,
-    /// Snapshots of prompts, as many as are allowed.
+    /// The prompt cache's limit.
     pub snapshot_bytes: u64,
     /// Tokenizer and tables.
     pub text_bytes: u64,
 }
 
-/// Tokens that a prefill works on at a time, for the estimate; backends choose their own.
-const PIECE: u64 = 256;
+/// Tokens of a prefill chunk, for the estimate; each backend chooses its own.
+const CHUNK: u64 = 256;
 
 impl MemoryEstimate {
     /// Estimates from file sizes and config.json.
     ///
     /// # Errors
     /// config.json cannot be read or describes another architecture.
-    pub fn of(artefact: &Artefact, options: &LoadOptions) -> Result<Self, OpenError> {
+    pub fn of(artefact: &ArtefactDir, options: &LoadOptions) -> Result<Self, OpenError> {
         let weight_bytes = weight_files(&artefact.dir);
         let text_bytes = 4 * size(&artefact.dir.join("tokenizer.json"));
         let snapshot_bytes = options.prompt_cache_bytes;
         let path = artefact.dir.join("config.json");
         if artefact.kind == ArtefactKind::CoreMl && !path.is_file() {
-            // Packages without config.json have their caches inside.
+            // Without config.json the size of the caches is unknown.
             return Ok(Self { weight_bytes, cache_bytes: 0, scratch_bytes: 0, snapshot_bytes, text_bytes });
         }
         let broken = |message: String| OpenError::Description { path: path.clone(), message };
@@ -48,14 +50,14 @@ impl MemoryEstimate {
         let caches = |element_bytes| cache_bytes(&config, context, element_bytes);
         Ok(Self {
             weight_bytes,
-            cache_bytes: caches(if options.exact { 4 } else { 2 }),
+            cache_bytes: caches(if options.run.precision == Precision::Exact { 4 } else { 2 }),
             scratch_bytes: scratch_bytes(&config),
             snapshot_bytes,
             text_bytes,
         })
     }
 
-    /// All of it.
+    /// Sum of all parts.
     pub fn total_bytes(&self) -> u64 {
         self.weight_bytes + self.cache_bytes + self.scratch_bytes + self.snapshot_bytes + self.text_bytes
     }
@@ -90,14 +92,14 @@ fn scratch_bytes(config: &TextConfig) -> u64 {
     let mixer = config.linear_conv_dim() + 2 * config.linear_value_dim();
     let attention = 3 * config.attention_query_dim() + 2 * config.attention_key_value_dim();
     let widest = (2 * config.intermediate_size).max(mixer).max(attention);
-    4 * (PIECE * (3 * config.hidden_size + widest) as u64 + config.vocab_size as u64)
+    4 * (CHUNK * (3 * config.hidden_size + widest) as u64 + config.vocab_size as u64)
 }
 
 fn size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// Bytes of weight files, in packages too.
+/// Bytes of weight files, those in packages included.
 fn weight_files(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let weights = |path: &Path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "bin");
@@ -111,7 +113,7 @@ fn weight_files(dir: &Path) -> u64 {
         .sum()
 }
 
-/// What the machine has, where that can be known without asking the system by unsafe means.
+/// Physical memory of the machine, where the system publishes it in a file.
 pub(super) fn physical_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;

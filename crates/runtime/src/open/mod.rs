@@ -1,117 +1,31 @@
-//! From a directory or hub id to a model.
+//! Opens a model to chat with, from a directory or a hub id.
 
-mod artefact;
+mod error;
 mod estimate;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use q35_backend::{BackendError, RunOptions, open_coreml, open_mlx};
-use q35_format_mlx::MlxDirectory;
+use q35_artefact::{ArtefactDir, ArtefactKind, select_files};
+use q35_backend::RunOptions;
 use q35_inference::Model;
 
 use crate::engine::Loaded;
 use crate::language::Language;
 use crate::{Chat, ChatError, LoadOptions};
-pub use artefact::{Artefact, ArtefactKind};
+pub use error::OpenError;
 pub use estimate::MemoryEstimate;
 
-/// Why a model could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The name could not be resolved to a directory.
-    #[error(transparent)]
-    Hub(Box<q35_hub::HubError>),
-    /// The directory holds nothing that is known.
-    #[error(
-        "`{}` holds no model\n  expected: config.json with model.safetensors, or Core ML packages\n  found:    {found}",
-        dir.display()
-    )]
-    NoModel {
-        /// The directory.
-        dir: PathBuf,
-        /// What it holds instead.
-        found: String,
-    },
-    /// The directory holds a float checkpoint.
-    #[error(
-        "`{}` is a float checkpoint\n  expected: a converted model\nhint: q35-convert mlx --model {} --out DIR",
-        dir.display(), dir.display()
-    )]
-    NotConverted {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// The directory has no such variant.
-    #[error("`{}` has no variant `{variant}`\n  found:    {found}", dir.display())]
-    NoVariant {
-        /// The directory.
-        dir: PathBuf,
-        /// The variant asked for.
-        variant: String,
-        /// The variants that there are.
-        found: String,
-    },
-    /// The backend asked for cannot run what the directory holds, or is not in this build.
-    #[error("`{}`: {source}", dir.display())]
-    Backend {
-        /// The directory.
-        dir: PathBuf,
-        /// Why not.
-        source: BackendError,
-    },
-    /// The model is estimated not to fit.
-    #[error(
-        "the model does not fit in memory: {estimate}\n  limit:    {} MB\n\
-         hint: a smaller max_context or prompt cache, or a model of fewer bits", limit_bytes / 1_000_000
-    )]
-    Memory {
-        /// What would be needed.
-        estimate: MemoryEstimate,
-        /// What may be used.
-        limit_bytes: u64,
-    },
-    /// A file that describes the model cannot be read.
-    #[error("cannot read `{}`: {message}", path.display())]
-    Description {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
-    /// The MLX directory is not what its config.json says.
-    #[error(transparent)]
-    Mlx(Box<q35_format_mlx::MlxError>),
-}
-
-/// The causes are boxed: they are large, and an error should not make every result so.
-macro_rules! boxed_causes {
-    ($($variant:ident: $cause:ty),* $(,)?) => {$(
-        impl From<$cause> for OpenError {
-            fn from(cause: $cause) -> Self {
-                Self::$variant(Box::new(cause))
-            }
-        }
-    )*};
-}
-
-boxed_causes! {
-    Hub: q35_hub::HubError,
-    Mlx: q35_format_mlx::MlxError,
-}
-
-/// What opening reports, in this order, on the calling thread; nothing more comes after a failure.
+/// Progress of opening a model. Events come in this order, on the calling thread; none follows a failure.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum OpenEvent<'a> {
-    /// A download, or the finding that the hub cannot be reached.
+    /// Progress of a download, or the fallback to the cache when the hub cannot be reached.
     Hub(q35_hub::Event<'a>),
-    /// What the directory was recognised as.
-    Found(&'a Artefact),
-    /// What will be needed.
+    /// The model was recognised.
+    Found(&'a ArtefactDir),
+    /// The memory that the model will need.
     Estimated(MemoryEstimate),
-    /// The model is ready; who computes what.
+    /// The model is loaded; a description of its backend.
     Ready(&'a str),
 }
 
@@ -152,7 +66,7 @@ impl Chat {
     /// ```
     ///
     /// # Errors
-    /// There is no such model, it is damaged, it does not fit in memory, or an option makes no sense.
+    /// There is no such model, it is damaged, it does not fit in memory, or an option is out of range.
     pub fn open(
         model: &str,
         options: &LoadOptions,
@@ -160,11 +74,16 @@ impl Chat {
     ) -> Result<Self, ChatError> {
         options.check()?;
         let variant = options.variant.as_deref();
-        let wanted = |name: &str| artefact::is_wanted(name, variant);
-        let resolved = q35_hub::resolve(model, &options.hub, &wanted, &|event| events(OpenEvent::Hub(event)))
+        let select = |files: &[&str]| select_files(files, variant);
+        let resolved = q35_hub::resolve(model, &options.hub, &select, &|event| events(OpenEvent::Hub(event)))
             .map_err(OpenError::from)?;
-        let artefact = Artefact::recognise(&resolved.dir, variant)?;
+        let artefact = ArtefactDir::recognise(&resolved.dir, variant).map_err(OpenError::from)?;
         events(OpenEvent::Found(&artefact));
+        match artefact.kind {
+            ArtefactKind::Checkpoint => return Err(OpenError::NotConverted { dir: artefact.dir }.into()),
+            ArtefactKind::CompiledCoreMl => return Err(OpenError::from(artefact.refuse_compiled()).into()),
+            _ => {}
+        }
         let estimate = MemoryEstimate::of(&artefact, options)?;
         events(OpenEvent::Estimated(estimate));
         let limit_bytes =
@@ -172,20 +91,20 @@ impl Chat {
         if estimate.total_bytes() > limit_bytes {
             return Err(OpenError::Memory { estimate, limit_bytes }.into());
         }
-        let (directory, again) = (artefact.dir.clone(), options.clone());
-        let loader = Box::new(move || load(&artefact, &again));
+        let (directory, reload_options) = (artefact.dir.clone(), options.clone());
+        let loader = Box::new(move || load(&artefact, &reload_options));
         let chat = Self { engine: Arc::new(crate::engine::Engine::new(loader, options.clone(), directory)?) };
         events(OpenEvent::Ready(&chat.describe()?));
         Ok(chat)
     }
 }
 
-fn load(artefact: &Artefact, options: &LoadOptions) -> Result<Loaded, ChatError> {
+fn load(artefact: &ArtefactDir, options: &LoadOptions) -> Result<Loaded, ChatError> {
     let template = options.chat_template.as_deref();
     // A real tokenizer takes longer than mapped weights, so each has a thread.
     let (model, language) = std::thread::scope(|scope| {
         let language = scope.spawn(|| Language::open(&artefact.dir, template));
-        let model = open_model(&artefact.dir, artefact.kind, options);
+        let model = open_model(artefact, options);
         (model, language.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let model = model?;
@@ -193,23 +112,7 @@ fn load(artefact: &Artefact, options: &LoadOptions) -> Result<Loaded, ChatError>
     Ok(Loaded { model, language: Arc::new(language) })
 }
 
-fn open_model(dir: &Path, kind: ArtefactKind, options: &LoadOptions) -> Result<Arc<dyn Model>, OpenError> {
-    let how = RunOptions {
-        backend: options.backend,
-        device: options.device,
-        compute_units: options.compute_units,
-        threads: options.threads,
-        exact: options.exact,
-        compiled_cache: options.compiled_cache.clone(),
-    };
-    let running = match kind {
-        ArtefactKind::Mlx => {
-            let directory = MlxDirectory::open(dir)?;
-            directory.read_ahead();
-            open_mlx(Arc::new(directory), &how)
-        }
-        ArtefactKind::CoreMl => open_coreml(dir, &how),
-    };
-    let running = running.map_err(|source| OpenError::Backend { dir: dir.to_owned(), source })?;
-    Ok(Arc::from(running.model))
+fn open_model(artefact: &ArtefactDir, options: &LoadOptions) -> Result<Arc<dyn Model>, OpenError> {
+    let run = RunOptions { read_ahead: true, ..options.run.clone() };
+    Ok(Arc::from(artefact.open_model(&run)?.model))
 }

@@ -1,0 +1,59 @@
+//! Errors of opening a model to chat with.
+
+use std::path::PathBuf;
+
+use q35_artefact::ArtefactError;
+
+use super::MemoryEstimate;
+
+/// A model that could not be opened. Causes are boxed: they are large.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The name could not be resolved to a directory.
+    #[error(transparent)]
+    Hub(Box<q35_hub::HubError>),
+    /// The directory holds no model, not the requested variant, or one that the backend cannot run.
+    #[error(transparent)]
+    Artefact(Box<ArtefactError>),
+    /// The directory holds a float checkpoint.
+    #[error(
+        "`{}` is a float checkpoint\n  expected: a converted model\nhint: q35-convert mlx --model {} --out DIR",
+        dir.display(), dir.display()
+    )]
+    NotConverted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The model is estimated not to fit.
+    #[error(
+        "the model does not fit in memory: {estimate}\n  limit:    {} MB\n\
+         hint: a smaller max_context or prompt cache, or a model of fewer bits", limit_bytes / 1_000_000
+    )]
+    Memory {
+        /// The estimate of the memory needed.
+        estimate: MemoryEstimate,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A file that describes the model cannot be read.
+    #[error("cannot read `{}`: {message}", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// The defect.
+        message: String,
+    },
+}
+
+impl From<q35_hub::HubError> for OpenError {
+    fn from(cause: q35_hub::HubError) -> Self {
+        Self::Hub(Box::new(cause))
+    }
+}
+
+impl From<ArtefactError> for OpenError {
+    fn from(cause: ArtefactError) -> Self {
+        Self::Artefact(Box::new(cause))
+    }
+}
