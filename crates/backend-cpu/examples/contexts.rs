@@ -1,4 +1,4 @@
-//! Decode after a short and a long context, in turn in one process, so that both meet the same machine:
+//! Decode speed after a short and a long context, alternating in one process so that load on the machine affects both:
 //! `cargo run --release -p q35-backend-cpu --example contexts -- DIR THREADS [ROUNDS]`. Prints one line of JSON.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints its results")]
 
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Tokens per second after `start`, but for the first one: what came before has left its own things in the caches.
+/// Tokens per second after `start`. The first token is not timed: it warms the caches.
 fn decode(sequence: &mut dyn Sequence, start: &Snapshot, ids: &[u32]) -> Result<f64, Box<dyn Error>> {
     sequence.restore(start)?;
     sequence.extend(&ids[..1], LogitsFor::LastToken, &mut Discard)?;
@@ -56,7 +56,7 @@ fn decode(sequence: &mut dyn Sequence, start: &Snapshot, ids: &[u32]) -> Result<
     Ok((ids.len() - 1) as f64 / begin.elapsed().as_secs_f64())
 }
 
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

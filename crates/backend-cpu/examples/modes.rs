@@ -1,5 +1,5 @@
-//! How far the fast mode is from the exact one on a model: `cargo run --release -p q35-backend-cpu --example modes -- DIR
-//! [TOKENS]`. Prints one line of JSON with the KL divergence of the next token's distributions, exact to fast.
+//! KL divergence of the fast mode from the exact one on a model: `cargo run --release -p q35-backend-cpu --example modes -- DIR
+//! [TOKENS]`. Prints one line of JSON with statistics over the next-token distributions.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints its results")]
 
 use std::error::Error;
@@ -10,11 +10,12 @@ use q35_format_mlx::MlxDirectory;
 use q35_inference::{LogitsFor, Model, Observer};
 use q35_metrics::{Summarizer, compare_rows};
 
-struct Keep(Vec<f32>);
+/// Keeps the last logits.
+struct LastLogits(Vec<f32>);
 
-impl Observer for Keep {
-    fn logits(&mut self, _position: usize, row: &[f32]) {
-        self.0 = row.to_vec();
+impl Observer for LastLogits {
+    fn logits(&mut self, _position: usize, logits: &[f32]) {
+        self.0 = logits.to_vec();
     }
 }
 
@@ -26,13 +27,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let open = |mode| CpuModel::open(Arc::clone(&directory), CpuOptions::default().with_mode(mode));
     let (exact, fast) = (open(Mode::Exact)?, open(Mode::Fast)?);
     let (mut exact_run, mut fast_run) = (exact.new_sequence(tokens)?, fast.new_sequence(tokens)?);
-    let (mut expected, mut got) = (Keep(Vec::new()), Keep(Vec::new()));
+    let (mut expected, mut actual) = (LastLogits(Vec::new()), LastLogits(Vec::new()));
     let mut summary = Summarizer::default();
     for i in 0..tokens {
         let id = [((i * i * 131 + i * 7919 + 13) % directory.config().vocab_size) as u32];
         exact_run.extend(&id, LogitsFor::LastToken, &mut expected)?;
-        fast_run.extend(&id, LogitsFor::LastToken, &mut got)?;
-        summary.push(&compare_rows(&expected.0, &got.0)?);
+        fast_run.extend(&id, LogitsFor::LastToken, &mut actual)?;
+        summary.push(&compare_rows(&expected.0, &actual.0)?);
     }
     let summary = summary.finish();
     println!(

@@ -1,29 +1,29 @@
-//! Why a directory cannot be run.
+//! Errors of opening a model.
 
 use q35_kernels::MatrixError;
 
-/// Why a directory cannot be run on the CPU.
+/// An MLX directory cannot be run on the CPU.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuError {
     /// A tensor of the model is not in the directory.
     #[error("tensor `{name}` is missing")]
     Missing {
-        /// Its name below the text tower.
+        /// Name below the prefix of the text model.
         name: String,
     },
-    /// A tensor that must be float is quantized.
+    /// A tensor that must be unquantized is quantized.
     #[error("tensor `{name}` is quantized\n  expected: floats")]
     Quantized {
-        /// Its name below the text tower.
+        /// Name below the prefix of the text model.
         name: String,
     },
-    /// A matrix that no kernel reads.
+    /// No kernel reads this matrix.
     #[error("tensor `{name}`: {source}")]
     Matrix {
-        /// Its name below the text tower.
+        /// Name below the prefix of the text model.
         name: String,
-        /// What does not fit.
+        /// The reason.
         source: MatrixError,
     },
 }

@@ -1,13 +1,13 @@
-//! Runs an MLX model directory on the CPU, straight from the mapped file: the weights are never copied or repacked.
+//! Runs MLX model directories on the CPU, straight from the mapped files: weights are neither copied nor repacked.
 //!
-//! [`CpuModel`] answers to [`q35_inference::Model`]. Its arithmetic is that of `q35-kernels`, where a token's result does
-//! not depend on the tokens computed beside it, on the number of threads or on the instruction set. So a prompt may
-//! be cut anywhere, prefill equals decode bit for bit, and [`q35_inference::Model::prefill_alignment`] is 1.
+//! [`CpuModel`] implements [`q35_inference::Model`]. Its arithmetic is that of `q35-kernels`, which is batch-invariant: a token's
+//! result does not depend on the tokens computed with it, on the number of threads or on the instruction set. So prefill
+//! chunks may have any length, prefill equals decode bit for bit, and [`q35_inference::Model::prefill_alignment`] is 1.
 //!
-//! Two modes ([`Mode`]): exact, with f32 activations and an f32 cache, and fast, with activations of sixteen bits in
-//! products with weights of eight (twelve with four), and keys and values of eight bits in the cache.
+//! There are two modes ([`Mode`]): exact, with f32 activations and an f32 KV cache, and fast, with 16-bit activations for INT8
+//! weights (12-bit for INT4) and an INT8 KV cache.
 //!
-//! It knows nothing of text, sampling or chat.
+//! The graph is in `qwen3_5.rs`. The crate knows no text, no sampling and no chat.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -24,10 +24,11 @@
 #![forbid(unsafe_code)]
 
 mod error;
-mod forward;
 mod model;
 mod options;
+mod qwen3_5;
 mod sequence;
+mod shared;
 mod state;
 mod weights;
 

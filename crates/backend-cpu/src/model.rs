@@ -1,4 +1,4 @@
-//! The loaded model.
+//! An opened model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use q35_inference::{Model, ModelMemory, RunError, Sequence};
 use q35_kernels::{Isa, Mode, Pool};
 
 use crate::sequence::CpuSequence;
+use crate::shared::Shared;
 use crate::weights::ModelWeights;
 use crate::{CpuError, CpuOptions};
 
@@ -18,21 +19,11 @@ pub struct CpuModel {
     shared: Arc<Shared>,
 }
 
-/// What all sequences of a model share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub directory: Arc<MlxDirectory>,
-    pub weights: ModelWeights,
-    pub pool: Pool,
-    pub isa: Isa,
-    pub mode: Mode,
-}
-
 impl CpuModel {
-    /// Takes the weights of `directory` where they are. Starts `options.threads - 1` threads.
+    /// Opens the weights of `directory` in place and starts `options.threads - 1` threads.
     ///
     /// # Errors
-    /// A tensor is missing, or of a form that no kernel reads.
+    /// A tensor is missing, or no kernel reads its format.
     pub fn open(directory: Arc<MlxDirectory>, options: CpuOptions) -> Result<Self, CpuError> {
         let weights = ModelWeights::find(&directory)?;
         let pool = Pool::new(options.threads);
@@ -40,20 +31,14 @@ impl CpuModel {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Threads that compute.
+    /// Number of computing threads.
     pub fn threads(&self) -> usize {
         self.shared.pool.threads()
     }
 
-    /// Whether activations keep their f32 values.
+    /// Arithmetic of the products.
     pub fn mode(&self) -> Mode {
         self.shared.mode
-    }
-}
-
-impl Shared {
-    pub(crate) fn config(&self) -> &TextConfig {
-        self.directory.config()
     }
 }
 
@@ -63,7 +48,7 @@ impl Model for CpuModel {
     }
 
     fn describe(&self) -> String {
-        // The form that holds most of the weights names the model.
+        // The format of most weight bytes names the model.
         let mut bytes_of: BTreeMap<Option<(usize, usize)>, usize> = BTreeMap::new();
         for matrix in self.shared.weights.matrices() {
             *bytes_of.entry(matrix.quantization()).or_default() += matrix.size_bytes(&self.shared.directory);

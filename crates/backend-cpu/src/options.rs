@@ -1,31 +1,31 @@
-//! How a model is run.
+//! Options of opening a model.
 
 use q35_kernels::Mode;
 
-/// How a model is run.
+/// Options of [`CpuModel::open`](crate::CpuModel::open).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads that compute, the caller's included. At least one.
+    /// Number of computing threads, the caller included; at least one.
     pub threads: usize,
-    /// Whether activations keep their f32 values.
+    /// Arithmetic of products and format of the KV cache.
     pub mode: Mode,
 }
 
 impl Default for CpuOptions {
-    /// Fast, on as many threads as the system offers.
+    /// [`Mode::Fast`] on all available cores.
     fn default() -> Self {
         Self { threads: std::thread::available_parallelism().map_or(1, usize::from), mode: Mode::Fast }
     }
 }
 
 impl CpuOptions {
-    /// With another number of threads.
+    /// Sets the number of threads.
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// In another mode.
+    /// Sets the mode.
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self

@@ -1,16 +1,16 @@
-//! One growing sequence of tokens.
+//! A sequence of tokens and its state.
 
 use std::sync::Arc;
 
 use q35_inference::{LogitsFor, Observer, RecurrentState, RunError, Sequence, Snapshot};
 
-use crate::forward::Forward;
-use crate::model::Shared;
+use crate::qwen3_5::Forward;
+use crate::shared::Shared;
 use crate::state::State;
 
-/// Tokens computed at a time in prefill: enough to make taking the weights apart cheap, few enough that scratch
-/// space stays at a few megabytes and a cancelled prompt ends soon.
-const PIECE: usize = 64;
+/// Tokens per prefill chunk: enough to amortise unpacking the weights, few enough that scratch buffers stay at a few megabytes
+/// and cancellation is prompt.
+const CHUNK: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct CpuSequence {
@@ -49,21 +49,26 @@ impl Sequence for CpuSequence {
         self.max_context
     }
 
-    fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
+    fn extend(
+        &mut self,
+        ids: &[u32],
+        logits_for: LogitsFor,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
         self.check(ids)?;
         let wants_hidden = observer.wants_hidden();
-        let pieces = ids.len().div_ceil(PIECE);
-        for (index, piece) in ids.chunks(PIECE).enumerate() {
+        let chunks = ids.len().div_ceil(CHUNK);
+        for (index, chunk) in ids.chunks(CHUNK).enumerate() {
             if observer.cancelled() {
                 return Err(RunError::Cancelled);
             }
-            let rows = match rows {
-                LogitsFor::LastToken if index + 1 < pieces => LogitsFor::None,
-                rows => rows,
+            let logits_for = match logits_for {
+                LogitsFor::LastToken if index + 1 < chunks => LogitsFor::None,
+                logits_for => logits_for,
             };
             let Self { shared, state, forward, position, .. } = self;
-            forward.piece(shared, state, *position, piece, rows, wants_hidden, observer);
-            self.position += piece.len();
+            forward.chunk(shared, state, *position, chunk, logits_for, wants_hidden, observer);
+            self.position += chunk.len();
         }
         Ok(())
     }

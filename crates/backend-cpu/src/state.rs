@@ -1,8 +1,8 @@
-//! What a sequence remembers of its tokens.
+//! State of a sequence: convolution windows, recurrent states, KV caches.
 
 use q35_architecture::{LayerKind, TextConfig};
 use q35_inference::{RecurrentState, RunError, Snapshot, SnapshotTensor, StateType};
-use q35_kernels::{DeltaShape, HeadCache, Mode, Pages, Part, SPAN};
+use q35_kernels::{ArenaSlice, DeltaShape, HugePageArena, KV_BLOCK, KvCache, Mode};
 
 use crate::weights::delta_shape;
 
@@ -13,8 +13,8 @@ pub(crate) struct State {
     head_width: usize,
     mode: Mode,
     pub layers: Vec<LayerState>,
-    /// Where layers take their memory from.
-    pub pages: Pages,
+    /// Memory of the recurrent states and KV caches.
+    pub arena: HugePageArena,
 }
 
 #[derive(Debug)]
@@ -22,29 +22,29 @@ pub(crate) enum LayerState {
     Linear {
         /// [key heads][taps - 1][channels of a key head]
         convolution: Vec<f32>,
-        /// [value heads], each as [`DeltaShape`] says
-        recurrent: Part<f32>,
+        /// [value heads][[`DeltaShape::recurrent_state`]]
+        recurrent: ArenaSlice<f32>,
     },
-    /// One cache for each key/value head.
-    Full(Vec<HeadCache>),
+    /// One cache per key/value head.
+    Full(Vec<KvCache>),
 }
 
 impl State {
     pub(crate) fn new(config: &TextConfig, mode: Mode) -> Self {
         let shape = delta_shape(config);
-        let mut pages = Pages::default();
+        let mut arena = HugePageArena::default();
         let layers = config.layer_types.iter().map(|kind| match kind {
             LayerKind::LinearAttention => LayerState::Linear {
                 convolution: vec![0.0; shape.key_heads * shape.convolution_state()],
-                recurrent: pages.take(shape.value_heads * shape.recurrent_state()),
+                recurrent: arena.alloc_zeroed(shape.value_heads * shape.recurrent_state()),
             },
             LayerKind::FullAttention => {
                 let heads = 0..config.num_key_value_heads;
-                LayerState::Full(heads.map(|_| HeadCache::new(mode, config.head_dim)).collect())
+                LayerState::Full(heads.map(|_| KvCache::new(mode, config.head_dim)).collect())
             }
         });
         let layers = layers.collect();
-        Self { shape, head_width: config.head_dim, mode, layers, pages }
+        Self { shape, head_width: config.head_dim, mode, layers, arena }
     }
 
     pub(crate) fn reset(&mut self) {
@@ -54,7 +54,7 @@ impl State {
                     convolution.fill(0.0);
                     recurrent.fill(0.0);
                 }
-                LayerState::Full(caches) => caches.iter_mut().for_each(HeadCache::clear),
+                LayerState::Full(caches) => caches.iter_mut().for_each(KvCache::clear),
             }
         }
     }
@@ -62,7 +62,7 @@ impl State {
     pub(crate) fn size_bytes(&self) -> usize {
         let sizes = self.layers.iter().map(|layer| match layer {
             LayerState::Linear { convolution, recurrent } => 4 * (convolution.len() + recurrent.len()),
-            LayerState::Full(caches) => caches.iter().map(HeadCache::size_bytes).sum(),
+            LayerState::Full(caches) => caches.iter().map(KvCache::size_bytes).sum(),
         });
         sizes.sum()
     }
@@ -71,7 +71,7 @@ impl State {
         let states = self.layers.iter().enumerate().filter_map(|(layer, state)| match state {
             LayerState::Linear { recurrent, .. } => {
                 let heads = recurrent.chunks_exact(self.shape.recurrent_state());
-                let values = heads.flat_map(|head| self.shape.plain_state(head)).collect();
+                let values = heads.flat_map(|head| self.shape.row_major_state(head)).collect();
                 Some(RecurrentState { layer, values })
             }
             LayerState::Full(_) => None,
@@ -114,28 +114,28 @@ impl State {
     }
 
     fn cache_shape(&self, heads: usize, position: usize, bytes: usize) -> (StateType, Vec<usize>) {
-        let blocks = position.div_ceil(SPAN);
+        let blocks = position.div_ceil(KV_BLOCK);
         match self.mode {
-            Mode::Exact => (StateType::F32, vec![heads, blocks, 2, SPAN, self.head_width]),
+            Mode::Exact => (StateType::F32, vec![heads, blocks, 2, KV_BLOCK, self.head_width]),
             Mode::Fast => (StateType::I8, vec![heads, blocks, bytes / (heads * blocks).max(1)]),
         }
     }
 
-    /// Takes a snapshot's state, or changes nothing.
+    /// Restores the state of a snapshot; changes nothing on error.
     pub(crate) fn restore(&mut self, snapshot: &Snapshot, max_context: usize) -> Result<(), RunError> {
-        let misfit = |expected: String, found: String| RunError::Snapshot { expected, found };
+        let mismatch = |expected: String, found: String| RunError::Snapshot { expected, found };
         if snapshot.layout != self.layout() {
-            return Err(misfit(self.layout().to_owned(), snapshot.layout.clone()));
+            return Err(mismatch(self.layout().to_owned(), snapshot.layout.clone()));
         }
         if snapshot.position > max_context {
-            return Err(misfit(
+            return Err(mismatch(
                 format!("at most {max_context} tokens"),
                 format!("{} tokens", snapshot.position),
             ));
         }
         let expected = self.expected_sizes(snapshot.position);
         if expected.len() != snapshot.tensors.len() {
-            return Err(misfit(
+            return Err(mismatch(
                 format!("{} tensors", expected.len()),
                 format!("{} tensors", snapshot.tensors.len()),
             ));
@@ -146,7 +146,7 @@ impl State {
             let Some(tensor) = tensor else {
                 let found =
                     snapshot.tensor(&name).map_or("none".to_owned(), |t| format!("{} bytes", t.data.len()));
-                return Err(misfit(format!("`{name}` of {bytes} bytes"), found));
+                return Err(mismatch(format!("`{name}` of {bytes} bytes"), found));
             };
             parts.push(&tensor.data);
         }
@@ -161,8 +161,8 @@ impl State {
                 LayerState::Full(caches) => {
                     let mut saved = &next()[..];
                     for cache in caches {
-                        let (own, rest) = saved.split_at(cache.saved_bytes(snapshot.position));
-                        cache.load(snapshot.position, own, &mut self.pages);
+                        let (bytes, rest) = saved.split_at(cache.saved_bytes(snapshot.position));
+                        cache.load(snapshot.position, bytes, &mut self.arena);
                         saved = rest;
                     }
                 }
@@ -171,7 +171,7 @@ impl State {
         Ok(())
     }
 
-    /// Names and bytes of a snapshot's tensors, in order.
+    /// Name and size in bytes of each tensor of a snapshot, in order.
     fn expected_sizes(&self, position: usize) -> Vec<(String, usize)> {
         let mut sizes = Vec::new();
         for (layer, state) in self.layers.iter().enumerate() {

@@ -1,28 +1,28 @@
-//! Where each weight lies in the mapped files.
+//! Locations of the weights in the mapped files.
 //!
-//! Kernels take borrowed matrices, and a model must be `'static`; so places are kept, and turned into borrows of the
-//! directory when a piece of tokens is computed: an index into the files, no look-up by name.
+//! Kernels read borrowed matrices, but a model must be `'static`. So file offsets are stored and turned into borrows of the
+//! directory for every chunk, without a look-up by name.
 
 use q35_architecture::{LayerKind, TextConfig};
 use q35_format_mlx::{MlxDirectory, MlxTensor};
-use q35_kernels::{DeltaShape, FloatKind, Floats, Matrix};
+use q35_kernels::{DeltaShape, Floats, Matrix};
 use q35_quant::FloatType;
 
 use crate::CpuError;
 
-/// Bytes in one of the directory's files.
+/// Location of the bytes of a tensor.
 #[derive(Clone, Debug)]
-enum Place {
+enum Location {
     Mapped {
         file: usize,
         start: usize,
         length: usize,
     },
-    /// Not in a file as they are needed: the reader had to copy them for their alignment.
+    /// A copy, because the bytes in the file were not aligned.
     Owned(Box<[u8]>),
 }
 
-impl Place {
+impl Location {
     fn of(directory: &MlxDirectory, bytes: &[u8]) -> Self {
         let start = bytes.as_ptr().addr();
         for (file, mapped) in directory.weight_files().iter().enumerate() {
@@ -51,56 +51,56 @@ impl Place {
     }
 }
 
-/// A matrix of the directory.
+/// A weight matrix of the directory.
 #[derive(Clone, Debug)]
 pub(crate) struct StoredMatrix {
     name: String,
     rows: usize,
     columns: usize,
-    float: FloatKind,
-    form: Form,
+    float: FloatType,
+    format: Format,
 }
 
 #[derive(Clone, Debug)]
-enum Form {
-    Affine { bits: usize, group: usize, words: Place, scales: Place, biases: Place },
-    Float(Place),
+enum Format {
+    Affine { bits: usize, group: usize, words: Location, scales: Location, biases: Location },
+    Float(Location),
 }
 
 impl StoredMatrix {
     fn find(directory: &MlxDirectory, name: &str) -> Result<Self, CpuError> {
         let tensor = directory.tensor(name).ok_or_else(|| CpuError::Missing { name: name.to_owned() })?;
-        let place = |bytes| Place::of(directory, bytes);
+        let location = |bytes| Location::of(directory, bytes);
         let stored = match tensor {
             MlxTensor::Packed(packed) => Self {
                 name: name.to_owned(),
                 rows: packed.rows,
                 columns: packed.cols,
-                float: kind(packed.float),
-                form: Form::Affine {
+                float: packed.float,
+                format: Format::Affine {
                     bits: packed.spec.bits() as usize,
                     group: packed.spec.group_size(),
-                    words: place(bytemuck::cast_slice(packed.words)),
-                    scales: place(packed.scales),
-                    biases: place(packed.biases),
+                    words: location(bytemuck::cast_slice(packed.words)),
+                    scales: location(packed.scales),
+                    biases: location(packed.biases),
                 },
             },
             MlxTensor::Float(float) => Self {
                 name: name.to_owned(),
                 rows: float.shape[0],
                 columns: float.shape[1..].iter().product(),
-                float: kind(float.float),
-                form: Form::Float(place(float.bytes)),
+                float: float.float,
+                format: Format::Float(location(float.bytes)),
             },
         };
-        stored.checked(directory)?;
+        stored.try_matrix(directory)?;
         Ok(stored)
     }
 
-    fn checked<'a>(&'a self, directory: &'a MlxDirectory) -> Result<Matrix<'a>, CpuError> {
-        let floats = |place: &'a Place| Floats::new(self.float, place.bytes(directory));
-        match &self.form {
-            Form::Affine { bits, group, words, scales, biases } => Matrix::affine(
+    fn try_matrix<'a>(&'a self, directory: &'a MlxDirectory) -> Result<Matrix<'a>, CpuError> {
+        let floats = |location: &'a Location| Floats::new(self.float, location.bytes(directory));
+        match &self.format {
+            Format::Affine { bits, group, words, scales, biases } => Matrix::affine(
                 self.rows,
                 self.columns,
                 *bits,
@@ -109,18 +109,18 @@ impl StoredMatrix {
                 floats(scales),
                 floats(biases),
             ),
-            Form::Float(values) => Matrix::float(self.rows, self.columns, floats(values)),
+            Format::Float(values) => Matrix::float(self.rows, self.columns, floats(values)),
         }
         .map_err(|source| CpuError::Matrix { name: self.name.clone(), source })
     }
 
-    /// The matrix, borrowed from the directory that it was found in.
-    pub(crate) fn of<'a>(&'a self, directory: &'a MlxDirectory) -> Matrix<'a> {
-        self.checked(directory).expect("checked when it was found")
+    /// The matrix, borrowed from the directory in which it was found.
+    pub(crate) fn matrix<'a>(&'a self, directory: &'a MlxDirectory) -> Matrix<'a> {
+        self.try_matrix(directory).expect("checked by `find`")
     }
 
     pub(crate) fn size_bytes(&self, directory: &MlxDirectory) -> usize {
-        self.of(directory).size_bytes()
+        self.matrix(directory).size_bytes()
     }
 
     pub(crate) fn row_bytes(&self, directory: &MlxDirectory) -> usize {
@@ -128,32 +128,24 @@ impl StoredMatrix {
     }
 
     fn owned_bytes(&self) -> usize {
-        match &self.form {
-            Form::Affine { words, scales, biases, .. } => {
+        match &self.format {
+            Format::Affine { words, scales, biases, .. } => {
                 words.owned_bytes() + scales.owned_bytes() + biases.owned_bytes()
             }
-            Form::Float(values) => values.owned_bytes(),
+            Format::Float(values) => values.owned_bytes(),
         }
     }
 
-    /// Bits and group size, if it is quantized.
+    /// Bits and group size; None if it is unquantized.
     pub(crate) fn quantization(&self) -> Option<(usize, usize)> {
-        match self.form {
-            Form::Affine { bits, group, .. } => Some((bits, group)),
-            Form::Float(_) => None,
+        match self.format {
+            Format::Affine { bits, group, .. } => Some((bits, group)),
+            Format::Float(_) => None,
         }
     }
 }
 
-fn kind(float: FloatType) -> FloatKind {
-    match float {
-        FloatType::F32 => FloatKind::F32,
-        FloatType::F16 => FloatKind::F16,
-        FloatType::Bf16 => FloatKind::Bf16,
-    }
-}
-
-/// Everything that one decoder layer needs.
+/// Weights of one decoder layer.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
     pub input_norm: Vec<f32>,
@@ -165,7 +157,7 @@ pub(crate) struct LayerWeights {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each layer, made once and never moved")]
+#[expect(clippy::large_enum_variant, reason = "one per layer, created once and never moved")]
 pub(crate) enum MixerWeights {
     Linear(LinearWeights),
     Full(FullWeights),
@@ -177,7 +169,7 @@ pub(crate) struct LinearWeights {
     pub z: StoredMatrix,
     pub b: StoredMatrix,
     pub a: StoredMatrix,
-    /// As [`DeltaShape::arrange_taps`] returns them.
+    /// Convolution weights as [`DeltaShape::pack_taps`] returns them.
     pub taps: Vec<f32>,
     /// -exp(A_log)
     pub decay: Vec<f32>,
@@ -196,13 +188,13 @@ pub(crate) struct FullWeights {
     pub out: StoredMatrix,
 }
 
-/// The whole model.
+/// Weights of the whole model.
 #[derive(Debug)]
 pub(crate) struct ModelWeights {
     pub embedding: StoredMatrix,
     pub layers: Vec<LayerWeights>,
     pub norm: Vec<f32>,
-    /// None when it is the embedding.
+    /// None if the head is tied to the embedding.
     pub head: Option<StoredMatrix>,
 }
 
@@ -269,24 +261,24 @@ impl ModelWeights {
         layers.chain([&self.norm])
     }
 
-    /// Bytes in memory of the process's own.
+    /// Bytes that are not mapped from files.
     pub(crate) fn owned_bytes(&self) -> usize {
         self.tables().map(|table| 4 * table.len()).sum::<usize>()
             + self.matrices().map(StoredMatrix::owned_bytes).sum::<usize>()
     }
 
-    /// Bytes that one token's decoding reads: all of it, but of the embedding one row, or as the head all.
+    /// Bytes that decoding one token reads: all weights, but only one row of an embedding that is not the head.
     pub(crate) fn bytes_per_token(&self, directory: &MlxDirectory) -> usize {
         let matrices: usize = self.matrices().map(|matrix| matrix.size_bytes(directory)).sum();
         let tables: usize = self.tables().map(|table| 4 * table.len()).sum();
-        let looked_up = match self.head {
+        let unread = match self.head {
             Some(_) => {
                 let embedding = &self.embedding;
                 embedding.size_bytes(directory) - embedding.row_bytes(directory)
             }
             None => 0,
         };
-        matrices + tables - looked_up
+        matrices + tables - unread
     }
 }
 
@@ -304,7 +296,7 @@ impl Finder<'_> {
         let name = format!("{}{name}", self.prefix);
         match self.directory.tensor(&name) {
             Some(MlxTensor::Float(float)) => {
-                let floats = Floats::new(kind(float.float), float.bytes);
+                let floats = Floats::new(float.float, float.bytes);
                 let mut values = vec![0.0; floats.len()];
                 floats.read(0, &mut values);
                 Ok(values)
@@ -320,7 +312,7 @@ impl Finder<'_> {
             z: self.matrix("linear_attn.in_proj_z.weight")?,
             b: self.matrix("linear_attn.in_proj_b.weight")?,
             a: self.matrix("linear_attn.in_proj_a.weight")?,
-            taps: delta_shape(config).arrange_taps(&self.floats("linear_attn.conv1d.weight")?),
+            taps: delta_shape(config).pack_taps(&self.floats("linear_attn.conv1d.weight")?),
             decay: self.floats("linear_attn.A_log")?.into_iter().map(|a| -a.exp()).collect(),
             step_bias: self.floats("linear_attn.dt_bias")?,
             norm: self.floats("linear_attn.norm.weight")?,

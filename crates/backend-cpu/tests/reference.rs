@@ -9,11 +9,11 @@ use q35_metrics::{Summarizer, Summary, compare_rows};
 use q35_reference::{Device, Reference};
 use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
 
-/// Mean KL allowed in each mode, and its largest allowed value over positions.
+/// Bounds of the mean KL in each mode.
 const EXACT: f64 = 1e-6;
 const FAST: f64 = 1e-3;
 
-/// How far `candidate` is from `reference` over `ids`.
+/// Divergence of `candidate` from `reference` over `ids`.
 fn compare(reference: &dyn Model, candidate: &dyn Model, ids: &[u32]) -> Summary {
     let run = |model: &dyn Model| logits(&mut *model.new_sequence(ids.len()).unwrap(), ids, &[ids.len()]);
     let mut summary = Summarizer::default();

@@ -1,11 +1,11 @@
-//! Sequences: cuts, threads, snapshots, cancellation and errors.
+//! Sequences: chunks, threads, snapshots, cancellation and errors.
 
 mod common;
 
 use std::cell::Cell;
 use std::sync::Arc;
 
-use common::{Keep, ids, logits, model, quantized};
+use common::{Recorder, ids, logits, model, quantized};
 use q35_architecture::LayerKind;
 use q35_backend_cpu::Mode;
 use q35_format_mlx::MlxDirectory;
@@ -19,7 +19,7 @@ fn directory() -> Arc<MlxDirectory> {
 }
 
 #[test]
-fn cuts_and_threads_change_no_bit() {
+fn chunks_and_threads_change_no_bit() {
     let directory = directory();
     let ids = ids(300, directory.config().vocab_size);
     for mode in [Mode::Exact, Mode::Fast] {
@@ -27,9 +27,9 @@ fn cuts_and_threads_change_no_bit() {
         let mut whole = one.new_sequence(300).unwrap();
         let expected = logits(&mut *whole, &ids, &[300]);
         let three = model(&directory, mode, 3);
-        for pieces in [&[300][..], &[1; 300], &[7, 64, 65, 1, 1, 128, 34]] {
+        for chunks in [&[300][..], &[1; 300], &[7, 64, 65, 1, 1, 128, 34]] {
             let mut sequence = three.new_sequence(300).unwrap();
-            assert_eq!(logits(&mut *sequence, &ids, pieces), expected, "{mode:?} in {} pieces", pieces.len());
+            assert_eq!(logits(&mut *sequence, &ids, chunks), expected, "{mode:?} in {} chunks", chunks.len());
             assert_eq!(sequence.snapshot().unwrap(), whole.snapshot().unwrap());
         }
     }
@@ -87,12 +87,12 @@ fn a_foreign_snapshot_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn cancellation_leaves_whole_pieces() {
+fn cancellation_leaves_whole_chunks() {
     let directory = directory();
     let ids = ids(200, directory.config().vocab_size);
     let model = model(&directory, Mode::Fast, 1);
     let mut sequence = model.new_sequence(200).unwrap();
-    let mut observer = Keep { patience: Some(Cell::new(2)), ..Keep::default() };
+    let mut observer = Recorder { checks_before_cancel: Some(Cell::new(2)), ..Recorder::default() };
     assert!(matches!(sequence.extend(&ids, LogitsFor::LastToken, &mut observer), Err(RunError::Cancelled)));
     let done = sequence.position();
     assert!(done > 0 && done < 200, "{done}");
@@ -124,10 +124,10 @@ fn observers_see_what_they_ask_for() {
     let config = directory.config();
     let ids = ids(70, config.vocab_size);
     let model = model(&directory, Mode::Exact, 2);
-    let mut all = Keep { hidden: true, ..Keep::default() };
+    let mut all = Recorder { hidden: true, ..Recorder::default() };
     model.new_sequence(70).unwrap().extend(&ids, LogitsFor::AllTokens, &mut all).unwrap();
     assert_eq!(all.positions, (0..70).collect::<Vec<_>>());
-    let mut last = Keep::default();
+    let mut last = Recorder::default();
     model.new_sequence(70).unwrap().extend(&ids, LogitsFor::LastToken, &mut last).unwrap();
     assert_eq!((last.positions.as_slice(), last.logits.last()), (&[69][..], all.logits.last()));
     assert!(last.sites.is_empty());

@@ -1,12 +1,12 @@
 //! The kernels at the sizes of Qwen3.5-0.8B, one thread: `cargo bench -p q35-kernels`.
 //!
-//! Weights are larger than any cache (a decode step reads each once), except where a benchmark says otherwise.
+//! Weights of one-token products are larger than any cache, as a decode step reads each once.
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use q35_kernels::{
-    DeltaHead, DeltaLayer, DeltaShape, FloatKind, Floats, HeadCache, Inputs, Isa, Matrix, Mode, Pages, Pool,
-    Product, attend, delta_head, multiply, rms_norm,
+    DeltaHead, DeltaLayer, DeltaShape, FloatType, Floats, HugePageArena, Isa, KvCache, Matrix, Mode,
+    PackedActivations, Pool, Product, attend, delta_head, multiply, rms_norm,
 };
 
 fn main() {
@@ -15,7 +15,7 @@ fn main() {
 
 const HIDDEN: usize = 1024;
 const INTERMEDIATE: usize = 3584;
-/// Copies of a matrix that are used in turn, so that none stays in a cache.
+/// Copies of a matrix that are used in rotation, so that none stays in a cache.
 const COPIES: usize = 64;
 
 fn numbers(count: usize) -> Vec<f32> {
@@ -39,7 +39,7 @@ fn stored(bits: usize, copies: usize) -> Stored {
 impl Stored {
     fn copy(&self, bits: usize, [rows, columns]: [usize; 2], copy: usize) -> Matrix<'_> {
         let (codes, scales) = (INTERMEDIATE * HIDDEN * bits / 8, 2 * INTERMEDIATE * HIDDEN / 64);
-        let floats = Floats::new(FloatKind::Bf16, &self.scales[copy * scales..][..scales]);
+        let floats = Floats::new(FloatType::Bf16, &self.scales[copy * scales..][..scales]);
         Matrix::affine(rows, columns, bits, 64, &self.codes[copy * codes..][..codes], floats, floats)
             .expect("a matrix of these sizes")
     }
@@ -56,19 +56,25 @@ fn product(bencher: Bencher<'_, '_>, bits: usize, shape: [usize; 2], tokens: usi
     let [rows, columns] = shape;
     let x = numbers(tokens * columns);
     let mut out = vec![0.0; tokens * rows];
-    let mut inputs = Inputs::default();
+    let mut activations = PackedActivations::default();
     let mut copy = 0;
     bencher.counter(BytesCount::new((stored.codes.len() + 2 * stored.scales.len()) / copies)).bench_local(
         || {
             copy = (copy + 1) % copies;
             let matrix = stored.copy(bits, shape, copy);
-            inputs.prepare(isa, &pool, mode, &x, columns, [&matrix]);
-            multiply(isa, &pool, mode, &inputs, &mut [Product { matrix: &matrix, out: black_box(&mut out) }]);
+            activations.pack(isa, &pool, mode, &x, columns, [&matrix]);
+            multiply(
+                isa,
+                &pool,
+                mode,
+                &activations,
+                &mut [Product { matrix: &matrix, out: black_box(&mut out) }],
+            );
         },
     );
 }
 
-/// One token: bound by memory.
+/// One token: memory-bound.
 #[divan::bench(args = [4, 8])]
 fn decode_product(bencher: Bencher<'_, '_>, bits: usize) {
     product(bencher, bits, UP, 1, Mode::Fast);
@@ -86,7 +92,7 @@ fn decode_product_exact(bencher: Bencher<'_, '_>, bits: usize) {
     product(bencher, bits, UP, 1, Mode::Exact);
 }
 
-/// Sixty-four tokens: bound by arithmetic.
+/// Sixty-four tokens: compute-bound.
 #[divan::bench(args = [4, 8])]
 fn prefill_product(bencher: Bencher<'_, '_>, bits: usize) {
     product(bencher, bits, UP, 64, Mode::Fast);
@@ -96,8 +102,8 @@ fn prefill_product(bencher: Bencher<'_, '_>, bits: usize) {
 #[divan::bench(args = [128, 2048, 8192])]
 fn attention(bencher: Bencher<'_, '_>, positions: usize) {
     let (isa, width, heads) = (Isa::detect(), 256, 4);
-    let mut cache = HeadCache::new(Mode::Fast, width);
-    cache.reserve(positions, &mut Pages::default());
+    let mut cache = KvCache::new(Mode::Fast, width);
+    cache.reserve(positions, &mut HugePageArena::default());
     let row = numbers(positions + width);
     for position in 0..positions {
         cache.write(position, &row[position..][..width], &row[position / 2..][..width]);
@@ -109,12 +115,12 @@ fn attention(bencher: Bencher<'_, '_>, positions: usize) {
         .bench_local(|| attend(isa, &cache, positions, black_box(&queries), &mut out));
 }
 
-/// A layer's sixteen heads.
+/// Sixteen heads, one layer.
 #[divan::bench(args = [1, 64])]
 fn delta_rule(bencher: Bencher<'_, '_>, tokens: usize) {
     let shape = DeltaShape { key_heads: 16, value_heads: 16, key_width: 128, value_width: 128, taps: 4 };
     let isa = Isa::detect();
-    let inputs = numbers(tokens * shape.channels());
+    let activations = numbers(tokens * shape.channels());
     let taps = numbers(shape.channels() * shape.taps);
     let heads = numbers(tokens * shape.value_heads);
     let layer = DeltaLayer {
@@ -124,8 +130,8 @@ fn delta_rule(bencher: Bencher<'_, '_>, tokens: usize) {
         step_bias: &vec![0.0; shape.value_heads],
         norm: &vec![1.0; shape.value_width],
         norm_eps: 1e-6,
-        qkv: &inputs,
-        z: &inputs[..tokens * shape.value_heads * shape.value_width],
+        qkv: &activations,
+        z: &activations[..tokens * shape.value_heads * shape.value_width],
         b: &heads,
         a: &heads,
     };

@@ -1,4 +1,4 @@
-//! Reads memory, and multiplies weights that lie in it, as fast as the pool's threads can:
+//! Memory bandwidth of plain reads and of gemv, on the threads of a pool:
 //! `cargo run --release -p q35-kernels --example bandwidth -- [THREADS] [MEGABYTES]`. Prints one line of JSON.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints its results")]
 
@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use memmap2::MmapOptions;
-use q35_kernels::{FloatKind, Floats, Inputs, Isa, Matrix, Mode, Pool, Product, multiply};
+use q35_kernels::{FloatType, Floats, Isa, Matrix, Mode, PackedActivations, Pool, Product, multiply};
 
 const ROUNDS: usize = 9;
 
@@ -15,14 +15,14 @@ fn main() {
     let threads = arguments.next().unwrap_or(2);
     let megabytes = arguments.next().unwrap_or(400);
     let pool = Pool::new(threads);
-    // In large pages where the system has them, as weights are: nothing may make the limit look lower than it is.
+    // In huge pages where the system has them, as weights are, so that the read bandwidth is the true limit.
     let mut map = MmapOptions::new().len(megabytes * 1_000_000).map_anon().expect("memory");
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     let words: &mut [u64] = bytemuck::cast_slice_mut(&mut map);
     words.fill(0x1234_5678_9abc_def0);
     let words = &*words;
-    let read = best(words.len() * 8, || {
+    let read = fastest(words.len() * 8, || {
         let mut parts: Vec<(&[u64], u64)> = words.chunks(1 << 14).map(|part| (part, 0)).collect();
         pool.for_each(&mut parts, |(part, sum)| {
             let mut sums = [0u64; 32];
@@ -47,17 +47,17 @@ fn main() {
         let rows = bytes.len() / row_bytes;
         let (codes, rest) = bytes.split_at(rows * columns * bits / 8);
         let (scales, rest) = rest.split_at(rows * columns / 32);
-        let floats = |bytes| Floats::new(FloatKind::Bf16, bytes);
+        let floats = |bytes| Floats::new(FloatType::Bf16, bytes);
         let biases = floats(&rest[..scales.len()]);
         let matrix =
             Matrix::affine(rows, columns, bits, 64, codes, floats(scales), biases).expect("sizes fit");
         let x: Vec<f32> = (0..columns).map(|i| (i as f32).sin()).collect();
-        let (mut inputs, mut out) = (Inputs::default(), vec![0.0; rows]);
+        let (mut activations, mut out) = (PackedActivations::default(), vec![0.0; rows]);
         report.push((
             name,
-            best(rows * row_bytes, || {
-                inputs.prepare(isa, &pool, mode, &x, columns, [&matrix]);
-                multiply(isa, &pool, mode, &inputs, &mut [Product { matrix: &matrix, out: &mut out }]);
+            fastest(rows * row_bytes, || {
+                activations.pack(isa, &pool, mode, &x, columns, [&matrix]);
+                multiply(isa, &pool, mode, &activations, &mut [Product { matrix: &matrix, out: &mut out }]);
             }),
         ));
     }
@@ -66,8 +66,8 @@ fn main() {
     println!("{{\"threads\": {threads}, \"isa\": \"{}\", {}}}", isa.name(), fields.join(", "));
 }
 
-/// Bytes per second in the best of some rounds.
-fn best(bytes: usize, mut work: impl FnMut()) -> f64 {
+/// Bytes per second of the fastest round.
+fn fastest(bytes: usize, mut work: impl FnMut()) -> f64 {
     let times = (0..ROUNDS).map(|_| {
         let start = Instant::now();
         work();

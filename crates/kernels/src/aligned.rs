@@ -1,4 +1,4 @@
-//! Buffers that begin where a cache line does: a vector of 64 bytes that lies across two lines is two loads.
+//! Cache-line aligned buffers: a 64-byte vector across two lines costs two loads.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Line([u8; 64]);
 
-/// Numbers, or arrays of numbers, in whole cache lines. Kept from call to call, it only grows.
+/// A growing buffer of numbers or arrays of numbers, aligned to a cache line and reused from call to call.
 #[derive(Debug)]
 pub(crate) struct Aligned<T> {
     lines: Vec<Line>,
@@ -24,7 +24,7 @@ impl<T> Default for Aligned<T> {
 }
 
 impl<T: Pod> Aligned<T> {
-    /// Makes room for `length` elements. What was there stays; what is new holds anything that was here before, or zeros.
+    /// Changes the length without clearing: new elements hold earlier contents of the buffer, or zeros.
     pub fn resize(&mut self, length: usize) {
         let lines = (length * size_of::<T>()).div_ceil(64);
         if lines > self.lines.len() {
@@ -33,7 +33,7 @@ impl<T: Pod> Aligned<T> {
         self.length = length;
     }
 
-    /// Bytes held.
+    /// Allocated bytes.
     pub fn size_bytes(&self) -> usize {
         64 * self.lines.capacity()
     }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_begin_at_a_line_and_keep_what_they_hold() {
+    fn buffers_are_aligned_and_keep_their_contents() {
         let mut buffer = Aligned::<f32>::default();
         assert!(buffer.is_empty());
         for length in [1, 17, 16, 1000] {

@@ -1,14 +1,20 @@
-//! Gated DeltaNet: causal convolution, delta rule and gated norm of one key head and the value heads it serves.
+//! Gated DeltaNet (linear attention): causal convolution, delta rule and gated norm of one key head and its value heads.
 //!
-//! The state of a value head is kept in blocks of sixteen value columns, [value width / 16][key width][16], so that
-//! a block stays in the first-level cache while all tokens of a piece pass over it. The tokens pass one by one: the
-//! results then do not depend on how they are cut into pieces, at about 0.2 ms a token and thread for the 0.8B model.
-//! The chunked matrix form would be a third cheaper in prefill and different in every cut.
+//! Per token, with q and k [key width] L2-normalised, v [value width], decay a = exp(-exp(A_log) * softplus(a + dt_bias)) and
+//! b = sigmoid(b), the recurrent state S [key width, value width] is updated as
+//!
+//! ```text
+//! S = a * S + k (b * (v - a * S^T k))^T        o = S^T q / sqrt(key width)
+//! ```
+//!
+//! The state of a value head is stored in blocks of sixteen value columns, [value width / 16][key width][16], so that a block
+//! stays in L1 while all tokens of a chunk pass over it. Tokens are processed one by one, so results do not depend on chunk
+//! boundaries; the chunked matrix form would be faster in prefill, but differ with every chunking.
 
 use std::cell::RefCell;
 
-use crate::columns::ColumnBlock;
-use crate::elementwise::{load_part, silu, store_part, sum_of_squares};
+use crate::column_block::ColumnBlock;
+use crate::elementwise::{load_partial, silu, store_partial, sum_of_squares};
 use crate::rotary::l2_norm;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -17,28 +23,28 @@ use crate::simd::{Isa, Kernel, Simd};
 pub struct DeltaShape {
     /// Key (and query) heads.
     pub key_heads: usize,
-    /// Value heads, a multiple of the key heads; key head h serves `value_heads / key_heads` neighbours.
+    /// Value heads, a multiple of the key heads: each key head is shared by `value_heads / key_heads` neighbouring ones.
     pub value_heads: usize,
-    /// Width of a key.
+    /// Width of a key head.
     pub key_width: usize,
-    /// Width of a value.
+    /// Width of a value head.
     pub value_width: usize,
-    /// Taps of the convolution.
+    /// Kernel size of the convolution.
     pub taps: usize,
 }
 
 impl DeltaShape {
-    /// Value heads of one key head.
-    pub fn served(&self) -> usize {
+    /// Number of value heads per key head.
+    pub fn value_heads_per_key_head(&self) -> usize {
         self.value_heads / self.key_heads
     }
 
-    /// Channels of one key head and its value heads: query, key, values.
+    /// Convolution channels of one key head: its query, its key, and the values of its value heads.
     pub fn head_channels(&self) -> usize {
-        2 * self.key_width + self.served() * self.value_width
+        2 * self.key_width + self.value_heads_per_key_head() * self.value_width
     }
 
-    /// Channels of the convolution: all queries, all keys, all values.
+    /// Convolution channels of the layer: all queries, all keys, all values.
     pub fn channels(&self) -> usize {
         2 * self.key_heads * self.key_width + self.value_heads * self.value_width
     }
@@ -48,31 +54,32 @@ impl DeltaShape {
         (self.taps - 1) * self.head_channels()
     }
 
-    /// Elements of the recurrent state of one value head, in this module's layout.
+    /// Elements of the recurrent state of one value head, in the blocked layout of this module.
     pub fn recurrent_state(&self) -> usize {
         self.value_width.next_multiple_of(16) * self.key_width
     }
 
-    /// Of [channels, ...] the part [start, start + width) of each of one key head's three runs of channels.
-    fn runs(&self, head: usize) -> [(usize, usize); 3] {
-        let (keys, served) = (self.key_heads * self.key_width, self.served() * self.value_width);
+    /// Start and width of one key head's channels among the layer's: its query, its key, its values.
+    fn channel_ranges(&self, head: usize) -> [(usize, usize); 3] {
+        let (keys, values) =
+            (self.key_heads * self.key_width, self.value_heads_per_key_head() * self.value_width);
         [
             (head * self.key_width, self.key_width),
             (keys + head * self.key_width, self.key_width),
-            (2 * keys + head * served, served),
+            (2 * keys + head * values, values),
         ]
     }
 
-    /// Rearranges taps [channels, taps], as files hold them, to `[key heads][taps][head_channels]`.
+    /// Repacks convolution weights from [channels, taps], the layout of checkpoints, to `[key heads][taps][head_channels]`.
     ///
     /// # Panics
-    /// If there are not as many.
-    pub fn arrange_taps(&self, taps: &[f32]) -> Vec<f32> {
+    /// If the number of weights does not match the shape.
+    pub fn pack_taps(&self, taps: &[f32]) -> Vec<f32> {
         assert_eq!(taps.len(), self.channels() * self.taps, "[channels, taps]");
         let mut arranged = Vec::with_capacity(taps.len());
         for head in 0..self.key_heads {
             for tap in 0..self.taps {
-                for (start, width) in self.runs(head) {
+                for (start, width) in self.channel_ranges(head) {
                     arranged.extend((start..start + width).map(|channel| taps[channel * self.taps + tap]));
                 }
             }
@@ -80,8 +87,8 @@ impl DeltaShape {
         arranged
     }
 
-    /// A value head's state as [key width, value width], row-major.
-    pub fn plain_state(&self, state: &[f32]) -> Vec<f32> {
+    /// A value head's recurrent state as [key width, value width], row-major.
+    pub fn row_major_state(&self, state: &[f32]) -> Vec<f32> {
         let mut plain = vec![0.0; self.key_width * self.value_width];
         for (key, row) in plain.chunks_exact_mut(self.value_width).enumerate() {
             for (value, cell) in row.iter_mut().enumerate() {
@@ -92,16 +99,16 @@ impl DeltaShape {
     }
 }
 
-/// What all heads of a layer share.
+/// Weights and projected inputs of a layer, shared by all heads.
 #[derive(Clone, Copy, Debug)]
 pub struct DeltaLayer<'a> {
     /// Sizes.
     pub shape: DeltaShape,
-    /// As [`DeltaShape::arrange_taps`] returns them.
+    /// Convolution weights as [`DeltaShape::pack_taps`] returns them.
     pub taps: &'a [f32],
     /// -exp(A_log) [value heads].
     pub decay: &'a [f32],
-    /// [value heads]
+    /// dt_bias [value heads].
     pub step_bias: &'a [f32],
     /// Weight of the gated norm [value width].
     pub norm: &'a [f32],
@@ -111,22 +118,22 @@ pub struct DeltaLayer<'a> {
     pub qkv: &'a [f32],
     /// Output gates [tokens, value heads * value width].
     pub z: &'a [f32],
-    /// Inputs of the steps [tokens, value heads].
+    /// Projected inputs of beta, before the sigmoid [tokens, value heads].
     pub b: &'a [f32],
-    /// Inputs of the decays [tokens, value heads].
+    /// Projected inputs of the decay, before bias and softplus [tokens, value heads].
     pub a: &'a [f32],
 }
 
-/// One key head's work: it may run beside those of the other heads.
+/// States and outputs of one key head; different heads may run in parallel.
 #[derive(Debug)]
 pub struct DeltaHead<'a> {
-    /// Which.
+    /// Index of the key head.
     pub head: usize,
-    /// [`DeltaShape::convolution_state`] elements.
+    /// Convolution window, [`DeltaShape::convolution_state`] elements.
     pub convolution: &'a mut [f32],
-    /// [`DeltaShape::recurrent_state`] elements for each value head served.
+    /// Recurrent states, [`DeltaShape::recurrent_state`] elements per value head.
     pub recurrent: &'a mut [f32],
-    /// The columns of its value heads in [tokens, value heads * value width].
+    /// Columns of its value heads in the output [tokens, value heads * value width].
     pub out: ColumnBlock<'a, f32>,
 }
 
@@ -134,31 +141,39 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Work space of a thread.
+/// Scratch buffers of a thread.
 #[derive(Default)]
 struct Scratch {
-    /// [taps - 1 + tokens, head_channels]
+    /// Inputs of the convolution [taps - 1 + tokens, head_channels].
     rows: Vec<f32>,
-    /// [tokens, head_channels]
+    /// Outputs of the convolution [tokens, head_channels].
     mixed: Vec<f32>,
-    /// [tokens, value width rounded up]
+    /// Outputs of the delta rule [tokens, value width rounded up to 16].
     outputs: Vec<f32>,
-    /// Step and decay of each token.
+    /// Beta and decay of each token.
     gates: Vec<(f32, f32)>,
 }
 
 /// Epsilon under the root of the L2 norms.
 const L2_EPS: f32 = 1e-6;
 
-/// Runs one key head over all tokens: its states move on, its outputs are written, normed and gated.
+/// Runs one key head over all tokens: updates its states and writes its normed and gated outputs.
 ///
 /// # Panics
-/// If a part has another size than the shape says.
+/// If the size of a slice does not match the shape.
 pub fn delta_head(isa: Isa, layer: &DeltaLayer<'_>, head: &mut DeltaHead<'_>) {
     let shape = layer.shape;
     assert_eq!(head.convolution.len(), shape.convolution_state(), "convolution state");
-    assert_eq!(head.recurrent.len(), shape.served() * shape.recurrent_state(), "recurrent state");
-    assert_eq!(head.out.columns(), shape.served() * shape.value_width, "columns of the output");
+    assert_eq!(
+        head.recurrent.len(),
+        shape.value_heads_per_key_head() * shape.recurrent_state(),
+        "recurrent state"
+    );
+    assert_eq!(
+        head.out.columns(),
+        shape.value_heads_per_key_head() * shape.value_width,
+        "columns of the output"
+    );
     assert_eq!(layer.taps.len(), shape.channels() * shape.taps, "taps");
     SCRATCH.with_borrow_mut(|scratch| isa.run(HeadKernel { layer, head, scratch }));
 }
@@ -176,7 +191,8 @@ impl Kernel for HeadKernel<'_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { layer, head, scratch } = self;
         let shape = layer.shape;
-        let (keys, values, served) = (shape.key_width, shape.value_width, shape.served());
+        let (keys, values, heads_per_key) =
+            (shape.key_width, shape.value_width, shape.value_heads_per_key_head());
         let width = shape.head_channels();
         let tokens = layer.qkv.len() / shape.channels();
         convolve(simd, layer, head, scratch, tokens);
@@ -186,8 +202,8 @@ impl Kernel for HeadKernel<'_, '_> {
         }
         let padded_values = values.next_multiple_of(16);
         scratch.outputs.resize(tokens * padded_values, 0.0);
-        for (which, state) in head.recurrent.chunks_exact_mut(shape.recurrent_state()).enumerate() {
-            let value_head = head.head * served + which;
+        for (index, state) in head.recurrent.chunks_exact_mut(shape.recurrent_state()).enumerate() {
+            let value_head = head.head * heads_per_key + index;
             scratch.gates.clear();
             scratch.gates.extend((0..tokens).map(|t| {
                 let at = t * shape.value_heads + value_head;
@@ -202,7 +218,7 @@ impl Kernel for HeadKernel<'_, '_> {
                 for (t, (mixed, &(beta, decay))) in mixed.enumerate() {
                     let (q, rest) = mixed.split_at(keys);
                     let (k, v) = rest.split_at(keys);
-                    let v = load_part(simd, &v[which * values + 16 * block..][..columns]);
+                    let v = load_partial(simd, &v[index * values + 16 * block..][..columns]);
                     let out = delta_step(simd, state, q, k, v, beta, decay);
                     let place = &mut scratch.outputs[t * padded_values + 16 * block..];
                     simd.store(out, place.first_chunk_mut().expect("padded to vectors"));
@@ -210,7 +226,7 @@ impl Kernel for HeadKernel<'_, '_> {
             }
             for (t, o) in scratch.outputs.chunks_exact(padded_values).enumerate() {
                 let z = &layer.z[t * shape.value_heads * values + value_head * values..][..values];
-                let out = &mut head.out.row(t)[which * values..][..values];
+                let out = &mut head.out.row(t)[index * values..][..values];
                 gated_norm(simd, &o[..values], z, layer.norm, layer.norm_eps, out);
             }
         }
@@ -222,7 +238,7 @@ fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
-/// The head's channels of all tokens, convolved over time and through SiLU, to `scratch.mixed`.
+/// Convolves the head's channels of all tokens over time and applies SiLU; writes to `scratch.mixed`.
 #[inline(always)]
 fn convolve<S: Simd>(
     simd: S,
@@ -236,7 +252,7 @@ fn convolve<S: Simd>(
     scratch.rows.clear();
     scratch.rows.extend_from_slice(head.convolution);
     for row in layer.qkv.chunks_exact(shape.channels()) {
-        for (start, count) in shape.runs(head.head) {
+        for (start, count) in shape.channel_ranges(head.head) {
             scratch.rows.extend_from_slice(&row[start..start + count]);
         }
     }
@@ -248,26 +264,26 @@ fn convolve<S: Simd>(
         for (at, mixed) in mixed.chunks_mut(16).enumerate() {
             let mut sum = simd.splat(0.0);
             for (tap, row) in taps.chunks_exact(width).zip(rows.chunks_exact(width)) {
-                let (tap, row) = (load_part(simd, &tap[16 * at..]), load_part(simd, &row[16 * at..]));
+                let (tap, row) = (load_partial(simd, &tap[16 * at..]), load_partial(simd, &row[16 * at..]));
                 sum = simd.fma(tap, row, sum);
             }
-            store_part(simd, silu(simd, sum), mixed);
+            store_partial(simd, silu(simd, sum), mixed);
         }
     }
 }
 
-/// One token over one block of the state [keys][16 values]; returns its output.
+/// Updates one block of the state [keys][16 values] by one token; returns the token's outputs.
 #[inline(always)]
 fn delta_step<S: Simd>(
     simd: S,
     state: &mut [[f32; 16]],
     q: &[f32],
     k: &[f32],
-    v: S::F,
+    v: S::F32,
     beta: f32,
     decay: f32,
-) -> S::F {
-    // Four sums in turn hide the latency of the multiply-add; chunks of four keep them in registers.
+) -> S::F32 {
+    // Four accumulators in rotation hide the latency of the multiply-add; chunks of four keep them in registers.
     let keys = state.len();
     let mut sums = [simd.splat(0.0); 4];
     let (k_quads, k_rest) = k[..keys].as_chunks::<4>();
@@ -307,10 +323,10 @@ fn gated_norm<S: Simd>(simd: S, o: &[f32], z: &[f32], weight: &[f32], eps: f32, 
     for (at, out) in out.chunks_mut(16).enumerate() {
         let from = 16 * at;
         let until = from + out.len();
-        let normed = simd.mul(load_part(simd, &o[from..until]), factor);
-        let weighted = simd.mul(normed, load_part(simd, &weight[from..until]));
-        let gated = simd.mul(weighted, silu(simd, load_part(simd, &z[from..until])));
-        store_part(simd, gated, out);
+        let normed = simd.mul(load_partial(simd, &o[from..until]), factor);
+        let weighted = simd.mul(normed, load_partial(simd, &weight[from..until]));
+        let gated = simd.mul(weighted, silu(simd, load_partial(simd, &z[from..until])));
+        store_partial(simd, gated, out);
     }
 }
 
@@ -352,15 +368,15 @@ mod tests {
             }
         }
 
-        /// Outputs and states when the tokens come in the given pieces.
-        fn run(&self, isa: Isa, pieces: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        /// Outputs and states when the tokens are processed in the given chunks.
+        fn run(&self, isa: Isa, chunks: &[usize]) -> (Vec<f32>, Vec<f32>) {
             let shape = self.shape;
             let outputs = shape.value_heads * shape.value_width;
             let mut convolution = vec![0.0; shape.key_heads * shape.convolution_state()];
             let mut recurrent = vec![0.0; shape.value_heads * shape.recurrent_state()];
             let (mut out, mut from) = (Vec::new(), 0);
-            let taps = shape.arrange_taps(&self.taps);
-            for &tokens in pieces {
+            let taps = shape.pack_taps(&self.taps);
+            for &tokens in chunks {
                 let part = |of: &[f32], width: usize| of[from * width..(from + tokens) * width].to_vec();
                 let (qkv, z) = (part(&self.qkv, shape.channels()), part(&self.z, outputs));
                 let (b, a) = (part(&self.b, shape.value_heads), part(&self.a, shape.value_heads));
@@ -376,21 +392,25 @@ mod tests {
                     b: &b,
                     a: &a,
                 };
-                let mut piece = vec![0.0; tokens * outputs];
-                let columns = ColumnBlock::split(&mut piece, outputs, shape.served() * shape.value_width);
+                let mut chunk = vec![0.0; tokens * outputs];
+                let columns = ColumnBlock::split(
+                    &mut chunk,
+                    outputs,
+                    shape.value_heads_per_key_head() * shape.value_width,
+                );
                 let states = convolution
                     .chunks_mut(shape.convolution_state())
-                    .zip(recurrent.chunks_mut(shape.served() * shape.recurrent_state()));
+                    .zip(recurrent.chunks_mut(shape.value_heads_per_key_head() * shape.recurrent_state()));
                 for (head, ((convolution, recurrent), out)) in states.zip(columns).enumerate() {
                     delta_head(isa, &layer, &mut DeltaHead { head, convolution, recurrent, out });
                 }
-                out.extend(piece);
+                out.extend(chunk);
                 from += tokens;
             }
             (out, recurrent)
         }
 
-        /// The formulas in f64, from the projections on.
+        /// Reference in f64, from the projections on.
         fn plain(&self) -> Vec<f64> {
             let s = self.shape;
             let silu = |x: f64| x / (1.0 + (-x).exp());
@@ -411,7 +431,7 @@ mod tests {
             };
             let mut out = vec![0.0; self.tokens * s.value_heads * s.value_width];
             for head in 0..s.value_heads {
-                let key_head = head / s.served();
+                let key_head = head / s.value_heads_per_key_head();
                 let mut state = vec![vec![0.0; s.value_width]; s.key_width];
                 for t in 0..self.tokens {
                     let q = normed(t, key_head * s.key_width);
@@ -464,13 +484,13 @@ mod tests {
     }
 
     #[test]
-    fn pieces_and_instruction_sets_change_no_bit() {
+    fn chunks_and_instruction_sets_change_no_bit() {
         for shape in shapes() {
             let case = Case::new(shape, 9);
             let whole = case.run(Isa::portable(), &[9]);
             for isa in Isa::available() {
-                for pieces in [&[9][..], &[4, 5], &[1; 9], &[2, 1, 6]] {
-                    assert_eq!(case.run(isa, pieces), whole, "{} in pieces {pieces:?}", isa.name());
+                for chunks in [&[9][..], &[4, 5], &[1; 9], &[2, 1, 6]] {
+                    assert_eq!(case.run(isa, chunks), whole, "{} in chunks {chunks:?}", isa.name());
                 }
             }
         }
@@ -481,7 +501,7 @@ mod tests {
         let shape = DeltaShape { key_heads: 1, value_heads: 1, key_width: 3, value_width: 20, taps: 4 };
         let mut state = vec![0.0; shape.recurrent_state()];
         state[(3 + 2) * 16 + 1] = 5.0;
-        let plain = shape.plain_state(&state);
+        let plain = shape.row_major_state(&state);
         assert_eq!(plain.iter().position(|&x| x == 5.0), Some(2 * 20 + 17));
     }
 }

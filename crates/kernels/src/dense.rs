@@ -1,24 +1,24 @@
-//! Products of two matrices of floats, neither of which is a weight.
+//! Products of two f32 matrices, neither of which is a weight.
 
-use crate::elementwise::store_part;
+use crate::elementwise::store_partial;
 use crate::simd::{Isa, Kernel, Simd};
 
-/// Rows of a result that are computed together.
-const ROWS: usize = 4;
-/// Products that are added up in turn before their sum joins the others': long sums lose less that way.
-const RUN: usize = 64;
+/// Rows of the result computed together.
+const TILE_ROWS: usize = 4;
+/// Products summed in sequence before their sum is added to the total: long sums lose less precision that way.
+const SUM_CHUNK: usize = 64;
 
-/// A matrix [rows, inner] whose elements lie `steps` apart along its two axes.
+/// A matrix [rows, inner] with arbitrary strides.
 #[derive(Clone, Copy, Debug)]
 pub struct Strided<'a> {
-    /// The elements.
+    /// Elements.
     pub values: &'a [f32],
-    /// From a row to the next, and from an element of a row to the next.
-    pub steps: [usize; 2],
+    /// Elements from one row to the next, and from one element of a row to the next.
+    pub strides: [usize; 2],
 }
 
-/// `out` [rows, columns] = x [rows, inner] times y [inner, columns], both dense. An element is computed in one order of
-/// `inner`, whatever is computed beside it and by whichever instruction set.
+/// `out` [rows, columns] = x [rows, inner] times y [inner, columns], y and `out` row-major. Every element is summed in one
+/// fixed order of `inner`, whatever the shape and the instruction set.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -44,14 +44,14 @@ impl Kernel for Dense<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { x, y, columns, out } = self;
         let inner = y.len() / columns;
-        let mut packed = vec![[0.0; ROWS]; inner];
-        for (block, out) in out.chunks_mut(ROWS * columns).enumerate() {
+        let mut packed = vec![[0.0; TILE_ROWS]; inner];
+        for (block, out) in out.chunks_mut(TILE_ROWS * columns).enumerate() {
             let rows = out.len() / columns;
-            // [inner][ROWS]: rows that do not exist are zero.
+            // [inner][TILE_ROWS], zero beyond the last row.
             for (k, packed) in packed.iter_mut().enumerate() {
                 for (row, value) in packed.iter_mut().enumerate() {
                     *value = if row < rows {
-                        x.values[(ROWS * block + row) * x.steps[0] + k * x.steps[1]]
+                        x.values[(TILE_ROWS * block + row) * x.strides[0] + k * x.strides[1]]
                     } else {
                         0.0
                     };
@@ -62,12 +62,12 @@ impl Kernel for Dense<'_> {
                 let count = (columns - from).min(16);
                 let sums = if rows == 1 {
                     let [sum] = tile::<S, 1>(simd, &packed, y, columns, from, count);
-                    [sum; ROWS]
+                    [sum; TILE_ROWS]
                 } else {
-                    tile::<S, ROWS>(simd, &packed, y, columns, from, count)
+                    tile::<S, TILE_ROWS>(simd, &packed, y, columns, from, count)
                 };
                 for (out, sums) in out.chunks_exact_mut(columns).zip(sums) {
-                    store_part(simd, sums, &mut out[from..from + count]);
+                    store_partial(simd, sums, &mut out[from..from + count]);
                 }
                 from += count;
             }
@@ -75,21 +75,21 @@ impl Kernel for Dense<'_> {
     }
 }
 
-/// `count` columns from `from` on, at most sixteen, of the first `R` rows.
+/// Columns `from..from + count`, at most sixteen, of the first `R` rows.
 #[inline(always)]
 fn tile<S: Simd, const R: usize>(
     simd: S,
-    packed: &[[f32; ROWS]],
+    packed: &[[f32; TILE_ROWS]],
     y: &[f32],
     columns: usize,
     from: usize,
     count: usize,
-) -> [S::F; R] {
+) -> [S::F32; R] {
     let mut totals = [simd.splat(0.0); R];
     let mut last = [0.0; 16];
-    for (run, packed) in packed.chunks(RUN).enumerate() {
+    for (chunk, packed) in packed.chunks(SUM_CHUNK).enumerate() {
         let mut sums = [simd.splat(0.0); R];
-        let y = &y[run * RUN * columns..];
+        let y = &y[chunk * SUM_CHUNK * columns..];
         for (k, x) in packed.iter().enumerate() {
             let y = &y[k * columns + from..];
             let y = match y.first_chunk() {
@@ -128,9 +128,9 @@ mod tests {
                 .collect();
             let mut first: Option<Vec<f32>> = None;
             for isa in Isa::available() {
-                for (values, steps) in [(&x, [inner, 1]), (&across, [1, rows])] {
+                for (values, strides) in [(&x, [inner, 1]), (&across, [1, rows])] {
                     let mut out = vec![f32::NAN; rows * columns];
-                    multiply_dense(isa, Strided { values, steps }, &y, columns, &mut out);
+                    multiply_dense(isa, Strided { values, strides }, &y, columns, &mut out);
                     assert_eq!(first.get_or_insert_with(|| out.clone()), &out, "{}", isa.name());
                 }
             }
@@ -139,7 +139,7 @@ mod tests {
                 let mut alone = vec![f32::NAN; columns];
                 multiply_dense(
                     Isa::detect(),
-                    Strided { values: x, steps: [inner, 1] },
+                    Strided { values: x, strides: [inner, 1] },
                     &y,
                     columns,
                     &mut alone,

@@ -1,14 +1,14 @@
-//! Functions of one number at a time, norms and softmax.
+//! Elementwise functions, norms and softmax.
 
 use crate::simd::{Isa, Kernel, Simd};
 
-/// e^x to within 2 units in the last place for x in -87..=88; smaller and larger ones are taken as these bounds.
+/// e^x to within 2 units in the last place; x is clamped to -87..=88. Cephes' `expf` polynomial.
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
+pub(crate) fn exp<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let x = simd.min(simd.max(x, simd.splat(-87.0)), simd.splat(88.0));
-    let n = simd.round(simd.mul(x, simd.splat(std::f32::consts::LOG2_E)));
-    let whole = simd.float(n);
-    // ln 2 in two parts, the first with so few bits that its multiples are exact.
+    let n = simd.round_to_i32(simd.mul(x, simd.splat(std::f32::consts::LOG2_E)));
+    let whole = simd.to_f32(n);
+    // ln 2 split in two (Cody-Waite): the first part has so few bits that its multiples are exact.
     let r = simd.fma(whole, simd.splat(-0.693_359_4), x);
     let r = simd.fma(whole, simd.splat(2.121_944_4e-4), r);
     let mut sum = simd.splat(1.987_569_1e-4);
@@ -21,19 +21,19 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
 
 /// 1 / (1 + e^-x).
 #[inline(always)]
-pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::F) -> S::F {
+pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let one = simd.splat(1.0);
     simd.div(one, simd.add(one, exp(simd, simd.sub(simd.splat(0.0), x))))
 }
 
 /// x sigmoid(x).
 #[inline(always)]
-pub(crate) fn silu<S: Simd>(simd: S, x: S::F) -> S::F {
+pub(crate) fn silu<S: Simd>(simd: S, x: S::F32) -> S::F32 {
     let one = simd.splat(1.0);
     simd.div(x, simd.add(one, exp(simd, simd.sub(simd.splat(0.0), x))))
 }
 
-/// The sum of squares: four sums of vectors in turn, the last vector zero-padded.
+/// Sum of squares: four accumulators in rotation, the last vector zero-padded.
 #[inline(always)]
 pub(crate) fn sum_of_squares<S: Simd>(simd: S, x: &[f32]) -> f32 {
     let (vectors, rest) = x.as_chunks::<16>();
@@ -44,30 +44,30 @@ pub(crate) fn sum_of_squares<S: Simd>(simd: S, x: &[f32]) -> f32 {
             *sum = simd.fma(x, x, *sum);
         }
     }
-    let x = simd.load(&padded(rest));
+    let x = simd.load(&zero_padded(rest));
     sums[0] = simd.fma(x, x, sums[0]);
-    simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
+    simd.reduce_add(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
 }
 
 #[inline(always)]
-pub(crate) fn padded(rest: &[f32]) -> [f32; 16] {
+pub(crate) fn zero_padded(rest: &[f32]) -> [f32; 16] {
     let mut last = [0.0; 16];
     last[..rest.len()].copy_from_slice(rest);
     last
 }
 
-/// Up to sixteen numbers, then zeros.
+/// Loads up to sixteen elements, zero-padded.
 #[inline(always)]
-pub(crate) fn load_part<S: Simd>(simd: S, part: &[f32]) -> S::F {
+pub(crate) fn load_partial<S: Simd>(simd: S, part: &[f32]) -> S::F32 {
     match part.first_chunk() {
         Some(whole) => simd.load(whole),
-        None => simd.load(&padded(part)),
+        None => simd.load(&zero_padded(part)),
     }
 }
 
-/// The first lanes, as many as `part` takes.
+/// Stores the first `part.len()` lanes, at most sixteen.
 #[inline(always)]
-pub(crate) fn store_part<S: Simd>(simd: S, value: S::F, part: &mut [f32]) {
+pub(crate) fn store_partial<S: Simd>(simd: S, value: S::F32, part: &mut [f32]) {
     match part.first_chunk_mut() {
         Some(whole) => simd.store(value, whole),
         None => {
@@ -78,7 +78,7 @@ pub(crate) fn store_part<S: Simd>(simd: S, value: S::F, part: &mut [f32]) {
     }
 }
 
-/// Applies an expression over vectors to slices of one length, the last vector padded with zeros.
+/// Evaluates an expression over vectors of slices of one length, the last vector zero-padded.
 macro_rules! over_vectors {
     ($simd:ident, $out:expr, [$($input:ident),*], |$($x:ident),*| $body:expr) => {{
         let (vectors, rest) = $out.as_chunks_mut::<16>();
@@ -89,13 +89,13 @@ macro_rules! over_vectors {
             $simd.store($body, out);
         }
         if !rest.is_empty() {
-            $(let $x = load_part($simd, $input.as_chunks::<16>().1);)*
-            store_part($simd, $body, rest);
+            $(let $x = load_partial($simd, $input.as_chunks::<16>().1);)*
+            store_partial($simd, $body, rest);
         }
     }};
 }
 
-/// Declares a public function on slices and the kernel behind it.
+/// Declares a public function on slices and its kernel.
 macro_rules! kernel_fn {
     ($(#[$doc:meta])* $name:ident<$life:lifetime>($($arg:ident: $ty:ty),*), $kernel:ident, $simd:ident => $body:block) => {
         $(#[$doc])*
@@ -120,18 +120,18 @@ macro_rules! kernel_fn {
 }
 
 kernel_fn! {
-    /// Every value to the nearest IEEE half, ties to even; infinite beyond its range.
+    /// Rounds every value to the nearest IEEE half, ties to even; infinite beyond its range.
     round_to_f16<'a>(values: &'a mut [f32]), RoundToF16, simd => {
         let (vectors, rest) = values.as_chunks_mut::<16>();
         for vector in vectors {
             simd.store(simd.round_to_f16(simd.load(vector)), vector);
         }
-        store_part(simd, simd.round_to_f16(load_part(simd, rest)), rest);
+        store_partial(simd, simd.round_to_f16(load_partial(simd, rest)), rest);
     }
 }
 
 kernel_fn! {
-    /// `out` = weight * x / sqrt(mean(x^2) + eps) for every row of `x`, rows being as wide as `weight`.
+    /// `out` = weight * x / sqrt(mean(x^2) + eps) for every row of `x` and `out` [rows, width]; `weight` is `[width]`.
     ///
     /// # Panics
     /// If the sizes do not fit.
@@ -152,8 +152,8 @@ kernel_fn! {
     /// If the lengths differ.
     silu_multiply<'a>(gate: &'a mut [f32], up: &'a [f32]), SiluMultiply, simd => {
         for (gate, up) in gate.chunks_mut(16).zip(up.chunks(16)) {
-            let value = simd.mul(silu(simd, load_part(simd, gate)), load_part(simd, up));
-            store_part(simd, value, gate);
+            let value = simd.mul(silu(simd, load_partial(simd, gate)), load_partial(simd, up));
+            store_partial(simd, value, gate);
         }
     }
 }
@@ -173,7 +173,7 @@ kernel_fn! {
 }
 
 kernel_fn! {
-    /// `out` = e^x, within 2 units in the last place between -87 and 88 and that of the nearer bound outside.
+    /// `out` = e^x to within 2 units in the last place, with x clamped to -87..=88.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -183,45 +183,45 @@ kernel_fn! {
 }
 
 kernel_fn! {
-    /// `out` = softmax(x). At least one element.
+    /// `out` = softmax(x) over at least one element.
     ///
     /// # Panics
     /// If the lengths differ.
     softmax<'a>(x: &'a [f32], out: &'a mut [f32]), Softmax, simd => {
-        let largest = simd.splat(largest(simd, x));
+        let largest = simd.splat(max_value(simd, x));
         over_vectors!(simd, out, [x], |x| exp(simd, simd.sub(x, largest)));
         let mut sum = simd.splat(0.0);
         let (vectors, rest) = out.as_chunks::<16>();
         for vector in vectors {
             sum = simd.add(sum, simd.load(vector));
         }
-        let factor = simd.splat(1.0 / simd.sum(simd.add(sum, simd.load(&padded(rest)))));
+        let factor = simd.splat(1.0 / simd.reduce_add(simd.add(sum, simd.load(&zero_padded(rest)))));
         for chunk in out.chunks_mut(16) {
-            store_part(simd, simd.mul(load_part(simd, chunk), factor), chunk);
+            store_partial(simd, simd.mul(load_partial(simd, chunk), factor), chunk);
         }
     }
 }
 
-/// The largest of some numbers; minus infinity of none.
+/// Maximum of `x`; minus infinity if it is empty.
 #[inline(always)]
-pub(crate) fn largest<S: Simd>(simd: S, x: &[f32]) -> f32 {
+pub(crate) fn max_value<S: Simd>(simd: S, x: &[f32]) -> f32 {
     let (vectors, rest) = x.as_chunks::<16>();
     let mut largest = simd.splat(f32::NEG_INFINITY);
     for vector in vectors {
         largest = simd.max(largest, simd.load(vector));
     }
-    rest.iter().fold(simd.largest(largest), |largest, &x| largest.max(x))
+    rest.iter().fold(simd.reduce_max(largest), |largest, &x| largest.max(x))
 }
 
-/// The largest magnitude of some numbers; zero of none.
+/// Maximum of `|x|`; zero if it is empty.
 #[inline(always)]
-pub(crate) fn largest_magnitude<S: Simd>(simd: S, x: &[f32]) -> f32 {
+pub(crate) fn max_magnitude<S: Simd>(simd: S, x: &[f32]) -> f32 {
     let (vectors, rest) = x.as_chunks::<16>();
     let mut largest = simd.splat(0.0);
     for vector in vectors {
         largest = simd.max(largest, simd.abs(simd.load(vector)));
     }
-    rest.iter().fold(simd.largest(largest), |largest, x| largest.max(x.abs()))
+    rest.iter().fold(simd.reduce_max(largest), |largest, x| largest.max(x.abs()))
 }
 
 #[cfg(test)]
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn exp_stops_at_its_bounds() {
+    fn exp_is_clamped_at_its_bounds() {
         let mut out = [0.0; 3];
         exponential(Isa::detect(), &[-1000.0, f32::NEG_INFINITY, 1000.0], &mut out);
         assert!(out[0] > 0.0 && out[0] < 1.7e-38 && out[1] == out[0]);

@@ -1,4 +1,6 @@
-//! Threads that share the work of one short parallel region after another.
+//! A thread pool for short parallel regions: a decode step of a 0.8B model has a hundred of them, a few microseconds apart.
+//!
+//! POOL_RATIO
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -8,39 +10,41 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle worker watches for the next region before it sleeps. A decode step has a hundred regions a few
-/// microseconds apart; waking a sleeper costs about as long as this.
-const WATCH: Duration = Duration::from_micros(30);
+/// Time that an idle worker polls for the next region before it parks: about as long as waking it up takes, and longer than
+/// the gaps between the regions of a decode step.
+const SPIN_BEFORE_PARK: Duration = Duration::from_micros(30);
 
-/// A set of worker threads; the thread that calls [`Pool::for_each`] works too.
+/// Worker threads for parallel regions; the thread that calls [`Pool::for_each`] takes part.
 ///
-/// A region is open while its caller works on it. Workers enter open regions and take items one by one; the caller
-/// closes the region when no item is left and waits only for workers that are inside. So a worker that the system
-/// has put aside delays nobody unless it holds an item, and items balance themselves between unequal cores.
+/// A region is open while its caller works on it. Workers enter open regions and claim items one by one; the caller closes the
+/// region when no item is left and waits only for workers that are inside. So a preempted worker delays a region only if it
+/// has claimed an item, and the load is balanced between cores of unequal speed.
 ///
-/// Several threads may use one pool. Whoever finds it taken does its own region alone.
+/// Several threads may share a pool. A caller that finds it busy runs its region alone.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
-    /// Region number << 32, [`OPEN`], and the number of workers inside.
+    /// Region number << 32 | [`OPEN`] | number of workers inside.
     state: AtomicU64,
-    /// Valid while the region is open or workers are inside.
+    /// Valid while the region is open or a worker is inside.
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
-    taken: AtomicBool,
+    next_item: AtomicUsize,
+    /// True while a caller owns the pool.
+    busy: AtomicBool,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    sleepers: AtomicUsize,
-    sleep: Mutex<()>,
-    wake: Condvar,
+    /// Number of parked workers.
+    parked: AtomicUsize,
+    park_lock: Mutex<()>,
+    unpark: Condvar,
 }
 
 const OPEN: u64 = 1 << 31;
 const REGION: u64 = 1 << 32;
-const INSIDE: u64 = OPEN - 1;
+const WORKERS_INSIDE: u64 = OPEN - 1;
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -48,63 +52,66 @@ struct Job {
     items: usize,
 }
 
-// SAFETY: `job` is written only by the thread that holds `taken`, while the region is closed and nobody is inside, and
-// read only by workers that have entered an open region; `state` orders the two. The work itself is `Sync`.
+// SAFETY: `job` is written only by the thread that set `busy`, while the region is closed and no worker is inside, and read
+// only by workers that have entered an open region; `state` orders the two. The work itself is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; nothing in it belongs to one thread.
+// SAFETY: as above; no field belongs to one thread.
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool in which `threads` threads work, the caller included. One (or none) starts no thread.
+    /// A pool of `threads` threads, the caller included. For 0 or 1 no thread is started.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
-            taken: AtomicBool::new(false),
+            next_item: AtomicUsize::new(0),
+            busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
-            sleepers: AtomicUsize::new(0),
-            sleep: Mutex::new(()),
-            wake: Condvar::new(),
+            parked: AtomicUsize::new(0),
+            park_lock: Mutex::new(()),
+            unpark: Condvar::new(),
         });
         let workers = (1..threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                // Fewer threads than asked for are slower, not wrong.
-                std::thread::Builder::new().name(format!("q35-{index}")).spawn(move || shared.serve()).ok()
+                // A thread that cannot be started only costs speed.
+                std::thread::Builder::new()
+                    .name(format!("q35-{index}"))
+                    .spawn(move || shared.worker_loop())
+                    .ok()
             })
             .collect();
         Self { shared, workers }
     }
 
-    /// Threads that work on a region, the caller included.
+    /// Number of threads, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Calls `work` once for each item, on any of the threads, in no particular order.
+    /// Calls `work` once for each item, on any thread, in no particular order.
     ///
     /// # Panics
-    /// If `work` does, after all threads have left.
+    /// If `work` panics, after all threads have left the region.
     pub fn for_each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
         let base = Items(items.as_mut_ptr());
         let one = |index: usize| {
             let base = &base;
-            // SAFETY: `index` is below the length, and every index is handed out once per region, so this is the
-            // only reference to the item; `items` stays borrowed until the region has ended.
+            // SAFETY: `index` is below the length, and every index is claimed once per region, so this is the only
+            // reference to the item; `items` stays borrowed until the region has ended.
             work(unsafe { &mut *base.0.add(index) });
         };
-        if items.len() <= 1 || self.workers.is_empty() || self.shared.taken.swap(true, Ordering::Acquire) {
+        if items.len() <= 1 || self.workers.is_empty() || self.shared.busy.swap(true, Ordering::Acquire) {
             (0..items.len()).for_each(one);
         } else {
-            self.shared.region(&one, items.len());
+            self.shared.run_region(&one, items.len());
         }
     }
 }
 
 struct Items<T>(*mut T);
-// SAFETY: threads only make references to distinct items from it, and items may be sent.
+// SAFETY: threads only create references to distinct items from it, and items are `Send`.
 unsafe impl<T: Send> Sync for Items<T> {}
 
 impl std::fmt::Debug for Pool {
@@ -116,41 +123,41 @@ impl std::fmt::Debug for Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.wake_all();
+        self.shared.unpark_all();
         for worker in self.workers.drain(..) {
-            // A worker cannot panic: the work's panics are caught and handed to the caller.
+            // A worker does not panic: panics of the work are caught and resumed in the caller.
             let _ = worker.join();
         }
     }
 }
 
 impl Shared {
-    /// Runs a region; the caller has taken the pool.
-    fn region(&self, work: &(dyn Fn(usize) + Sync), items: usize) {
-        // SAFETY: only the lifetime is erased; the region ends (see `Closing`) before this borrow does.
+    /// Runs a region; the caller has set `busy`.
+    fn run_region(&self, work: &(dyn Fn(usize) + Sync), items: usize) {
+        // SAFETY: only the lifetime is erased; the region ends (see `CloseOnDrop`) before this borrow does.
         let work = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
                 work,
             )
         };
-        // SAFETY: the pool is taken, the last region is closed and empty: nobody reads the job now.
+        // SAFETY: the pool is busy, the last region is closed and empty: no worker reads the job now.
         unsafe { *self.job.get() = Some(Job { work, items }) };
-        self.next.store(0, Ordering::Relaxed);
+        self.next_item.store(0, Ordering::Relaxed);
         let region = self.state.load(Ordering::Relaxed) & !(REGION - 1);
         self.state.store(region.wrapping_add(REGION) | OPEN, Ordering::SeqCst);
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            self.wake_all();
+        if self.parked.load(Ordering::SeqCst) > 0 {
+            self.unpark_all();
         }
-        let closing = Closing(self);
-        self.take_items(Job { work, items });
-        drop(closing);
+        let guard = CloseOnDrop(self);
+        self.run_items(Job { work, items });
+        drop(guard);
     }
 
-    fn take_items(&self, job: Job) {
-        // SAFETY: whoever calls this is inside the region, which keeps the work borrowed.
+    fn run_items(&self, job: Job) {
+        // SAFETY: the calling thread is inside the region, which keeps the work borrowed.
         let work = unsafe { &*job.work };
         loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let index = self.next_item.fetch_add(1, Ordering::Relaxed);
             if index >= job.items {
                 return;
             }
@@ -158,8 +165,8 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
-    fn serve(&self) {
+    /// Main loop of a worker thread.
+    fn worker_loop(&self) {
         let mut last = 0;
         loop {
             let Some(region) = self.enter(last) else { return };
@@ -167,10 +174,10 @@ impl Shared {
             // SAFETY: this thread is inside an open region: the job was written before it opened.
             let job = unsafe { *self.job.get() };
             if let Some(job) = job
-                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_items(job)))
+                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run_items(job)))
             {
-                // What remains of a failed region need not be done.
-                self.next.store(job.items, Ordering::Relaxed);
+                // Skip the remaining items of the failed region.
+                self.next_item.store(job.items, Ordering::Relaxed);
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
             self.state.fetch_sub(1, Ordering::Release);
@@ -180,7 +187,7 @@ impl Shared {
     /// Waits for an open region other than `last` and enters it; None when the pool is dropped.
     fn enter(&self, last: u64) -> Option<u64> {
         let mut since = Instant::now();
-        let mut looks = 0u32;
+        let mut spins = 0u32;
         loop {
             let state = self.state.load(Ordering::Acquire);
             let region = state / REGION;
@@ -195,57 +202,58 @@ impl Shared {
                 return None;
             }
             std::hint::spin_loop();
-            looks += 1;
-            if looks.is_multiple_of(64) && since.elapsed() > WATCH {
-                self.doze(last);
+            spins += 1;
+            if spins.is_multiple_of(64) && since.elapsed() > SPIN_BEFORE_PARK {
+                self.park(last);
                 since = Instant::now();
             }
         }
     }
 
-    /// Sleeps until a region other than `last` is open or the pool stops.
-    fn doze(&self, last: u64) {
-        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        // Announced before the last look, as the caller opens before it looks for sleepers: one of them sees the other.
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+    /// Parks the thread until a region other than `last` is open or the pool stops.
+    fn park(&self, last: u64) {
+        let mut guard = self.park_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // Incremented before the last check of `state`, as the caller opens the region before it reads `parked`: one of the two
+        // sees the other.
+        self.parked.fetch_add(1, Ordering::SeqCst);
         loop {
             let state = self.state.load(Ordering::SeqCst);
             if self.stop.load(Ordering::SeqCst) || (state & OPEN != 0 && state / REGION != last) {
                 break;
             }
-            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self.unpark.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.parked.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn wake_all(&self) {
-        // Taking the lock waits for a sleeper that has looked but does not wait yet.
-        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
-        self.wake.notify_all();
+    fn unpark_all(&self) {
+        // The lock waits for a worker that has checked `state` but does not wait on the condition variable yet.
+        drop(self.park_lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.unpark.notify_all();
     }
 }
 
-/// Ends a region, also when the caller's own share panics.
-struct Closing<'a>(&'a Shared);
+/// Closes a region and waits for its workers, also when the caller's own items panic.
+struct CloseOnDrop<'a>(&'a Shared);
 
-impl Drop for Closing<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         let shared = self.0;
         if std::thread::panicking() {
-            shared.next.store(usize::MAX / 2, Ordering::Relaxed);
+            shared.next_item.store(usize::MAX / 2, Ordering::Relaxed);
         }
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut looks = 0u32;
-        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
-            looks = looks.saturating_add(1);
-            if looks < 4096 {
+        let mut spins = 0u32;
+        while shared.state.load(Ordering::Acquire) & WORKERS_INSIDE != 0 {
+            spins = spins.saturating_add(1);
+            if spins < 4096 {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
             }
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        shared.taken.store(false, Ordering::Release);
+        shared.busy.store(false, Ordering::Release);
         if let Some(panic) = panic
             && !std::thread::panicking()
         {
@@ -277,7 +285,7 @@ mod tests {
         for round in 0..2000 {
             pool.for_each(&mut sums, |sum| *sum += 1);
             if round % 500 == 0 {
-                std::thread::sleep(WATCH * 20);
+                std::thread::sleep(SPIN_BEFORE_PARK * 20);
             }
         }
         assert_eq!(sums, [2000; 8]);

@@ -1,9 +1,9 @@
-//! Rotary position embedding, half-split.
+//! Rotary position embedding (RoPE) in the half-split layout.
 
-use crate::elementwise::{load_part, sigmoid, store_part, sum_of_squares};
+use crate::elementwise::{load_partial, sigmoid, store_partial, sum_of_squares};
 use crate::simd::{Isa, Kernel, Simd};
 
-/// The angles' cosines and sines of one position.
+/// Cosines and sines of the angles of one position.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rotation {
     cosines: Vec<f32>,
@@ -11,11 +11,12 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// The rotation of `width` components at `position`: pair i of width / 2 turns by position * theta^(-2 i / width).
+    /// Rotation of the first `width` components of a head at `position`: pair i of width / 2 is rotated by
+    /// `position * theta^(-2 i / width)`.
     pub fn at(position: usize, width: usize, theta: f64) -> Self {
         let mut rotation = Self::default();
         for pair in 0..width / 2 {
-            // The frequency is rounded to f32 first, as the reference has it; the angle is exact.
+            // The frequency is rounded to f32 first, as in transformers; the angle is exact.
             let frequency = theta.powf(-2.0 * pair as f64 / width as f64) as f32;
             let angle = (position as f32 * frequency) as f64;
             rotation.cosines.push(angle.cos() as f32);
@@ -24,7 +25,7 @@ impl Rotation {
         rotation
     }
 
-    /// Turns the leading components of `head`: i against i + width / 2.
+    /// Rotates the leading `width` components of `head`, pairs (i, i + width / 2).
     pub fn apply(&self, head: &mut [f32]) {
         let half = self.cosines.len();
         let (low, rest) = head.split_at_mut(half);
@@ -34,7 +35,7 @@ impl Rotation {
     }
 }
 
-/// RMS norm of one head, then its rotation: `out` = rotate(weight * x / rms).
+/// RMS norm of one head, then its rotation: `out` = rotate(weight * x / rms(x)).
 ///
 /// # Panics
 /// If the lengths of `x`, `weight` and `out` differ.
@@ -43,12 +44,12 @@ pub fn norm_and_rotate(isa: Isa, x: &[f32], weight: &[f32], eps: f32, rotation: 
     rotation.apply(out);
 }
 
-/// `out` = x * scale / sqrt(sum(x^2) + eps): the L2 norm of linear attention's queries and keys.
+/// `x` = x * scale / sqrt(sum(x^2) + eps): L2 norm of the queries and keys of linear attention.
 #[inline(always)]
 pub(crate) fn l2_norm<S: Simd>(simd: S, x: &mut [f32], eps: f32, scale: f32) {
     let factor = simd.splat(scale / (sum_of_squares(simd, x) + eps).sqrt());
     for chunk in x.chunks_mut(16) {
-        store_part(simd, simd.mul(load_part(simd, chunk), factor), chunk);
+        store_partial(simd, simd.mul(load_partial(simd, chunk), factor), chunk);
     }
 }
 
@@ -72,8 +73,8 @@ impl Kernel for SigmoidMultiply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         for (values, gates) in self.values.chunks_mut(16).zip(self.gates.chunks(16)) {
-            let gate = sigmoid(simd, load_part(simd, gates));
-            store_part(simd, simd.mul(load_part(simd, values), gate), values);
+            let gate = sigmoid(simd, load_partial(simd, gates));
+            store_partial(simd, simd.mul(load_partial(simd, values), gate), values);
         }
     }
 }

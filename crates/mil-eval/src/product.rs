@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use half::f16;
 use q35_kernels::{
-    FloatKind, Floats, Inputs, Isa, Matrix, MatrixError, Mode, Pool, Product, Strided, multiply,
+    FloatType, Floats, Isa, Matrix, MatrixError, Mode, PackedActivations, Pool, Product, Strided, multiply,
     multiply_dense,
 };
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ impl Right<'_> {
         for (i, row) in halves.chunks_exact_mut(inner).enumerate() {
             weight.row_halves(first + i, wide, row);
         }
-        Matrix::float(count, inner, Floats::new(FloatKind::F16, bytemuck::cast_slice(halves))).map_err(misfit)
+        Matrix::float(count, inner, Floats::new(FloatType::F16, bytemuck::cast_slice(halves))).map_err(misfit)
     }
 
     /// x [rows, inner] times its rows: out [rows, outputs].
@@ -90,9 +90,9 @@ impl Right<'_> {
             return Ok(());
         }
         let (isa, pool) = &*ALONE;
-        let mut inputs = Inputs::default();
+        let mut inputs = PackedActivations::default();
         // What the kernels want of activations depends on the kind of rows alone.
-        inputs.prepare(
+        inputs.pack(
             *isa,
             pool,
             Mode::Exact,
@@ -124,7 +124,7 @@ impl Right<'_> {
 }
 
 fn floats(rows: usize, columns: usize, values: &[f32]) -> Result<Matrix<'_>, Fault> {
-    Matrix::float(rows, columns, Floats::new(FloatKind::F32, bytemuck::cast_slice(values))).map_err(misfit)
+    Matrix::float(rows, columns, Floats::new(FloatType::F32, bytemuck::cast_slice(values))).map_err(misfit)
 }
 
 fn misfit(error: MatrixError) -> Fault {
@@ -180,9 +180,9 @@ pub(crate) fn matrix_product(
     let (isa, pool) = &*ALONE;
     let task = |([i, j], first, out): ([usize; 2], usize, &mut [f32])| {
         let (x, y) = (&x[i * rows * inner..][..rows * inner], &y[j * inner * columns..][..inner * columns]);
-        let (x, steps) = if flip_x { (&x[first..], [1, rows]) } else { (&x[first * inner..], [inner, 1]) };
+        let (x, strides) = if flip_x { (&x[first..], [1, rows]) } else { (&x[first * inner..], [inner, 1]) };
         if !flip_y {
-            multiply_dense(*isa, Strided { values: x, steps }, y, columns, out);
+            multiply_dense(*isa, Strided { values: x, strides }, y, columns, out);
             return Ok(());
         }
         let count = out.len() / columns;
@@ -194,8 +194,8 @@ pub(crate) fn matrix_product(
             &x[..count * inner]
         };
         let matrix = floats(columns, inner, y)?;
-        let mut inputs = Inputs::default();
-        inputs.prepare(*isa, pool, Mode::Exact, x, inner, [&matrix]);
+        let mut inputs = PackedActivations::default();
+        inputs.pack(*isa, pool, Mode::Exact, x, inner, [&matrix]);
         multiply(*isa, pool, Mode::Exact, &inputs, &mut [Product { matrix: &matrix, out }]);
         Ok(())
     };

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use q35_format_mil::{Bytes, DType, unpack_bits};
-use q35_kernels::{FloatKind, Floats, Matrix};
+use q35_kernels::{FloatType, Floats, Matrix};
 
 use crate::tensor::{Tensor, elements, strides};
 use crate::{Fault, Precision};
@@ -353,7 +353,7 @@ impl Weight {
         };
         let bytes = &codes.bytes[rows.start * columns..rows.end * columns];
         let scale = &scale[rows.start * blocks.per_row..rows.end * blocks.per_row];
-        let scale = Floats::new(FloatKind::F32, bytemuck::cast_slice(scale));
+        let scale = Floats::new(FloatType::F32, bytemuck::cast_slice(scale));
         let make = if self.is_rounded() { Matrix::symmetric_f16 } else { Matrix::symmetric };
         make(rows.len(), columns, group, bytes, scale).ok()
     }

@@ -1,4 +1,4 @@
-//! Models to test on, and observers that keep what they see.
+//! Test models, and an observer that records.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use q35_format_mlx::{MlxDirectory, RoundToNearest, WriteOptions, write};
 use q35_inference::{HiddenStateAt, LogitsFor, Observer, Sequence};
 use q35_quant::affine::AffineSpec;
 
-/// The checkpoint in `source`, rounded to nearest.
+/// MLX directory of the checkpoint in `source`, rounded to nearest.
 pub fn quantized(source: &Path, bits: u32, group: usize) -> Arc<MlxDirectory> {
     let out = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(source).unwrap();
     let recipe = RoundToNearest(AffineSpec::new(bits, group).unwrap());
     write(&checkpoint, &recipe, &WriteOptions::default(), out.path(), &|_| {}).unwrap();
-    // The files stay mapped when their names are gone.
+    // The files stay mapped after the temporary directory is deleted.
     Arc::new(MlxDirectory::open(out.path()).unwrap())
 }
 
@@ -24,22 +24,22 @@ pub fn model(directory: &Arc<MlxDirectory>, mode: Mode, threads: usize) -> CpuMo
     CpuModel::open(Arc::clone(directory), options).unwrap()
 }
 
-/// Ids that wander over the vocabulary.
+/// Token ids spread over the vocabulary.
 pub fn ids(count: usize, vocab_size: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * i * 31 + i * 7 + 3) % vocab_size) as u32).collect()
 }
 
 #[derive(Default)]
-pub struct Keep {
+pub struct Recorder {
     pub hidden: bool,
     pub logits: Vec<Vec<f32>>,
     pub positions: Vec<usize>,
     pub sites: Vec<(HiddenStateAt, usize, Vec<f32>)>,
-    /// Cancelled once this many looks have been taken.
-    pub patience: Option<std::cell::Cell<usize>>,
+    /// Number of calls of `cancelled` that return false.
+    pub checks_before_cancel: Option<std::cell::Cell<usize>>,
 }
 
-impl Observer for Keep {
+impl Observer for Recorder {
     fn logits(&mut self, position: usize, row: &[f32]) {
         self.positions.push(position);
         self.logits.push(row.to_vec());
@@ -54,17 +54,17 @@ impl Observer for Keep {
     }
 
     fn cancelled(&self) -> bool {
-        self.patience.as_ref().is_some_and(|left| left.replace(left.get().saturating_sub(1)) == 0)
+        self.checks_before_cancel.as_ref().is_some_and(|left| left.replace(left.get().saturating_sub(1)) == 0)
     }
 }
 
-/// All logits of `ids`, taken in pieces of the given sizes.
-pub fn logits(sequence: &mut dyn Sequence, ids: &[u32], pieces: &[usize]) -> Vec<Vec<f32>> {
-    let mut keep = Keep::default();
+/// Logits of all `ids`, processed in chunks of the given sizes.
+pub fn logits(sequence: &mut dyn Sequence, ids: &[u32], chunks: &[usize]) -> Vec<Vec<f32>> {
+    let mut recorder = Recorder::default();
     let mut from = 0;
-    for &piece in pieces {
-        sequence.extend(&ids[from..from + piece], LogitsFor::AllTokens, &mut keep).unwrap();
-        from += piece;
+    for &chunk in chunks {
+        sequence.extend(&ids[from..from + chunk], LogitsFor::AllTokens, &mut recorder).unwrap();
+        from += chunk;
     }
-    keep.logits
+    recorder.logits
 }

@@ -1,18 +1,18 @@
-//! The matrix unit of Sapphire Rapids and later (AMX): products of byte matrices, sixteen rows by sixteen columns.
+//! AMX, the matrix unit of Intel servers from Sapphire Rapids on: products of byte matrices, sixteen rows by sixteen columns.
 //!
-//! Stable Rust has no intrinsics for it, so its instructions are written out here, and only here.
+//! Stable Rust has no intrinsics for it, so this module uses inline assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::marker::PhantomData;
 
-use super::{UNIT_TOKENS, UnitSums};
+use super::{AMX_TOKENS, AmxSums};
 
-/// Proof that this processor has the unit and that the system lets this process use it.
+/// Proof that the processor has AMX and that the system lets this process use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MatrixUnit(());
+pub(crate) struct AmxUnit(());
 
-impl MatrixUnit {
+impl AmxUnit {
     pub(super) fn detect() -> Option<Self> {
         // CPUID leaf 7: AMX-TILE and AMX-INT8.
         let features = __cpuid_count(7, 0).edx;
@@ -21,29 +21,29 @@ impl MatrixUnit {
         }
         const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-        // SAFETY: asks the kernel to keep tiles across task switches of this process; no memory is involved.
+        // SAFETY: the call requests that the kernel saves tiles across task switches; no memory is involved.
         let granted = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
         (granted == 0).then_some(Self(()))
     }
 
-    /// Sets this thread's tiles up for groups of `group` columns: 32, 64 or 128.
-    pub(crate) fn begin(self, group: usize) -> Session {
+    /// Configures this thread's tiles for groups of `group` columns: 32, 64 or 128.
+    pub(crate) fn configure(self, group: usize) -> AmxSession {
         let columns = group.min(64);
         let mut config =
             Config { palette: 1, start_row: 0, zeros: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        // Sums, then activations: a row for each token. Then codes: a row for each four columns.
-        for (tile, (rows, row_bytes)) in [(UNIT_TOKENS, 64); 4]
+        // Four tiles of sums and two of activations with a row per token, then two of codes with a row per four columns.
+        for (tile, (rows, row_bytes)) in [(AMX_TOKENS, 64); 4]
             .into_iter()
-            .chain([(UNIT_TOKENS, columns); 2])
+            .chain([(AMX_TOKENS, columns); 2])
             .chain([(columns / 4, 64); 2])
             .enumerate()
         {
             config.rows[tile] = rows as u8;
             config.row_bytes[tile] = row_bytes as u16;
         }
-        // SAFETY: the unit is there; the configuration is 64 bytes in the form of palette 1, within its limits.
+        // SAFETY: AMX was detected; the configuration is 64 bytes in the format of palette 1, within its limits.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Session { group, columns, thread: PhantomData }
+        AmxSession { group, columns, thread: PhantomData }
     }
 }
 
@@ -56,25 +56,25 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// This thread's tiles, given back to the system when dropped.
-pub(crate) struct Session {
+/// This thread's configured tiles, released on drop.
+pub(crate) struct AmxSession {
     group: usize,
     columns: usize,
     thread: PhantomData<*mut ()>,
 }
 
-impl Session {
-    /// Writes the sums over one group of products of unsigned codes with activations.
+impl AmxSession {
+    /// Computes the products of one group of two tiles with sixteen tokens.
     ///
-    /// `codes` are those of two tiles, [group / 4] vectors each of four codes of sixteen rows; `x` are the upper
-    /// halves of sixteen tokens' activations [tokens, group], then the lower ones.
+    /// `codes` are unsigned, [group / 4] vectors of four codes of sixteen rows per tile; `x` are the upper halves of the
+    /// activations [tokens, group], then the lower ones.
     #[inline(always)]
-    pub(crate) fn products(&self, codes: [&[[u8; 64]]; 2], x: &[[i8; 64]], sums: &mut UnitSums) {
-        let half = UNIT_TOKENS * self.group;
+    pub(crate) fn multiply(&self, codes: [&[[u8; 64]]; 2], x: &[[i8; 64]], sums: &mut AmxSums) {
+        let half = AMX_TOKENS * self.group;
         assert!(codes[0].len() == self.group / 4 && codes[1].len() == self.group / 4);
         assert!(x.len() * 64 == 2 * half);
         let x = x.as_ptr().cast::<i8>();
-        // SAFETY: `begin` has set the tiles up on this thread, which the session cannot leave. Loads of codes read
+        // SAFETY: `configure` has configured the tiles of this thread, which the session cannot leave. Loads of codes read
         // columns / 4 rows of 64 bytes, group / columns times: group / 4 vectors. Loads of activations read 16 rows of
         // `columns` bytes, `group` bytes apart, the k-th time from byte `columns` * k of each: a half. Stores write
         // 16 rows of 64 bytes, which are one of the four parts of `sums`.
@@ -120,9 +120,9 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for AmxSession {
     fn drop(&mut self) {
-        // SAFETY: a session exists, so the unit does; nothing of it is needed any more.
+        // SAFETY: the session exists, so AMX does; no tile is used after this.
         unsafe { asm!("tilerelease", options(nomem, nostack)) };
     }
 }

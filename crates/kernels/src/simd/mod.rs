@@ -1,12 +1,12 @@
-//! Instruction sets behind one trait, and the only place that names them.
+//! Instruction sets behind one trait; no other module names them.
 //!
 //! A kernel is written once over [`Simd`], whose vectors have sixteen 32-bit lanes everywhere: one register on
 //! AVX-512, two on AVX2, four on NEON, an array in the portable form. Every operation is defined to the bit (one
-//! rounding for a fused multiply-add, one order for every sum over lanes), so all instruction sets give the same
-//! results and the portable form is the scalar twin that tests compare with.
+//! rounding for a fused multiply-add, one order for every reduction over lanes), so all instruction sets return the same
+//! results and tests compare them with the portable form.
 //!
-//! [`Kernel::run`] is inlined into one entry function per instruction set, which is compiled with its features.
-//! A value of a `Simd` type is the proof that detection found them; only the entry functions make one.
+//! [`Kernel::run`] is inlined into one entry function per instruction set, which is compiled with its features. A value of a
+//! `Simd` type proves that they were detected; only the entry functions create one.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -19,35 +19,33 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod portable;
+pub(crate) mod portable;
 
 use std::sync::OnceLock;
 
-pub(crate) use amx::{MatrixUnit, Session};
+pub(crate) use amx::{AmxSession, AmxUnit};
 
-use crate::stream::unpack_plain;
+/// Tokens per AMX product.
+pub(crate) const AMX_TOKENS: usize = 16;
 
-/// Tokens that the matrix unit multiplies at a time.
-pub(crate) const UNIT_TOKENS: usize = 16;
-
-/// Sums of products by the matrix unit: [tiles][halves of activations][tokens][rows].
+/// Integer sums of AMX products: [tiles][upper and lower halves of the activations][tokens][rows].
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(crate) struct UnitSums(pub [[[[i32; 16]; UNIT_TOKENS]; 2]; 2]);
+pub(crate) struct AmxSums(pub [[[[i32; 16]; AMX_TOKENS]; 2]; 2]);
 
-impl UnitSums {
-    pub(crate) const ZERO: Self = Self([[[[0; 16]; UNIT_TOKENS]; 2]; 2]);
+impl AmxSums {
+    pub(crate) const ZERO: Self = Self([[[[0; 16]; AMX_TOKENS]; 2]; 2]);
 }
 
-/// An instruction set that this machine has. All give the same results, bit for bit.
+/// An instruction set that this machine has. All return the same results, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// AVX-512 and, for several tokens, the matrix unit.
+    /// AVX-512 and, for several tokens, AMX.
     #[cfg(target_arch = "x86_64")]
-    Amx(MatrixUnit),
+    Amx(AmxUnit),
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -58,19 +56,19 @@ enum Kind {
 }
 
 impl Isa {
-    /// The fastest of this machine.
+    /// Fastest instruction set of this machine.
     pub fn detect() -> Self {
-        static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available()[0])
+        static FASTEST: OnceLock<Isa> = OnceLock::new();
+        *FASTEST.get_or_init(|| Self::available()[0])
     }
 
-    /// All of this machine, fastest first; the portable one is last.
+    /// Instruction sets of this machine, fastest first; the last is the portable form.
     pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
             if avx512::detected() {
-                found.extend(MatrixUnit::detect().map(|unit| Self(Kind::Amx(unit))));
+                found.extend(AmxUnit::detect().map(|unit| Self(Kind::Amx(unit))));
                 found.push(Self(Kind::Avx512));
             }
             if avx2::detected() {
@@ -85,12 +83,12 @@ impl Isa {
         found
     }
 
-    /// The plain form that every processor runs, the twin that the others are tested against.
+    /// Portable form, which every processor runs and the others are tested against.
     pub fn portable() -> Self {
         Self(Kind::Portable)
     }
 
-    /// Its name for people.
+    /// Display name.
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -105,8 +103,8 @@ impl Isa {
         }
     }
 
-    /// The matrix unit, if this is the instruction set that has it.
-    pub(crate) fn matrix_unit(self) -> Option<MatrixUnit> {
+    /// The AMX unit, if this instruction set includes it.
+    pub(crate) fn amx(self) -> Option<AmxUnit> {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Amx(unit) => Some(unit),
@@ -116,7 +114,7 @@ impl Isa {
 
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
-            // SAFETY: an `Isa` of this kind is only made where its features were detected.
+            // SAFETY: an `Isa` of this kind exists only if its features were detected.
             #[cfg(target_arch = "x86_64")]
             Kind::Amx(_) | Kind::Avx512 => unsafe { avx512::enter(kernel) },
             // SAFETY: as above.
@@ -130,200 +128,220 @@ impl Isa {
     }
 }
 
-/// Work that is compiled once for every instruction set.
+/// Code that is compiled once per instruction set.
 pub(crate) trait Kernel {
     type Output;
 
-    /// Must be `#[inline(always)]`, as must be everything generic that it calls.
+    /// Must be `#[inline(always)]`, like every generic function that it calls: what is not inlined is compiled without the
+    /// instruction set's features.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Sixteen lanes of 32 bits: `F` floats, `I` integers, `B` 64 bytes. A quad is four neighbouring lanes.
+/// Vectors of sixteen 32-bit lanes. A quad is four neighbouring lanes.
+///
+/// There are three integer dot products, each with operand and accumulator types that suit the instruction set:
+///
+/// | codes | activations | accumulator | used by |
+/// |---|---|---|---|
+/// | `U8` | `Activations` | `Dot` | INT8 gemv, INT8 attention |
+/// | `TileCodes` | `TileActivations` | `TileDot` | INT8 gemm |
+/// | `Int4Codes` | `Int4Activations` | `Int4Dot` | INT4 gemv and gemm |
+///
+/// Activations are 16-bit codes `256 * upper + lower`, see [`crate::int16_split`].
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    type F: Copy;
-    type I: Copy;
-    type B: Copy;
-    /// 64 activations of sixteen bits, each 256 * upper + lower.
-    type X: Copy;
-    /// A sum of products with them.
-    type Sum: Copy;
-    /// Codes as products with repeated activations take them.
-    type Wide: Copy;
-    /// Four activations, sixteen times.
-    type Quad: Copy;
-    /// A sum of products of the two.
-    type WideSum: Copy;
-    /// 64 bytes of nibbles as products take them.
-    type Nibbles: Copy;
-    /// Their activations, pairs of [`crate::halves`].
-    type NibbleX: Copy;
-    /// A sum of products of the two.
-    type NibbleSum: Copy;
+    /// 16 x f32.
+    type F32: Copy;
+    /// 16 x i32.
+    type I32: Copy;
+    /// 64 x u8.
+    type U8: Copy;
+    /// 64 activations.
+    type Activations: Copy;
+    /// Accumulator of products of `U8` with `Activations`.
+    type Dot: Copy;
+    /// 64 codes, widened for [`Simd::add_tile_dot`].
+    type TileCodes: Copy;
+    /// Four activations, broadcast to sixteen lanes.
+    type TileActivations: Copy;
+    /// Accumulator of products of `TileCodes` with `TileActivations`.
+    type TileDot: Copy;
+    /// 128 INT4 codes, split for [`Simd::add_int4_dot`].
+    type Int4Codes: Copy;
+    /// 128 activations in the paired nibble encoding of [`crate::int16_split`].
+    type Int4Activations: Copy;
+    /// Accumulator of products of `Int4Codes` with `Int4Activations`.
+    type Int4Dot: Copy;
 
-    /// Tokens, at most eight, whose sums over the rows of [`Simd::TILES`] tiles stay in registers.
+    /// Number of tokens, at most eight, whose accumulators for [`Simd::TILES_PER_PASS`] tiles fit registers.
     const TILE_TOKENS: usize;
-    /// The same for nibbles.
-    const NIBBLE_TILE_TOKENS: usize;
-    /// Tiles of sixteen rows, one or two, that share the repeated activations.
-    const TILES: usize;
-    /// Query heads, one, two or four, that pass over a cache together: fewer loads, for more sums in registers.
-    const HEADS: usize;
+    /// The same for INT4 codes.
+    const INT4_TILE_TOKENS: usize;
+    /// Number of tiles, one or two, that share broadcast activations.
+    const TILES_PER_PASS: usize;
+    /// Number of query heads, one, two or four, that pass over a KV cache together: fewer loads, more accumulators.
+    const QUERY_HEADS_PER_PASS: usize;
 
-    /// What [`Simd::add_products`] and [`Simd::add_wide_products`] take off each byte: 128 where only signed ones
-    /// multiply, or 0.
-    const OFFSET: i32;
+    /// Number that [`Simd::add_dot`] and [`Simd::add_tile_dot`] subtract from each code: 128 where bytes multiply as signed,
+    /// otherwise 0.
+    const CODE_OFFSET: i32;
 
-    fn splat(self, value: f32) -> Self::F;
-    fn load(self, from: &[f32; 16]) -> Self::F;
-    fn store(self, value: Self::F, to: &mut [f32; 16]);
-    fn add(self, a: Self::F, b: Self::F) -> Self::F;
-    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
-    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
-    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn splat(self, value: f32) -> Self::F32;
+    fn load(self, from: &[f32; 16]) -> Self::F32;
+    fn store(self, value: Self::F32, to: &mut [f32; 16]);
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a * b + c`, rounded once.
-    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger; either of the two if one is NaN.
-    fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller; either of the two if one is NaN.
-    fn min(self, a: Self::F, b: Self::F) -> Self::F;
-    fn abs(self, a: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even. |a| < 2^31.
-    fn round(self, a: Self::F) -> Self::I;
-    fn float(self, a: Self::I) -> Self::F;
-    /// The same bits.
-    fn float_bits(self, a: Self::F) -> Self::I;
-    /// The same bits.
-    fn float_of_bits(self, a: Self::I) -> Self::F;
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// Maximum; either operand if one is NaN.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Minimum; either operand if one is NaN.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn abs(self, a: Self::F32) -> Self::F32;
+    /// Nearest integer, ties to even, for |a| < 2^31.
+    fn round_to_i32(self, a: Self::F32) -> Self::I32;
+    fn to_f32(self, a: Self::I32) -> Self::F32;
+    /// Bit cast.
+    fn f32_to_bits(self, a: Self::F32) -> Self::I32;
+    /// Bit cast.
+    fn f32_from_bits(self, a: Self::I32) -> Self::F32;
     /// 2^n for n in -126..=127.
-    fn exp2i(self, n: Self::I) -> Self::F;
-    /// Little-endian bf16.
-    fn load_bf16(self, from: &[u8; 32]) -> Self::F;
-    /// Little-endian IEEE half.
-    fn load_f16(self, from: &[u8; 32]) -> Self::F;
-    /// To the nearest IEEE half, ties to even; infinite beyond its range.
-    fn round_to_f16(self, a: Self::F) -> Self::F;
-    /// All lanes: (l0 + l2) + (l1 + l3) within each quad, then (Q0 + Q1) + (Q2 + Q3).
-    fn sum(self, a: Self::F) -> f32;
-    /// The largest lane.
-    fn largest(self, a: Self::F) -> f32;
-    /// Quad q of the result: the sums (l0 + l2) + (l1 + l3) of quad q of a, b, c and d.
-    fn quad_sums(self, of: [Self::F; 4]) -> Self::F;
+    fn exp2i(self, n: Self::I32) -> Self::F32;
+    /// Loads sixteen little-endian bf16.
+    fn load_bf16(self, from: &[u8; 32]) -> Self::F32;
+    /// Loads sixteen little-endian IEEE halves.
+    fn load_f16(self, from: &[u8; 32]) -> Self::F32;
+    /// Rounds to the nearest IEEE half, ties to even; infinite beyond its range.
+    fn round_to_f16(self, a: Self::F32) -> Self::F32;
+    /// Sum of all lanes: (l0 + l2) + (l1 + l3) within each quad, then (Q0 + Q1) + (Q2 + Q3).
+    fn reduce_add(self, a: Self::F32) -> f32;
+    /// Maximum of all lanes.
+    fn reduce_max(self, a: Self::F32) -> f32;
+    /// Quad q of the result holds the sums (l0 + l2) + (l1 + l3) of quad q of the four vectors.
+    fn quad_sums(self, vectors: [Self::F32; 4]) -> Self::F32;
     /// Quads [a0 + a1, a2 + a3, b0 + b1, b2 + b3].
-    fn pair_quads(self, a: Self::F, b: Self::F) -> Self::F;
-    /// Lane i of quad q goes to lane 4 i + q.
-    fn transpose_quads(self, a: Self::F) -> Self::F;
-    /// Quads 0 and 1 are zipped lane by lane, and so are quads 2 and 3.
-    fn zip_quads(self, a: Self::F) -> Self::F;
+    fn add_quad_pairs(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Moves lane i of quad q to lane 4 i + q.
+    fn transpose_quads(self, a: Self::F32) -> Self::F32;
+    /// Interleaves the lanes of quads 0 and 1, and those of quads 2 and 3.
+    fn zip_quads(self, a: Self::F32) -> Self::F32;
 
-    fn int_splat(self, value: i32) -> Self::I;
-    fn int_load(self, from: &[i32; 16]) -> Self::I;
-    fn int_store(self, value: Self::I, to: &mut [i32; 16]);
-    fn int_add(self, a: Self::I, b: Self::I) -> Self::I;
-    fn int_sub(self, a: Self::I, b: Self::I) -> Self::I;
-    fn int_and(self, a: Self::I, b: Self::I) -> Self::I;
-    fn int_shl<const BITS: u32>(self, a: Self::I) -> Self::I;
-    /// Arithmetic: rounds down.
-    fn int_shr<const BITS: u32>(self, a: Self::I) -> Self::I;
-    fn int_quad_sums(self, of: [Self::I; 4]) -> Self::I;
-    fn int_pair_quads(self, a: Self::I, b: Self::I) -> Self::I;
-    fn int_transpose_quads(self, a: Self::I) -> Self::I;
-    fn int_zip_quads(self, a: Self::I) -> Self::I;
-    /// Lanes 0 and 1 change places, 2 and 3, and so on.
-    fn swap_pairs(self, a: Self::I) -> Self::I;
-    /// Lane c of vector r goes to lane r of vector c.
-    fn int_transpose(self, rows: &mut [Self::I; 16]);
-    /// Each lane's low byte, signed.
-    fn store_low_bytes(self, a: Self::I, to: &mut [i8; 16]);
+    fn int_splat(self, value: i32) -> Self::I32;
+    fn int_load(self, from: &[i32; 16]) -> Self::I32;
+    fn int_store(self, value: Self::I32, to: &mut [i32; 16]);
+    fn int_add(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn int_sub(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn int_and(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn int_shl<const BITS: u32>(self, a: Self::I32) -> Self::I32;
+    /// Arithmetic shift.
+    fn int_shr<const BITS: u32>(self, a: Self::I32) -> Self::I32;
+    fn int_quad_sums(self, vectors: [Self::I32; 4]) -> Self::I32;
+    fn int_add_quad_pairs(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn int_transpose_quads(self, a: Self::I32) -> Self::I32;
+    fn int_zip_quads(self, a: Self::I32) -> Self::I32;
+    /// Swaps lanes 0 and 1, 2 and 3, and so on.
+    fn swap_pairs(self, a: Self::I32) -> Self::I32;
+    /// Transposes a 16 x 16 matrix of lanes.
+    fn int_transpose(self, rows: &mut [Self::I32; 16]);
+    /// Stores the low byte of each lane.
+    fn store_low_bytes(self, a: Self::I32, to: &mut [i8; 16]);
 
-    fn load_bytes(self, from: &[u8; 64]) -> Self::B;
-    fn store_bytes(self, value: Self::B, to: &mut [u8; 64]);
+    fn load_bytes(self, from: &[u8; 64]) -> Self::U8;
+    fn store_bytes(self, value: Self::U8, to: &mut [u8; 64]);
     /// Bits 0..4 of each byte.
-    fn low_nibbles(self, a: Self::B) -> Self::B;
+    fn low_nibbles(self, a: Self::U8) -> Self::U8;
     /// Bits 4..8 of each byte.
-    fn high_nibbles(self, a: Self::B) -> Self::B;
-    /// Adds 128 to each byte: signed to unsigned with zero at 128, and back.
-    fn flip_sign(self, a: Self::B) -> Self::B;
-    /// Turns the upper and lower halves of 64 activations into two vectors as [`Simd::arranged`] takes them, four
-    /// activations in the same word of both.
+    fn high_nibbles(self, a: Self::U8) -> Self::U8;
+    /// Flips the top bit of each byte: signed codes to unsigned ones plus 128, and back.
+    fn flip_sign(self, a: Self::U8) -> Self::U8;
+    /// Packs the upper and lower halves of 64 activations in place for [`Simd::load_activations`]; four neighbouring activations
+    /// stay in the same word of both vectors.
     #[inline(always)]
-    fn arrange(self, _upper: &mut [i8; 64], _lower: &mut [i8; 64]) {}
-    fn arranged(self, first: &[i8; 64], second: &[i8; 64]) -> Self::X;
-    /// One word of the two vectors, sixteen times.
-    fn repeat_arranged(self, first: [i8; 4], second: [i8; 4]) -> Self::X;
-    fn no_sum(self) -> Self::Sum;
-    /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
-    fn add_products(self, sum: Self::Sum, a: Self::B, x: Self::X) -> Self::Sum;
-    /// Four activations, 256 * upper + lower each, as they are kept for [`Simd::repeat`].
-    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2];
-    fn repeat(self, quad: &[i32; 2]) -> Self::Quad;
-    fn widen(self, codes: Self::B) -> Self::Wide;
-    fn no_wide_sum(self) -> Self::WideSum;
-    /// Adds the products of unsigned bytes, less [`Simd::OFFSET`], with activations.
-    fn add_wide_products(self, sum: Self::WideSum, codes: Self::Wide, x: Self::Quad) -> Self::WideSum;
-    /// Lane i: the products of bytes 4 i..4 i + 4.
-    fn end_wide_sum(self, sum: Self::WideSum) -> Self::I;
-    /// Lane i: the products of bytes 4 i..4 i + 4.
-    fn end_sum(self, sum: Self::Sum) -> Self::I;
-    /// [`Simd::int_quad_sums`] of the sums' ends.
-    #[inline(always)]
-    fn end_quad_sums(self, of: [Self::Sum; 4]) -> Self::I {
-        let [a, b, c, d] = of;
-        self.int_quad_sums([self.end_sum(a), self.end_sum(b), self.end_sum(c), self.end_sum(d)])
-    }
-    /// Turns the activations of 64 bytes of nibbles, the upper and the lower halves of those of low nibbles, then of
-    /// high ones, into four vectors as [`Simd::nibble_x`] takes them.
-    fn arrange_for_nibbles(self, x: &mut [[i8; 64]; 4]);
-    fn nibble_x(self, x: &[[i8; 64]; 4]) -> Self::NibbleX;
-    /// Eight neighbouring activations, those of a word, as they are kept for [`Simd::repeat_eight`].
-    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4];
-    /// One word's activations, sixteen times.
-    fn repeat_eight(self, eight: &[i32; 4]) -> Self::NibbleX;
-    fn nibbles(self, a: Self::B) -> Self::Nibbles;
-    fn no_nibble_sum(self) -> Self::NibbleSum;
-    fn add_nibble_products(
+    fn pack_activations(self, _upper: &mut [i8; 64], _lower: &mut [i8; 64]) {}
+    fn load_activations(self, first: &[i8; 64], second: &[i8; 64]) -> Self::Activations;
+    /// Broadcasts one word of the two packed vectors.
+    fn broadcast_activations(self, first: [i8; 4], second: [i8; 4]) -> Self::Activations;
+    fn zero_dot(self) -> Self::Dot;
+    /// Adds products of unsigned codes, less [`Simd::CODE_OFFSET`], with activations.
+    fn add_dot(self, sum: Self::Dot, a: Self::U8, x: Self::Activations) -> Self::Dot;
+    /// Packs four activations for [`Simd::broadcast_tile_activations`].
+    fn pack_tile_activations(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2];
+    fn broadcast_tile_activations(self, quad: &[i32; 2]) -> Self::TileActivations;
+    fn widen_codes(self, codes: Self::U8) -> Self::TileCodes;
+    fn zero_tile_dot(self) -> Self::TileDot;
+    /// Adds products of unsigned codes, less [`Simd::CODE_OFFSET`], with activations.
+    fn add_tile_dot(
         self,
-        sum: Self::NibbleSum,
-        codes: Self::Nibbles,
-        x: Self::NibbleX,
-    ) -> Self::NibbleSum;
-    /// Lane i: the products of the nibbles of bytes 4 i..4 i + 4.
-    fn end_nibble_sum(self, sum: Self::NibbleSum) -> Self::I;
-    /// The sum of one vector's products.
+        sum: Self::TileDot,
+        codes: Self::TileCodes,
+        x: Self::TileActivations,
+    ) -> Self::TileDot;
+    /// Lane i holds the sum of the products of codes 4 i..4 i + 4.
+    fn tile_dot_to_i32(self, sum: Self::TileDot) -> Self::I32;
+    /// Lane i holds the sum of the products of codes 4 i..4 i + 4.
+    fn dot_to_i32(self, sum: Self::Dot) -> Self::I32;
+    /// [`Simd::int_quad_sums`] of the accumulators' [`Simd::dot_to_i32`].
     #[inline(always)]
-    fn nibble_products(self, codes: Self::Nibbles, x: Self::NibbleX) -> Self::I {
-        self.end_nibble_sum(self.add_nibble_products(self.no_nibble_sum(), codes, x))
+    fn dot_quad_sums(self, vectors: [Self::Dot; 4]) -> Self::I32 {
+        let [a, b, c, d] = vectors;
+        self.int_quad_sums([self.dot_to_i32(a), self.dot_to_i32(b), self.dot_to_i32(c), self.dot_to_i32(d)])
     }
-    /// The same bits as 16 words, little-endian.
-    fn words(self, a: Self::B) -> Self::I;
-    /// The same bits as bytes.
-    fn bytes(self, a: Self::I) -> Self::B;
-    /// Bits 4 J..4 J + 4 of each word as a number.
-    fn nibble<const J: u32>(self, a: Self::I) -> Self::F;
-    /// Byte J of each word as a number.
-    fn byte<const J: u32>(self, a: Self::I) -> Self::F;
-    /// Byte J of each word as a signed number.
-    fn signed_byte<const J: u32>(self, a: Self::I) -> Self::F;
-    /// 64 codes of `BITS` bits (2, 3, 5 or 6), one per byte, from a little-endian bit stream of `8 * BITS` bytes.
+    /// Packs the activations of 64 bytes of INT4 codes in place for [`Simd::load_int4_activations`]. On entry the vectors hold the
+    /// upper and lower halves of the activations of low nibbles, then those of high nibbles.
+    fn pack_int4_activations(self, x: &mut [[i8; 64]; 4]);
+    fn load_int4_activations(self, x: &[[i8; 64]; 4]) -> Self::Int4Activations;
+    /// Packs the eight neighbouring activations of a word of codes for [`Simd::broadcast_int4_activations`].
+    fn pack_int4_tile_activations(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4];
+    /// Broadcasts the activations of one word of codes.
+    fn broadcast_int4_activations(self, eight: &[i32; 4]) -> Self::Int4Activations;
+    fn split_nibbles(self, a: Self::U8) -> Self::Int4Codes;
+    fn zero_int4_dot(self) -> Self::Int4Dot;
+    fn add_int4_dot(
+        self,
+        sum: Self::Int4Dot,
+        codes: Self::Int4Codes,
+        x: Self::Int4Activations,
+    ) -> Self::Int4Dot;
+    /// Lane i holds the sum of the products of codes 8 i..8 i + 8.
+    fn int4_dot_to_i32(self, sum: Self::Int4Dot) -> Self::I32;
+    /// [`Simd::int4_dot_to_i32`] of a single product.
     #[inline(always)]
-    fn unpack<const BITS: u32>(self, from: &[u8]) -> Self::B {
+    fn int4_dot(self, codes: Self::Int4Codes, x: Self::Int4Activations) -> Self::I32 {
+        self.int4_dot_to_i32(self.add_int4_dot(self.zero_int4_dot(), codes, x))
+    }
+    /// Bit cast to sixteen little-endian words.
+    fn as_words(self, a: Self::U8) -> Self::I32;
+    /// Bit cast to bytes.
+    fn as_bytes(self, a: Self::I32) -> Self::U8;
+    /// Bits 4 J..4 J + 4 of each word, unsigned.
+    fn nibble_to_f32<const J: u32>(self, a: Self::I32) -> Self::F32;
+    /// Byte J of each word, unsigned.
+    fn byte_to_f32<const J: u32>(self, a: Self::I32) -> Self::F32;
+    /// Byte J of each word, signed.
+    fn signed_byte_to_f32<const J: u32>(self, a: Self::I32) -> Self::F32;
+    /// Unpacks 64 codes of `BITS` bits (2, 3, 5 or 6) from a little-endian bit stream of `8 * BITS` bytes to one per byte.
+    #[inline(always)]
+    fn unpack<const BITS: u32>(self, from: &[u8]) -> Self::U8 {
         let mut codes = [0; 64];
-        unpack_plain(BITS as usize, from, &mut codes);
+        portable::unpack_bits(BITS as usize, from, &mut codes);
         self.load_bytes(&codes)
     }
-    /// Asks for the cache line `offset` bytes from the start of `of`, which may lie outside it, into the second-level
-    /// cache: the first can wait for too few lines at a time to keep memory busy.
-    fn prefetch(self, of: &[u8], offset: usize);
-    /// The same for a line that the second-level cache has, into the first.
-    fn prefetch_near(self, of: &[u8], offset: usize);
+    /// Prefetches the cache line at `offset` from the start of `base`, which may be out of bounds, into L2. L1 has too few line
+    /// fill buffers to keep memory busy.
+    fn prefetch_l2(self, base: &[u8], offset: usize);
+    /// The same from L2 into L1.
+    fn prefetch_l1(self, base: &[u8], offset: usize);
 }
 
-/// Four bytes as one lane holds them.
+/// Four bytes of a lane, little-endian.
 #[inline(always)]
 fn word(bytes: [i8; 4]) -> i32 {
     i32::from_le_bytes(bytes.map(|byte| byte as u8))
 }
 
-/// [`Simd::quad`] where bytes are widened to sixteen bits, the even ones of a word apart from the odd ones.
+/// [`Simd::pack_tile_activations`] where codes are widened to 16 bits: activations of the even bytes of a word, then those of the
+/// odd ones.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn even_then_odd(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
@@ -332,21 +350,21 @@ fn even_then_odd(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
     [pair(0, 2), pair(1, 3)]
 }
 
-/// Every second of eight, from the first or the second on.
+/// Even (`from` 0) or odd (1) elements.
 #[inline(always)]
-fn every_second(of: [i8; 8], from: usize) -> [i8; 4] {
-    [of[from], of[from + 2], of[from + 4], of[from + 6]]
+fn every_second(values: [i8; 8], from: usize) -> [i8; 4] {
+    [values[from], values[from + 2], values[from + 4], values[from + 6]]
 }
 
-/// Implements trait methods by expressions that need the instruction set's features.
+/// Implements methods by intrinsics of the instruction set.
 macro_rules! with_features {
     ($($(#[$meta:meta])* fn $name:ident $(<const $c:ident: u32>)? ($self:ident $(, $arg:ident: $ty:ty)*) $(-> $ret:ty)? $body:block)*) => {
         $(
             $(#[$meta])*
             #[inline(always)]
             fn $name $(<const $c: u32>)? ($self $(, $arg: $ty)*) $(-> $ret)? {
-                // SAFETY: a value of `Self` exists only inside the entry function, which runs only where the
-                // features were detected; loads and stores go through references to arrays of the full width.
+                // SAFETY: a value of `Self` exists only inside the entry function, which runs only where the features were
+                // detected; loads and stores go through references to arrays of the full width.
                 #[allow(unused_unsafe)]
                 unsafe {
                     $body

@@ -21,11 +21,11 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Neon(()))
 }
 
-type F = [float32x4_t; 4];
-type I = [int32x4_t; 4];
-type B = [uint8x16_t; 4];
+type F32 = [float32x4_t; 4];
+type I32 = [int32x4_t; 4];
+type U8 = [uint8x16_t; 4];
 
-/// One operation on each of the four registers.
+/// Applies an intrinsic to all four registers.
 macro_rules! each {
     ($op:ident($a:expr)) => {
         [$op($a[0]), $op($a[1]), $op($a[2]), $op($a[3])]
@@ -37,7 +37,7 @@ macro_rules! each {
 
 impl Neon {
     with_features! {
-        /// `vdotq_s32`, which has no stable intrinsic.
+        /// `vdotq_s32` by inline assembly: the intrinsic is unstable.
         fn signed_dot(self, acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
             let mut acc = acc;
             std::arch::asm!(
@@ -49,7 +49,7 @@ impl Neon {
             );
             acc
         }
-        fn add_signed_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
+        fn add_signed_dot(self, sum: [I32; 2], a: U8, x: [[int8x16_t; 4]; 2]) -> [I32; 2] {
             let mut sum = sum;
             for i in 0..4 {
                 for (sum, x) in sum.iter_mut().zip(&x) {
@@ -62,57 +62,57 @@ impl Neon {
 }
 
 impl Simd for Neon {
-    type F = F;
-    type I = I;
-    type B = B;
-    type X = [[int8x16_t; 4]; 2];
-    /// Of upper and of lower halves.
-    type Sum = [I; 2];
-    type Wide = B;
+    type F32 = F32;
+    type I32 = I32;
+    type U8 = U8;
+    type Activations = [[int8x16_t; 4]; 2];
+    /// Products with upper and with lower halves.
+    type Dot = [I32; 2];
+    type TileCodes = U8;
     /// Upper halves, then lower ones.
-    type Quad = [int8x16_t; 2];
-    type WideSum = [I; 2];
+    type TileActivations = [int8x16_t; 2];
+    type TileDot = [I32; 2];
     /// Low nibbles, then high ones.
-    type Nibbles = [B; 2];
-    /// Upper halves of those of low nibbles, lower ones, then those of high nibbles.
-    type NibbleX = [[int8x16_t; 4]; 4];
-    type NibbleSum = [I; 2];
+    type Int4Codes = [U8; 2];
+    /// Upper and lower halves of the activations of low nibbles, then of high nibbles.
+    type Int4Activations = [[int8x16_t; 4]; 4];
+    type Int4Dot = [I32; 2];
 
-    // 2 x 2 x 4 sums, 4 vectors of codes, 2 of activations: 22 of 32 registers.
+    // 2 x 2 x 4 accumulators, 4 vectors of codes, 2 of activations: 22 of 32 registers.
     const TILE_TOKENS: usize = 2;
-    const NIBBLE_TILE_TOKENS: usize = 2;
-    const TILES: usize = 1;
-    const HEADS: usize = 1;
-    const OFFSET: i32 = 128;
+    const INT4_TILE_TOKENS: usize = 2;
+    const TILES_PER_PASS: usize = 1;
+    const QUERY_HEADS_PER_PASS: usize = 1;
+    const CODE_OFFSET: i32 = 128;
 
     #[inline(always)]
-    fn quad(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
+    fn pack_tile_activations(upper: [i8; 4], lower: [i8; 4]) -> [i32; 2] {
         [word(upper), word(lower)]
     }
 
     #[inline(always)]
-    fn eight(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4] {
+    fn pack_int4_tile_activations(upper: [i8; 8], lower: [i8; 8]) -> [i32; 4] {
         [(upper, 0), (lower, 0), (upper, 1), (lower, 1)].map(|(half, from)| word(every_second(half, from)))
     }
 
     with_features! {
-        fn splat(self, value: f32) -> F { [vdupq_n_f32(value); 4] }
-        fn load(self, from: &[f32; 16]) -> F {
+        fn splat(self, value: f32) -> F32 { [vdupq_n_f32(value); 4] }
+        fn load(self, from: &[f32; 16]) -> F32 {
             let at = from.as_ptr();
             [vld1q_f32(at), vld1q_f32(at.add(4)), vld1q_f32(at.add(8)), vld1q_f32(at.add(12))]
         }
-        fn store(self, value: F, to: &mut [f32; 16]) {
+        fn store(self, value: F32, to: &mut [f32; 16]) {
             let at = to.as_mut_ptr();
             vst1q_f32(at, value[0]);
             vst1q_f32(at.add(4), value[1]);
             vst1q_f32(at.add(8), value[2]);
             vst1q_f32(at.add(12), value[3]);
         }
-        fn add(self, a: F, b: F) -> F { each!(vaddq_f32(a, b)) }
-        fn sub(self, a: F, b: F) -> F { each!(vsubq_f32(a, b)) }
-        fn mul(self, a: F, b: F) -> F { each!(vmulq_f32(a, b)) }
-        fn div(self, a: F, b: F) -> F { each!(vdivq_f32(a, b)) }
-        fn fma(self, a: F, b: F, c: F) -> F {
+        fn add(self, a: F32, b: F32) -> F32 { each!(vaddq_f32(a, b)) }
+        fn sub(self, a: F32, b: F32) -> F32 { each!(vsubq_f32(a, b)) }
+        fn mul(self, a: F32, b: F32) -> F32 { each!(vmulq_f32(a, b)) }
+        fn div(self, a: F32, b: F32) -> F32 { each!(vdivq_f32(a, b)) }
+        fn fma(self, a: F32, b: F32, c: F32) -> F32 {
             [
                 vfmaq_f32(c[0], a[0], b[0]),
                 vfmaq_f32(c[1], a[1], b[1]),
@@ -120,14 +120,14 @@ impl Simd for Neon {
                 vfmaq_f32(c[3], a[3], b[3]),
             ]
         }
-        fn max(self, a: F, b: F) -> F { each!(vmaxnmq_f32(a, b)) }
-        fn min(self, a: F, b: F) -> F { each!(vminnmq_f32(a, b)) }
-        fn abs(self, a: F) -> F { each!(vabsq_f32(a)) }
-        fn round(self, a: F) -> I { each!(vcvtnq_s32_f32(a)) }
-        fn float(self, a: I) -> F { each!(vcvtq_f32_s32(a)) }
-        fn float_bits(self, a: F) -> I { each!(vreinterpretq_s32_f32(a)) }
-        fn float_of_bits(self, a: I) -> F { each!(vreinterpretq_f32_s32(a)) }
-        fn exp2i(self, n: I) -> F {
+        fn max(self, a: F32, b: F32) -> F32 { each!(vmaxnmq_f32(a, b)) }
+        fn min(self, a: F32, b: F32) -> F32 { each!(vminnmq_f32(a, b)) }
+        fn abs(self, a: F32) -> F32 { each!(vabsq_f32(a)) }
+        fn round_to_i32(self, a: F32) -> I32 { each!(vcvtnq_s32_f32(a)) }
+        fn to_f32(self, a: I32) -> F32 { each!(vcvtq_f32_s32(a)) }
+        fn f32_to_bits(self, a: F32) -> I32 { each!(vreinterpretq_s32_f32(a)) }
+        fn f32_from_bits(self, a: I32) -> F32 { each!(vreinterpretq_f32_s32(a)) }
+        fn exp2i(self, n: I32) -> F32 {
             let biased = each!(vaddq_s32(n, [vdupq_n_s32(127); 4]));
             [
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased[0])),
@@ -136,33 +136,33 @@ impl Simd for Neon {
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased[3])),
             ]
         }
-        fn load_bf16(self, from: &[u8; 32]) -> F {
+        fn load_bf16(self, from: &[u8; 32]) -> F32 {
             let widen = |at: usize| {
                 let half = vld1_u16(from.as_ptr().add(8 * at).cast());
                 vreinterpretq_f32_u32(vshll_n_u16::<16>(half))
             };
             [widen(0), widen(1), widen(2), widen(3)]
         }
-        fn load_f16(self, from: &[u8; 32]) -> F {
+        fn load_f16(self, from: &[u8; 32]) -> F32 {
             self.load(&from_fn(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32()))
         }
-        fn round_to_f16(self, a: F) -> F {
+        fn round_to_f16(self, a: F32) -> F32 {
             let mut lanes = [0.0; 16];
             self.store(a, &mut lanes);
             self.load(&lanes.map(|lane| f16::from_f32(lane).to_f32()))
         }
-        fn sum(self, a: F) -> f32 {
+        fn reduce_add(self, a: F32) -> f32 {
             let quad = |v: float32x4_t| {
                 let halves = vadd_f32(vget_low_f32(v), vget_high_f32(v));
                 vget_lane_f32::<0>(halves) + vget_lane_f32::<1>(halves)
             };
             (quad(a[0]) + quad(a[1])) + (quad(a[2]) + quad(a[3]))
         }
-        fn largest(self, a: F) -> f32 {
+        fn reduce_max(self, a: F32) -> f32 {
             vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a[0], a[1]), vmaxnmq_f32(a[2], a[3])))
         }
-        fn quad_sums(self, of: [F; 4]) -> F {
-            let [a, b, c, d] = of;
+        fn quad_sums(self, vectors: [F32; 4]) -> F32 {
+            let [a, b, c, d] = vectors;
             let ab = each!(vaddq_f32(each!(vzip1q_f32(a, b)), each!(vzip2q_f32(a, b))));
             let cd = each!(vaddq_f32(each!(vzip1q_f32(c, d)), each!(vzip2q_f32(c, d))));
             let (ab, cd) = (each!(vreinterpretq_f64_f32(ab)), each!(vreinterpretq_f64_f32(cd)));
@@ -170,43 +170,43 @@ impl Simd for Neon {
             let second = each!(vreinterpretq_f32_f64(each!(vzip2q_f64(ab, cd))));
             each!(vaddq_f32(first, second))
         }
-        fn pair_quads(self, a: F, b: F) -> F {
+        fn add_quad_pairs(self, a: F32, b: F32) -> F32 {
             [vaddq_f32(a[0], a[1]), vaddq_f32(a[2], a[3]), vaddq_f32(b[0], b[1]), vaddq_f32(b[2], b[3])]
         }
-        fn transpose_quads(self, a: F) -> F {
+        fn transpose_quads(self, a: F32) -> F32 {
             each!(vreinterpretq_f32_s32(self.int_transpose_quads(each!(vreinterpretq_s32_f32(a)))))
         }
-        fn zip_quads(self, a: F) -> F {
+        fn zip_quads(self, a: F32) -> F32 {
             [vzip1q_f32(a[0], a[1]), vzip2q_f32(a[0], a[1]), vzip1q_f32(a[2], a[3]), vzip2q_f32(a[2], a[3])]
         }
 
-        fn int_splat(self, value: i32) -> I { [vdupq_n_s32(value); 4] }
-        fn int_load(self, from: &[i32; 16]) -> I {
+        fn int_splat(self, value: i32) -> I32 { [vdupq_n_s32(value); 4] }
+        fn int_load(self, from: &[i32; 16]) -> I32 {
             let at = from.as_ptr();
             [vld1q_s32(at), vld1q_s32(at.add(4)), vld1q_s32(at.add(8)), vld1q_s32(at.add(12))]
         }
-        fn int_store(self, value: I, to: &mut [i32; 16]) {
+        fn int_store(self, value: I32, to: &mut [i32; 16]) {
             let at = to.as_mut_ptr();
             vst1q_s32(at, value[0]);
             vst1q_s32(at.add(4), value[1]);
             vst1q_s32(at.add(8), value[2]);
             vst1q_s32(at.add(12), value[3]);
         }
-        fn int_add(self, a: I, b: I) -> I { each!(vaddq_s32(a, b)) }
-        fn int_sub(self, a: I, b: I) -> I { each!(vsubq_s32(a, b)) }
-        fn int_and(self, a: I, b: I) -> I { each!(vandq_s32(a, b)) }
-        fn int_shl<const BITS: u32>(self, a: I) -> I { each!(vshlq_s32(a, [vdupq_n_s32(BITS as i32); 4])) }
-        fn int_shr<const BITS: u32>(self, a: I) -> I {
+        fn int_add(self, a: I32, b: I32) -> I32 { each!(vaddq_s32(a, b)) }
+        fn int_sub(self, a: I32, b: I32) -> I32 { each!(vsubq_s32(a, b)) }
+        fn int_and(self, a: I32, b: I32) -> I32 { each!(vandq_s32(a, b)) }
+        fn int_shl<const BITS: u32>(self, a: I32) -> I32 { each!(vshlq_s32(a, [vdupq_n_s32(BITS as i32); 4])) }
+        fn int_shr<const BITS: u32>(self, a: I32) -> I32 {
             each!(vshlq_s32(a, [vdupq_n_s32(-(BITS as i32)); 4]))
         }
-        fn int_quad_sums(self, of: [I; 4]) -> I {
-            let [a, b, c, d] = of;
+        fn int_quad_sums(self, vectors: [I32; 4]) -> I32 {
+            let [a, b, c, d] = vectors;
             each!(vpaddq_s32(each!(vpaddq_s32(a, b)), each!(vpaddq_s32(c, d))))
         }
-        fn int_pair_quads(self, a: I, b: I) -> I {
+        fn int_add_quad_pairs(self, a: I32, b: I32) -> I32 {
             [vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3]), vaddq_s32(b[0], b[1]), vaddq_s32(b[2], b[3])]
         }
-        fn int_transpose_quads(self, a: I) -> I {
+        fn int_transpose_quads(self, a: I32) -> I32 {
             let (even, odd) = (vzip1q_s32(a[0], a[1]), vzip1q_s32(a[2], a[3]));
             let (even_high, odd_high) = (vzip2q_s32(a[0], a[1]), vzip2q_s32(a[2], a[3]));
             let join = |low: int32x4_t, high: int32x4_t, second: bool| {
@@ -220,11 +220,11 @@ impl Simd for Neon {
                 join(even_high, odd_high, true),
             ]
         }
-        fn int_zip_quads(self, a: I) -> I {
+        fn int_zip_quads(self, a: I32) -> I32 {
             [vzip1q_s32(a[0], a[1]), vzip2q_s32(a[0], a[1]), vzip1q_s32(a[2], a[3]), vzip2q_s32(a[2], a[3])]
         }
-        fn swap_pairs(self, a: I) -> I { each!(vrev64q_s32(a)) }
-        fn int_transpose(self, rows: &mut [I; 16]) {
+        fn swap_pairs(self, a: I32) -> I32 { each!(vrev64q_s32(a)) }
+        fn int_transpose(self, rows: &mut [I32; 16]) {
             let mut lanes = [[0i32; 16]; 16];
             for (row, lanes) in rows.iter().zip(&mut lanes) {
                 self.int_store(*row, lanes);
@@ -233,86 +233,86 @@ impl Simd for Neon {
                 *row = self.int_load(&from_fn(|r| lanes[r][column]));
             }
         }
-        fn store_low_bytes(self, a: I, to: &mut [i8; 16]) {
+        fn store_low_bytes(self, a: I32, to: &mut [i8; 16]) {
             let low = vcombine_s16(vmovn_s32(a[0]), vmovn_s32(a[1]));
             let high = vcombine_s16(vmovn_s32(a[2]), vmovn_s32(a[3]));
             vst1q_s8(to.as_mut_ptr(), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
         }
 
-        fn load_bytes(self, from: &[u8; 64]) -> B {
+        fn load_bytes(self, from: &[u8; 64]) -> U8 {
             let at = from.as_ptr();
             [vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))]
         }
-        fn store_bytes(self, value: B, to: &mut [u8; 64]) {
+        fn store_bytes(self, value: U8, to: &mut [u8; 64]) {
             let at = to.as_mut_ptr();
             vst1q_u8(at, value[0]);
             vst1q_u8(at.add(16), value[1]);
             vst1q_u8(at.add(32), value[2]);
             vst1q_u8(at.add(48), value[3]);
         }
-        fn low_nibbles(self, a: B) -> B { each!(vandq_u8(a, [vdupq_n_u8(15); 4])) }
-        fn high_nibbles(self, a: B) -> B {
+        fn low_nibbles(self, a: U8) -> U8 { each!(vandq_u8(a, [vdupq_n_u8(15); 4])) }
+        fn high_nibbles(self, a: U8) -> U8 {
             [vshrq_n_u8::<4>(a[0]), vshrq_n_u8::<4>(a[1]), vshrq_n_u8::<4>(a[2]), vshrq_n_u8::<4>(a[3])]
         }
-        fn flip_sign(self, a: B) -> B { each!(veorq_u8(a, [vdupq_n_u8(128); 4])) }
-        fn arranged(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[int8x16_t; 4]; 2] {
+        fn flip_sign(self, a: U8) -> U8 { each!(veorq_u8(a, [vdupq_n_u8(128); 4])) }
+        fn load_activations(self, upper: &[i8; 64], lower: &[i8; 64]) -> [[int8x16_t; 4]; 2] {
             [upper, lower].map(|half| from_fn(|i| vld1q_s8(half.as_ptr().add(16 * i))))
         }
-        fn repeat_arranged(self, upper: [i8; 4], lower: [i8; 4]) -> [[int8x16_t; 4]; 2] {
+        fn broadcast_activations(self, upper: [i8; 4], lower: [i8; 4]) -> [[int8x16_t; 4]; 2] {
             [upper, lower].map(|half| [vreinterpretq_s8_s32(vdupq_n_s32(word(half))); 4])
         }
-        fn no_sum(self) -> [I; 2] { [[vdupq_n_s32(0); 4]; 2] }
-        fn add_products(self, sum: [I; 2], a: B, x: [[int8x16_t; 4]; 2]) -> [I; 2] {
-            self.add_signed_products(sum, self.flip_sign(a), x)
+        fn zero_dot(self) -> [I32; 2] { [[vdupq_n_s32(0); 4]; 2] }
+        fn add_dot(self, sum: [I32; 2], a: U8, x: [[int8x16_t; 4]; 2]) -> [I32; 2] {
+            self.add_signed_dot(sum, self.flip_sign(a), x)
         }
-        fn end_sum(self, sum: [I; 2]) -> I {
+        fn dot_to_i32(self, sum: [I32; 2]) -> I32 {
             from_fn(|i| vaddq_s32(vshlq_n_s32::<8>(sum[0][i]), sum[1][i]))
         }
-        fn repeat(self, quad: &[i32; 2]) -> [int8x16_t; 2] {
+        fn broadcast_tile_activations(self, quad: &[i32; 2]) -> [int8x16_t; 2] {
             quad.map(|half| vreinterpretq_s8_s32(vdupq_n_s32(half)))
         }
-        fn widen(self, codes: B) -> B { codes }
-        fn no_wide_sum(self) -> [I; 2] { self.no_sum() }
-        fn add_wide_products(self, sum: [I; 2], codes: B, x: [int8x16_t; 2]) -> [I; 2] {
-            self.add_products(sum, codes, x.map(|half| [half; 4]))
+        fn widen_codes(self, codes: U8) -> U8 { codes }
+        fn zero_tile_dot(self) -> [I32; 2] { self.zero_dot() }
+        fn add_tile_dot(self, sum: [I32; 2], codes: U8, x: [int8x16_t; 2]) -> [I32; 2] {
+            self.add_dot(sum, codes, x.map(|half| [half; 4]))
         }
-        fn end_wide_sum(self, sum: [I; 2]) -> I { self.end_sum(sum) }
-        fn arrange_for_nibbles(self, _x: &mut [[i8; 64]; 4]) {}
-        fn nibble_x(self, x: &[[i8; 64]; 4]) -> [[int8x16_t; 4]; 4] {
+        fn tile_dot_to_i32(self, sum: [I32; 2]) -> I32 { self.dot_to_i32(sum) }
+        fn pack_int4_activations(self, _x: &mut [[i8; 64]; 4]) {}
+        fn load_int4_activations(self, x: &[[i8; 64]; 4]) -> [[int8x16_t; 4]; 4] {
             from_fn(|vector| from_fn(|i| vld1q_s8(x[vector].as_ptr().add(16 * i))))
         }
-        fn repeat_eight(self, eight: &[i32; 4]) -> [[int8x16_t; 4]; 4] {
+        fn broadcast_int4_activations(self, eight: &[i32; 4]) -> [[int8x16_t; 4]; 4] {
             eight.map(|word| [vreinterpretq_s8_s32(vdupq_n_s32(word)); 4])
         }
-        fn nibbles(self, a: B) -> [B; 2] { [self.low_nibbles(a), self.high_nibbles(a)] }
-        fn no_nibble_sum(self) -> [I; 2] { self.no_sum() }
-        fn add_nibble_products(self, sum: [I; 2], codes: [B; 2], x: [[int8x16_t; 4]; 4]) -> [I; 2] {
-            let sum = self.add_signed_products(sum, codes[0], [x[0], x[1]]);
-            self.add_signed_products(sum, codes[1], [x[2], x[3]])
+        fn split_nibbles(self, a: U8) -> [U8; 2] { [self.low_nibbles(a), self.high_nibbles(a)] }
+        fn zero_int4_dot(self) -> [I32; 2] { self.zero_dot() }
+        fn add_int4_dot(self, sum: [I32; 2], codes: [U8; 2], x: [[int8x16_t; 4]; 4]) -> [I32; 2] {
+            let sum = self.add_signed_dot(sum, codes[0], [x[0], x[1]]);
+            self.add_signed_dot(sum, codes[1], [x[2], x[3]])
         }
-        fn end_nibble_sum(self, sum: [I; 2]) -> I { self.end_sum(sum) }
-        fn words(self, a: B) -> I { each!(vreinterpretq_s32_u8(a)) }
-        fn bytes(self, a: I) -> B { each!(vreinterpretq_u8_s32(a)) }
-        fn nibble<const J: u32>(self, a: I) -> F {
+        fn int4_dot_to_i32(self, sum: [I32; 2]) -> I32 { self.dot_to_i32(sum) }
+        fn as_words(self, a: U8) -> I32 { each!(vreinterpretq_s32_u8(a)) }
+        fn as_bytes(self, a: I32) -> U8 { each!(vreinterpretq_u8_s32(a)) }
+        fn nibble_to_f32<const J: u32>(self, a: I32) -> F32 {
             let (count, mask) = (vdupq_n_s32(-4 * (J as i32)), vdupq_n_u32(15));
             from_fn(|i| vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_s32(a[i]), count), mask)))
         }
-        fn byte<const J: u32>(self, a: I) -> F {
+        fn byte_to_f32<const J: u32>(self, a: I32) -> F32 {
             let (count, mask) = (vdupq_n_s32(-8 * (J as i32)), vdupq_n_u32(255));
             from_fn(|i| vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_s32(a[i]), count), mask)))
         }
-        fn signed_byte<const J: u32>(self, a: I) -> F {
+        fn signed_byte_to_f32<const J: u32>(self, a: I32) -> F32 {
             let count = vdupq_n_s32(24 - 8 * (J as i32));
             from_fn(|i| vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_s32(a[i], count))))
         }
-        fn prefetch(self, of: &[u8], offset: usize) {
+        fn prefetch_l2(self, base: &[u8], offset: usize) {
             std::arch::asm!(
                 "prfm pldl1keep, [{at}]",
-                at = in(reg) of.as_ptr().wrapping_add(offset),
+                at = in(reg) base.as_ptr().wrapping_add(offset),
                 options(nostack, readonly, preserves_flags)
             );
         }
-        // `prefetch` has brought it into the first already.
-        fn prefetch_near(self, _of: &[u8], _offset: usize) {}
+        // `prefetch_l2` prefetches into L1.
+        fn prefetch_l1(self, _of: &[u8], _offset: usize) {}
     }
 }

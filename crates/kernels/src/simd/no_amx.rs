@@ -1,27 +1,27 @@
-//! Where there is no matrix unit that the project can use.
+//! Stand-in for `amx` on platforms without AMX.
 
-use super::UnitSums;
+use super::AmxSums;
 
-/// Nobody has one.
+/// Uninhabited: there is no AMX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MatrixUnit {}
+pub(crate) enum AmxUnit {}
 
-impl MatrixUnit {
+impl AmxUnit {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn detect() -> Option<Self> {
         None
     }
 
-    pub(crate) fn begin(self, _group: usize) -> Session {
+    pub(crate) fn configure(self, _group: usize) -> AmxSession {
         match self {}
     }
 }
 
-/// Nobody has one.
-pub(crate) enum Session {}
+/// Uninhabited: there is no AMX.
+pub(crate) enum AmxSession {}
 
-impl Session {
-    pub(crate) fn products(&self, _codes: [&[[u8; 64]]; 2], _x: &[[i8; 64]], _sums: &mut UnitSums) {
+impl AmxSession {
+    pub(crate) fn multiply(&self, _codes: [&[[u8; 64]]; 2], _x: &[[i8; 64]], _sums: &mut AmxSums) {
         match *self {}
     }
 }

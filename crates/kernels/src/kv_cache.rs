@@ -1,18 +1,18 @@
-//! Keys and values of one key/value head, for [`crate::attend`].
+//! KV cache of one key/value head, for [`crate::attend`].
 //!
-//! The exact cache keeps f32. The fast one keeps keys and values in eight bits with one scale for each position, laid
-//! out as its products take them.
+//! In the exact mode it stores f32; in the fast mode INT8 codes with one scale per position, in the layout that the dot
+//! products read.
 
-use crate::input::Mode;
-use crate::pages::{Pages, Part};
+use crate::huge_pages::{ArenaSlice, HugePageArena};
+use crate::matmul::Mode;
 
-/// Positions in one block of a cache, which attention takes at a time: so many that its keys, and then its values, are
-/// read from beginning to end of whole pages of memory.
-pub const SPAN: usize = 256;
+/// Positions per block of a cache, the unit of split-KV attention: large enough that the keys of a block, and its values, are
+/// whole pages of memory.
+pub const KV_BLOCK: usize = 256;
 
-/// Keys and values of one head, in blocks that are added as the sequence grows.
+/// Keys and values of one head, in blocks that are allocated as the sequence grows.
 #[derive(Debug)]
-pub struct HeadCache {
+pub struct KvCache {
     pub(crate) width: usize,
     pub(crate) blocks: Blocks,
 }
@@ -20,42 +20,42 @@ pub struct HeadCache {
 #[derive(Debug)]
 pub(crate) enum Blocks {
     Exact(Vec<ExactBlock>),
-    Fast(Vec<FastBlock>),
+    Int8(Vec<Int8Block>),
 }
 
 #[derive(Debug)]
 pub(crate) struct ExactBlock {
-    /// [SPAN, width]
-    pub keys: Part<f32>,
-    /// [SPAN, width]
-    pub values: Part<f32>,
+    /// [KV_BLOCK, width]
+    pub keys: ArenaSlice<f32>,
+    /// [KV_BLOCK, width]
+    pub values: ArenaSlice<f32>,
 }
 
 #[derive(Debug)]
-pub(crate) struct FastBlock {
-    /// [SPAN / 16][width rounded up to 4, in fours][16][4]: four columns of sixteen positions in a vector, 128 added.
-    pub keys: Part<u8>,
-    /// Bits 4 to 8 of codes to which 128 was added, [width rounded up to 32, in 32s][SPAN / 4][16][4]: four positions of
-    /// sixteen columns in the low nibbles of a vector, and of the sixteen columns after them in the high ones.
-    pub upper_values: Part<u8>,
-    /// Bits 0 to 4, as the others.
-    pub lower_values: Part<u8>,
-    pub key_scales: [f32; SPAN],
-    pub value_scales: [f32; SPAN],
+pub(crate) struct Int8Block {
+    /// [KV_BLOCK / 16][width / 4, rounded up][16][4]: a vector holds four columns of sixteen positions. 128 is added to codes.
+    pub keys: ArenaSlice<u8>,
+    /// Bits 4..8 of codes to which 128 was added, [width / 32, rounded up][KV_BLOCK / 4][16][4]: a vector holds four positions of
+    /// sixteen columns in its low nibbles and of the next sixteen columns in its high ones.
+    pub upper_values: ArenaSlice<u8>,
+    /// Bits 0..4, in the same layout.
+    pub lower_values: ArenaSlice<u8>,
+    pub key_scales: [f32; KV_BLOCK],
+    pub value_scales: [f32; KV_BLOCK],
 }
 
-/// Bits 4 to 8 of two codes of zero, 128 added; bits 0 to 4 are zeros.
+/// Bits 4..8 of two zero codes plus 128; bits 0..4 are zero.
 const ZERO_NIBBLES: u8 = 0x88;
 
-impl FastBlock {
-    fn new(width: usize, pages: &mut Pages) -> Self {
-        let nibbles = SPAN * width.next_multiple_of(32) / 2;
+impl Int8Block {
+    fn new(width: usize, arena: &mut HugePageArena) -> Self {
+        let nibbles = KV_BLOCK * width.next_multiple_of(32) / 2;
         let mut block = Self {
-            keys: pages.take(SPAN * width.next_multiple_of(4)),
-            upper_values: pages.take(nibbles),
-            lower_values: pages.take(nibbles),
-            key_scales: [0.0; SPAN],
-            value_scales: [0.0; SPAN],
+            keys: arena.alloc_zeroed(KV_BLOCK * width.next_multiple_of(4)),
+            upper_values: arena.alloc_zeroed(nibbles),
+            lower_values: arena.alloc_zeroed(nibbles),
+            key_scales: [0.0; KV_BLOCK],
+            value_scales: [0.0; KV_BLOCK],
         };
         block.clear();
         block
@@ -71,16 +71,16 @@ impl FastBlock {
 
     fn write(&mut self, at: usize, key: &[f32], value: &[f32]) {
         let code = |x: f32| x.round_ties_even() as i8 as u8 ^ 128;
-        let (scale, inverse) = scales_of(key);
+        let (scale, inverse) = code_scale(key);
         self.key_scales[at] = scale;
         for (column, x) in key.iter().enumerate() {
             let place = (at / 16 * key.len().div_ceil(4) + column / 4) * 64 + at % 16 * 4 + column % 4;
             self.keys[place] = code(x * inverse);
         }
-        let (scale, inverse) = scales_of(value);
+        let (scale, inverse) = code_scale(value);
         self.value_scales[at] = scale;
         for (column, x) in value.iter().enumerate() {
-            let place = column / 32 * 16 * SPAN + at / 4 * 64 + column % 16 * 4 + at % 4;
+            let place = column / 32 * 16 * KV_BLOCK + at / 4 * 64 + column % 16 * 4 + at % 4;
             let (code, shift) = (code(x * inverse), column % 32 / 16 * 4);
             for (byte, nibble) in
                 [(&mut self.upper_values[place], code >> 4), (&mut self.lower_values[place], code & 15)]
@@ -90,7 +90,7 @@ impl FastBlock {
         }
     }
 
-    /// What is saved, in order.
+    /// Parts of a saved block, in order.
     fn parts(&self) -> [&[u8]; 5] {
         let [key_scales, value_scales] = [&self.key_scales, &self.value_scales];
         [
@@ -113,52 +113,54 @@ impl FastBlock {
     }
 }
 
-impl HeadCache {
-    /// An empty cache for heads of `width`.
+impl KvCache {
+    /// An empty cache for a head of `width` columns.
     pub fn new(mode: Mode, width: usize) -> Self {
         let blocks = match mode {
             Mode::Exact => Blocks::Exact(Vec::new()),
-            Mode::Fast => Blocks::Fast(Vec::new()),
+            Mode::Fast => Blocks::Int8(Vec::new()),
         };
         Self { width, blocks }
     }
 
-    /// Bytes of one block.
+    /// Size of one block.
     fn block_bytes(&self) -> usize {
         match self.blocks {
-            Blocks::Exact(_) => 8 * SPAN * self.width,
-            Blocks::Fast(_) => SPAN * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8),
+            Blocks::Exact(_) => 8 * KV_BLOCK * self.width,
+            Blocks::Int8(_) => {
+                KV_BLOCK * (self.width.next_multiple_of(4) + self.width.next_multiple_of(32) + 8)
+            }
         }
     }
 
-    /// Bytes held.
+    /// Size of all blocks in bytes.
     pub fn size_bytes(&self) -> usize {
         let count = match &self.blocks {
             Blocks::Exact(blocks) => blocks.len(),
-            Blocks::Fast(blocks) => blocks.len(),
+            Blocks::Int8(blocks) => blocks.len(),
         };
         count * self.block_bytes()
     }
 
-    /// Makes room for positions below `positions`.
-    pub fn reserve(&mut self, positions: usize, pages: &mut Pages) {
-        let (count, width) = (positions.div_ceil(SPAN), self.width);
+    /// Allocates blocks for positions `0..positions`.
+    pub fn reserve(&mut self, positions: usize, arena: &mut HugePageArena) {
+        let (count, width) = (positions.div_ceil(KV_BLOCK), self.width);
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
                 while blocks.len() < count {
-                    let mut zeros = || pages.take(SPAN * width);
+                    let mut zeros = || arena.alloc_zeroed(KV_BLOCK * width);
                     blocks.push(ExactBlock { keys: zeros(), values: zeros() });
                 }
             }
-            Blocks::Fast(blocks) => {
+            Blocks::Int8(blocks) => {
                 while blocks.len() < count {
-                    blocks.push(FastBlock::new(width, pages));
+                    blocks.push(Int8Block::new(width, arena));
                 }
             }
         }
     }
 
-    /// Forgets all positions; memory is kept.
+    /// Clears all positions without releasing memory.
     pub fn clear(&mut self) {
         self.clear_from(0);
     }
@@ -171,30 +173,30 @@ impl HeadCache {
                     block.values.fill(0.0);
                 }
             }
-            Blocks::Fast(blocks) => blocks.iter_mut().skip(block).for_each(FastBlock::clear),
+            Blocks::Int8(blocks) => blocks.iter_mut().skip(block).for_each(Int8Block::clear),
         }
     }
 
-    /// Writes one position, for which there is room.
+    /// Writes one reserved position; `key` and `value` are `[width]`.
     ///
     /// # Panics
-    /// If there is no room, or a vector has another width.
+    /// If the position was not [reserved](KvCache::reserve), or a vector has the wrong width.
     pub fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
         let width = self.width;
         assert!(key.len() == width && value.len() == width, "width of keys and values");
-        let (block, at) = (position / SPAN, position % SPAN);
+        let (block, at) = (position / KV_BLOCK, position % KV_BLOCK);
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
                 blocks[block].keys[at * width..][..width].copy_from_slice(key);
                 blocks[block].values[at * width..][..width].copy_from_slice(value);
             }
-            Blocks::Fast(blocks) => blocks[block].write(at, key, value),
+            Blocks::Int8(blocks) => blocks[block].write(at, key, value),
         }
     }
 
-    /// Appends the first `positions` positions, as whole blocks of bytes, to `out`.
+    /// Appends the first `positions` positions to `out`, as the bytes of whole blocks.
     pub fn save(&self, positions: usize, out: &mut Vec<u8>) {
-        let count = positions.div_ceil(SPAN);
+        let count = positions.div_ceil(KV_BLOCK);
         match &self.blocks {
             Blocks::Exact(blocks) => {
                 for block in &blocks[..count] {
@@ -202,7 +204,7 @@ impl HeadCache {
                     out.extend(bytemuck::cast_slice(&block.values));
                 }
             }
-            Blocks::Fast(blocks) => {
+            Blocks::Int8(blocks) => {
                 for block in &blocks[..count] {
                     block.parts().into_iter().for_each(|part| out.extend_from_slice(part));
                 }
@@ -210,19 +212,19 @@ impl HeadCache {
         }
     }
 
-    /// Bytes that [`HeadCache::save`] appends for as many positions.
+    /// Number of bytes that [`KvCache::save`] appends for `positions`.
     pub fn saved_bytes(&self, positions: usize) -> usize {
-        positions.div_ceil(SPAN) * self.block_bytes()
+        positions.div_ceil(KV_BLOCK) * self.block_bytes()
     }
 
-    /// Takes back what [`HeadCache::save`] wrote for `positions` positions, and forgets all others.
+    /// Restores `positions` positions from the bytes of [`KvCache::save`] and clears all others.
     ///
     /// # Panics
-    /// If there are not [`HeadCache::saved_bytes`] bytes.
-    pub fn load(&mut self, positions: usize, saved: &[u8], pages: &mut Pages) {
+    /// If `saved` is not [`KvCache::saved_bytes`] long.
+    pub fn load(&mut self, positions: usize, saved: &[u8], arena: &mut HugePageArena) {
         assert_eq!(saved.len(), self.saved_bytes(positions), "bytes of a saved cache");
-        self.reserve(positions, pages);
-        self.clear_from(positions.div_ceil(SPAN));
+        self.reserve(positions, arena);
+        self.clear_from(positions.div_ceil(KV_BLOCK));
         let bytes = self.block_bytes();
         match &mut self.blocks {
             Blocks::Exact(blocks) => {
@@ -232,7 +234,7 @@ impl HeadCache {
                     bytemuck::cast_slice_mut(&mut block.values).copy_from_slice(values);
                 }
             }
-            Blocks::Fast(blocks) => {
+            Blocks::Int8(blocks) => {
                 for (block, saved) in blocks.iter_mut().zip(saved.chunks_exact(bytes)) {
                     let mut saved = saved;
                     for part in block.parts_mut() {
@@ -244,8 +246,8 @@ impl HeadCache {
     }
 }
 
-/// The scale of eight-bit codes for `x`, and its inverse.
-fn scales_of(x: &[f32]) -> (f32, f32) {
+/// Scale of INT8 codes for `x`, and its inverse.
+fn code_scale(x: &[f32]) -> (f32, f32) {
     let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     if largest > 1e-35 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) }
 }

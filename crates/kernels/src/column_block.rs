@@ -1,8 +1,8 @@
-//! A matrix cut into blocks of columns that may be written from different threads.
+//! Blocks of columns of a matrix that different threads may write.
 
 use std::marker::PhantomData;
 
-/// Some columns of all rows of a row-major matrix, borrowed for writing.
+/// A range of columns of a row-major matrix [rows, width], mutably borrowed.
 #[derive(Debug)]
 pub struct ColumnBlock<'a, T> {
     first: *mut T,
@@ -13,14 +13,14 @@ pub struct ColumnBlock<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: blocks of one matrix share no element, so a block is as good as a mutable slice.
+// SAFETY: blocks of one matrix share no element, so a block behaves like a mutable slice.
 unsafe impl<T: Send> Send for ColumnBlock<'_, T> {}
 
 impl<'a, T> ColumnBlock<'a, T> {
-    /// Cuts `matrix` [rows, width] into blocks of `columns` columns, the last one narrower if need be.
+    /// Splits `matrix` [rows, width] into blocks of `columns` columns; the last may be narrower.
     ///
     /// # Panics
-    /// If the length is no multiple of `width`, or either number is zero.
+    /// If the length is not a multiple of `width`, or either number is zero.
     pub fn split(matrix: &'a mut [T], width: usize, columns: usize) -> impl Iterator<Item = Self> {
         assert!(
             width > 0 && columns > 0 && matrix.len().is_multiple_of(width),
@@ -37,7 +37,7 @@ impl<'a, T> ColumnBlock<'a, T> {
         })
     }
 
-    /// The whole matrix as one block.
+    /// All columns as one block.
     pub fn whole(matrix: &'a mut [T], width: usize) -> Self {
         assert!(width > 0 && matrix.len().is_multiple_of(width), "not a matrix of width {width}");
         let rows = matrix.len() / width;
@@ -51,25 +51,25 @@ impl<'a, T> ColumnBlock<'a, T> {
         }
     }
 
-    /// The block's first column in the matrix.
+    /// Index of the first column in the matrix.
     pub fn start(&self) -> usize {
         self.start
     }
 
-    /// The number of its columns.
+    /// Number of columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// The number of rows of the matrix.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// The block's part of one row.
+    /// This block's elements of one row.
     ///
     /// # Panics
-    /// If there is no such row.
+    /// If `row` is out of bounds.
     pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: the row exists and `start + columns <= stride`, so the elements lie inside the matrix, which is

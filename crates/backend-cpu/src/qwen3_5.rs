@@ -1,41 +1,44 @@
-//! The layers, over one piece of tokens.
+//! The graph of Qwen3.5: all layers and the head over one chunk of tokens.
 
 use q35_architecture::TextConfig;
 use q35_inference::{HiddenStateAt, LogitsFor, Observer};
 use q35_kernels::{
-    ColumnBlock, DeltaHead, DeltaLayer, HeadCache, Inputs, Product, RUN, Rotation, SPAN, SpanSum,
-    SpanWeights, add_assign, attend, delta_head, join_spans, multiply, norm_and_rotate, rms_norm,
-    settle_spans, sigmoid_multiply, silu_multiply, sum_spans, weigh_spans,
+    BLOCKS_PER_TASK, BlockSum, BlockWeights, ColumnBlock, DeltaHead, DeltaLayer, KV_BLOCK, KvCache,
+    PackedActivations, Product, Rotation, accumulate_blocks, add_assign, attend, delta_head, multiply,
+    norm_and_rotate, normalize_blocks, reduce_blocks, rms_norm, score_blocks, sigmoid_multiply,
+    silu_multiply,
 };
 
-use crate::model::Shared;
+use crate::shared::Shared;
 use crate::state::{LayerState, State};
 use crate::weights::{FullWeights, LayerWeights, LinearWeights, MixerWeights, StoredMatrix, delta_shape};
 
-/// Work space, kept from piece to piece. Letters: T tokens of a piece, H hidden size.
+/// The forward pass with its scratch buffers, reused from chunk to chunk. Letters: T tokens of a chunk, H hidden size.
 #[derive(Debug, Default)]
 pub(crate) struct Forward {
     /// The residual stream [T, H].
     hidden: Vec<f32>,
-    /// Its norm [T, H].
+    /// RMS norm of it [T, H].
     normed: Vec<f32>,
-    /// What a block adds to it [T, H].
+    /// Output of a block, to be added to it [T, H].
     update: Vec<f32>,
-    /// Outputs of projections: qkv or q and gates; z or k; b or v; a; MLP gate; MLP up.
+    /// Outputs of projections. Linear attention: qkv, z, b, a; full attention: q with gates, k, v; MLP: gate, up.
     projected: [Vec<f32>; 4],
-    /// Queries, normed and rotated [T, query heads * head width].
+    /// Queries, normed and rotated [T, query heads * head_dim].
     queries: Vec<f32>,
-    /// Outputs of a mixer before its last projection.
+    /// Outputs of an attention block before its output projection.
     mixed: Vec<f32>,
-    inputs: Inputs,
-    span_weights: Vec<SpanWeights>,
-    span_sums: Vec<SpanSum>,
-    /// Logits of some tokens.
+    activations: PackedActivations,
+    /// [key/value heads][KV blocks]
+    block_weights: Vec<BlockWeights>,
+    /// [key/value heads][tasks]
+    block_sums: Vec<BlockSum>,
+    /// Logits of up to [`LOGIT_TOKENS`] tokens [T, vocab].
     logits: Vec<f32>,
 }
 
-/// Rows of logits computed at a time.
-const LOGIT_ROWS: usize = 8;
+/// Tokens whose logits are computed at a time.
+const LOGIT_TOKENS: usize = 8;
 
 impl Forward {
     pub(crate) fn size_bytes(&self) -> usize {
@@ -51,25 +54,25 @@ impl Forward {
             &self.projected[2],
             &self.projected[3],
         ];
-        vectors.into_iter().map(|vector| 4 * vector.capacity()).sum::<usize>() + self.inputs.size_bytes()
+        vectors.into_iter().map(|vector| 4 * vector.capacity()).sum::<usize>() + self.activations.size_bytes()
     }
 
-    /// Computes `ids` at `position`, moving the state on.
-    #[expect(clippy::too_many_arguments, reason = "one call site, and every argument is something else")]
-    pub(crate) fn piece(
+    /// Computes the tokens `ids` at `position`, updates the state, and shows the observer hidden states and logits.
+    #[expect(clippy::too_many_arguments, reason = "one call site, and the arguments have nothing in common")]
+    pub(crate) fn chunk(
         &mut self,
         shared: &Shared,
         state: &mut State,
         position: usize,
         ids: &[u32],
-        rows: LogitsFor,
+        logits_for: LogitsFor,
         wants_hidden: bool,
         observer: &mut dyn Observer,
     ) {
-        let State { layers, pages, .. } = state;
+        let State { layers, arena, .. } = state;
         let (config, weights) = (shared.config(), &shared.weights);
         let width = config.hidden_size;
-        let embedding = weights.embedding.of(&shared.directory);
+        let embedding = weights.embedding.matrix(&shared.directory);
         self.hidden.resize(ids.len() * width, 0.0);
         for (&id, row) in ids.iter().zip(self.hidden.chunks_exact_mut(width)) {
             embedding.row(id as usize, row);
@@ -91,7 +94,7 @@ impl Forward {
                 }
                 (MixerWeights::Full(weights), LayerState::Full(caches)) => {
                     for cache in &mut *caches {
-                        cache.reserve(position + ids.len(), pages);
+                        cache.reserve(position + ids.len(), arena);
                     }
                     self.full_attention(shared, weights, caches, position, &rotations);
                 }
@@ -108,7 +111,7 @@ impl Forward {
             self.norm(shared, &weights.norm);
             show(HiddenStateAt::FinalNorm, &self.normed);
         }
-        let first = match rows {
+        let first = match logits_for {
             LogitsFor::None => return,
             LogitsFor::LastToken => ids.len().saturating_sub(1),
             LogitsFor::AllTokens => 0,
@@ -143,10 +146,10 @@ impl Forward {
     ) {
         let config = shared.config();
         let shape = delta_shape(config);
-        let Self { normed, projected: [qkv, z, b, a], mixed, inputs, update, .. } = self;
+        let Self { normed, projected: [qkv, z, b, a], mixed, activations, update, .. } = self;
         project(
             shared,
-            inputs,
+            activations,
             normed,
             config.hidden_size,
             [(&weights.qkv, &mut *qkv), (&weights.z, &mut *z), (&weights.b, &mut *b), (&weights.a, &mut *a)],
@@ -164,25 +167,28 @@ impl Forward {
             a,
         };
         mixed.resize(z.len(), 0.0);
-        let columns =
-            ColumnBlock::split(mixed, config.linear_value_dim(), shape.served() * shape.value_width);
+        let columns = ColumnBlock::split(
+            mixed,
+            config.linear_value_dim(),
+            shape.value_heads_per_key_head() * shape.value_width,
+        );
         let states = convolution
             .chunks_exact_mut(shape.convolution_state())
-            .zip(recurrent.chunks_exact_mut(shape.served() * shape.recurrent_state()));
+            .zip(recurrent.chunks_exact_mut(shape.value_heads_per_key_head() * shape.recurrent_state()));
         let mut heads: Vec<DeltaHead<'_>> = states
             .zip(columns)
             .enumerate()
             .map(|(head, ((convolution, recurrent), out))| DeltaHead { head, convolution, recurrent, out })
             .collect();
         shared.pool.for_each(&mut heads, |head| delta_head(shared.isa, &layer, head));
-        project(shared, inputs, mixed, config.linear_value_dim(), [(&weights.out, update)]);
+        project(shared, activations, mixed, config.linear_value_dim(), [(&weights.out, update)]);
     }
 
     fn full_attention(
         &mut self,
         shared: &Shared,
         weights: &FullWeights,
-        caches: &mut [HeadCache],
+        caches: &mut [KvCache],
         position: usize,
         rotations: &[Rotation],
     ) {
@@ -192,15 +198,15 @@ impl Forward {
             projected: [q, k, v, _],
             queries,
             mixed,
-            inputs,
+            activations,
             update,
-            span_weights,
-            span_sums,
+            block_weights,
+            block_sums,
             ..
         } = self;
         project(
             shared,
-            inputs,
+            activations,
             normed,
             config.hidden_size,
             [(&weights.q, &mut *q), (&weights.k, &mut *k), (&weights.v, &mut *v)],
@@ -214,54 +220,54 @@ impl Forward {
         shared.pool.for_each(&mut writers, |(head, (cache, queries))| {
             let mut key = vec![0.0; heads.width];
             for (t, rotation) in rotations.iter().enumerate() {
-                let from = (t * heads.caches + *head) * heads.width;
+                let from = (t * heads.kv_heads + *head) * heads.width;
                 norm_and_rotate(isa, &k[from..from + heads.width], &weights.k_norm, eps, rotation, &mut key);
                 cache.write(position + t, &key, &v[from..from + heads.width]);
                 let gated = &q[t * 2 * heads.query_width()..][..2 * heads.query_width()];
-                for (which, query) in queries.row(t).chunks_exact_mut(heads.width).enumerate() {
-                    let (raw, _) = heads.query_and_gate(gated, *head, which);
+                for (index, query) in queries.row(t).chunks_exact_mut(heads.width).enumerate() {
+                    let (raw, _) = heads.query_and_gate(gated, *head, index);
                     norm_and_rotate(isa, raw, &weights.q_norm, eps, rotation, query);
                 }
             }
         });
         let caches = &*caches;
         if rotations.len() == 1 {
-            let count = (position + 1).div_ceil(SPAN);
+            let count = (position + 1).div_ceil(KV_BLOCK);
             let queries = |head: usize| &queries[head * heads.shared_width()..][..heads.shared_width()];
-            // Neighbours together, so that a thread knows what it needs next.
-            let share = count * heads.caches / (4 * shared.pool.threads());
-            let together = 1 << share.clamp(1, RUN).ilog2();
-            let runs = count.div_ceil(together);
-            span_weights.resize(count * heads.caches, SpanWeights::default());
-            let mut work: Vec<_> = span_weights
+            // Consecutive blocks per task, so that a task can prefetch its next block.
+            let share = count * heads.kv_heads / (4 * shared.pool.threads());
+            let task_blocks = 1 << share.clamp(1, BLOCKS_PER_TASK).ilog2();
+            let tasks = count.div_ceil(task_blocks);
+            block_weights.resize(count * heads.kv_heads, BlockWeights::default());
+            let mut work: Vec<_> = block_weights
                 .chunks_mut(count)
                 .enumerate()
                 .flat_map(|(head, weights)| {
-                    weights.chunks_mut(together).enumerate().map(move |run| (head, run))
+                    weights.chunks_mut(task_blocks).enumerate().map(move |task| (head, task))
                 })
                 .collect();
-            shared.pool.for_each(&mut work, |(head, (run, weights))| {
-                weigh_spans(isa, &caches[*head], position + 1, queries(*head), *run * together, weights);
+            shared.pool.for_each(&mut work, |(head, (task, weights))| {
+                score_blocks(isa, &caches[*head], position + 1, queries(*head), *task * task_blocks, weights);
             });
-            span_weights.chunks_mut(count).for_each(settle_spans);
-            span_sums.resize(runs * heads.caches, SpanSum::new());
-            let mut work: Vec<_> = span_sums.iter_mut().enumerate().collect();
+            block_weights.chunks_mut(count).for_each(normalize_blocks);
+            block_sums.resize(tasks * heads.kv_heads, BlockSum::new());
+            let mut work: Vec<_> = block_sums.iter_mut().enumerate().collect();
             shared.pool.for_each(&mut work, |(index, sum)| {
-                let (head, first) = (*index / runs, *index % runs * together);
-                let spans = first..count.min(first + together);
-                sum_spans(
+                let (head, first) = (*index / tasks, *index % tasks * task_blocks);
+                let blocks = first..count.min(first + task_blocks);
+                accumulate_blocks(
                     isa,
                     &caches[head],
                     position + 1,
-                    spans,
-                    &span_weights[head * count..][..count],
+                    blocks,
+                    &block_weights[head * count..][..count],
                     sum,
                 );
             });
-            let outs = mixed.chunks_exact_mut(heads.shared_width()).zip(span_sums.chunks_exact_mut(runs));
+            let outs = mixed.chunks_exact_mut(heads.shared_width()).zip(block_sums.chunks_exact_mut(tasks));
             let mut outs: Vec<_> = outs.enumerate().collect();
             shared.pool.for_each(&mut outs, |(head, (out, sums))| {
-                join_spans(isa, sums, out);
+                reduce_blocks(isa, sums, out);
                 heads.gate(isa, q, *head, out);
             });
         } else {
@@ -271,96 +277,106 @@ impl Forward {
                 .enumerate()
                 .collect();
             shared.pool.for_each(&mut work, |(index, (out, queries))| {
-                let (t, head) = (*index / heads.caches, *index % heads.caches);
+                let (t, head) = (*index / heads.kv_heads, *index % heads.kv_heads);
                 attend(isa, &caches[head], position + t + 1, queries, out);
                 heads.gate(isa, &q[t * 2 * heads.query_width()..][..2 * heads.query_width()], head, out);
             });
         }
-        project(shared, inputs, mixed, heads.query_width(), [(&weights.out, update)]);
+        project(shared, activations, mixed, heads.query_width(), [(&weights.out, update)]);
     }
 
     fn mlp(&mut self, shared: &Shared, layer: &LayerWeights) {
         let config = shared.config();
-        let Self { normed, projected: [gate, up, ..], inputs, update, .. } = self;
+        let Self { normed, projected: [gate, up, ..], activations, update, .. } = self;
         let width = config.intermediate_size;
         project(
             shared,
-            inputs,
+            activations,
             normed,
             config.hidden_size,
             [(&layer.gate, &mut *gate), (&layer.up, &mut *up)],
         );
         let mut rows: Vec<_> = gate.chunks_mut(width).zip(up.chunks(width)).collect();
         shared.pool.for_each(&mut rows, |(gate, up)| silu_multiply(shared.isa, gate, up));
-        project(shared, inputs, gate, width, [(&layer.down, update)]);
+        project(shared, activations, gate, width, [(&layer.down, update)]);
     }
 
-    /// Logits of the normed rows, the first of which is of the token at `position`.
+    /// Computes the logits of the normed tokens, the first of which is at `position`.
     fn head(&mut self, shared: &Shared, position: usize, observer: &mut dyn Observer) {
-        let Self { normed, inputs, logits, .. } = self;
+        let Self { normed, activations, logits, .. } = self;
         let config = shared.config();
         let mut position = position;
-        for rows in normed.chunks(LOGIT_ROWS * config.hidden_size) {
-            project(shared, inputs, rows, config.hidden_size, [(shared.weights.head(), &mut *logits)]);
-            for row in logits.chunks_exact(config.vocab_size) {
-                observer.logits(position, row);
+        for tokens in normed.chunks(LOGIT_TOKENS * config.hidden_size) {
+            project(shared, activations, tokens, config.hidden_size, [(shared.weights.head(), &mut *logits)]);
+            for logits in logits.chunks_exact(config.vocab_size) {
+                observer.logits(position, logits);
                 position += 1;
             }
         }
     }
 }
 
-/// Several products of the same activations `x` [T, columns], each output resized to its [T, rows].
+/// Computes several products of the same activations `x` [T, columns]; each output is resized to [T, rows].
 fn project<const N: usize>(
     shared: &Shared,
-    inputs: &mut Inputs,
+    activations: &mut PackedActivations,
     x: &[f32],
     columns: usize,
     outputs: [(&StoredMatrix, &mut Vec<f32>); N],
 ) {
     let tokens = x.len() / columns;
-    let mut parts = outputs.map(|(stored, out)| (stored.of(&shared.directory), out));
-    inputs.prepare(shared.isa, &shared.pool, shared.mode, x, columns, parts.iter().map(|(matrix, _)| matrix));
-    let mut products = parts.each_mut().map(|(matrix, out)| {
+    let mut matrices = outputs.map(|(stored, out)| (stored.matrix(&shared.directory), out));
+    activations.pack(
+        shared.isa,
+        &shared.pool,
+        shared.mode,
+        x,
+        columns,
+        matrices.iter().map(|(matrix, _)| matrix),
+    );
+    let mut products = matrices.each_mut().map(|(matrix, out)| {
         out.resize(tokens * matrix.rows(), 0.0);
         Product { matrix, out: &mut out[..] }
     });
-    multiply(shared.isa, &shared.pool, shared.mode, inputs, &mut products);
+    multiply(shared.isa, &shared.pool, shared.mode, activations, &mut products);
 }
 
-/// How query heads share key/value heads.
+/// Grouped-query attention: the query heads of each key/value head.
 #[derive(Clone, Copy)]
 struct Heads {
+    /// head_dim
     width: usize,
-    caches: usize,
-    sharing: usize,
+    /// Number of key/value heads, each with a cache.
+    kv_heads: usize,
+    /// Number of query heads per key/value head.
+    queries_per_kv: usize,
 }
 
 impl Heads {
     fn of(config: &TextConfig) -> Self {
-        let caches = config.num_key_value_heads;
-        Self { width: config.head_dim, caches, sharing: config.num_attention_heads / caches }
+        let kv_heads = config.num_key_value_heads;
+        Self { width: config.head_dim, kv_heads, queries_per_kv: config.num_attention_heads / kv_heads }
     }
 
-    /// Width of all queries.
+    /// Width of all query heads.
     fn query_width(self) -> usize {
-        self.caches * self.shared_width()
+        self.kv_heads * self.shared_width()
     }
 
-    /// Width of the queries that share a key/value head.
+    /// Width of the query heads of one key/value head.
     fn shared_width(self) -> usize {
-        self.sharing * self.width
+        self.queries_per_kv * self.width
     }
 
-    /// A head's query and gate in a token's row of q_proj: they lie one after the other, head by head.
-    fn query_and_gate(self, row: &[f32], cache: usize, which: usize) -> (&[f32], &[f32]) {
-        row[(cache * self.sharing + which) * 2 * self.width..][..2 * self.width].split_at(self.width)
+    /// Query and gate of query head `index` of a key/value head in a token's output of q_proj, which holds them head by head.
+    fn query_and_gate(self, q: &[f32], kv_head: usize, index: usize) -> (&[f32], &[f32]) {
+        q[(kv_head * self.queries_per_kv + index) * 2 * self.width..][..2 * self.width].split_at(self.width)
     }
 
-    /// Applies a token's gates to the outputs of the queries that share a key/value head.
-    fn gate(self, isa: q35_kernels::Isa, row: &[f32], cache: usize, out: &mut [f32]) {
-        for (which, out) in out.chunks_exact_mut(self.width).enumerate() {
-            sigmoid_multiply(isa, out, self.query_and_gate(row, cache, which).1);
+    /// Multiplies the outputs of a key/value head's query heads by the sigmoid of their gates.
+    fn gate(self, isa: q35_kernels::Isa, q: &[f32], kv_head: usize, out: &mut [f32]) {
+        for (index, out) in out.chunks_exact_mut(self.width).enumerate() {
+            sigmoid_multiply(isa, out, self.query_and_gate(q, kv_head, index).1);
         }
     }
 }
