@@ -59,7 +59,7 @@ impl Forward {
 
     /// Computes the tokens `ids` at `position`, updates the state, and shows the observer hidden states and logits.
     #[expect(clippy::too_many_arguments, reason = "one call site, and the arguments have nothing in common")]
-    pub(crate) fn chunk(
+    pub(crate) fn run_chunk(
         &mut self,
         shared: &Shared,
         state: &mut State,

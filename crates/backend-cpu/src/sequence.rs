@@ -67,7 +67,7 @@ impl Sequence for CpuSequence {
                 logits_for => logits_for,
             };
             let Self { shared, state, forward, position, .. } = self;
-            forward.chunk(shared, state, *position, chunk, logits_for, wants_hidden, observer);
+            forward.run_chunk(shared, state, *position, chunk, logits_for, wants_hidden, observer);
             self.position += chunk.len();
         }
         Ok(())

@@ -62,7 +62,9 @@ fn rayon_par_iter(bencher: Bencher<'_, '_>, steps: u64) {
     let mut items = items();
     bencher.bench_local(|| {
         pool.install(|| {
-            step(&mut items, |items| items.par_iter_mut().with_max_len(1).for_each(|item| *item = spin(steps)));
+            step(&mut items, |items| {
+                items.par_iter_mut().with_max_len(1).for_each(|item| *item = spin(steps))
+            });
         });
     });
 }

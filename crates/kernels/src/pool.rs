@@ -1,6 +1,7 @@
 //! A thread pool for short parallel regions: a decode step of a 0.8B model has a hundred of them, a few microseconds apart.
 //!
-//! POOL_RATIO
+//! rayon, which the workspace uses elsewhere, costs 1.7 (`scope`) to 2.2 times (`par_iter`) as much per region: measured by
+//! `benches/thread_pool.rs` on a shared Zen 4 on 2026-11-28, see `docs/performance/kernels.md`.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
