@@ -1,4 +1,4 @@
-//! The cases. Each is a function on a backend that panics where the backend does not do as it should.
+//! The cases. Each is a function on a backend that panics if the backend fails it.
 
 mod conversations;
 mod memory;
@@ -23,14 +23,14 @@ pub use stops::{
 
 use crate::Backend;
 
-/// Runs a case. One that is a known gap must fail.
+/// Runs a case. A known gap must fail.
 pub fn check(backend: &Backend, name: &str, case: fn(&Backend)) {
     let Some((_, why)) = backend.gaps.iter().find(|(gap, _)| *gap == name) else { return case(backend) };
-    let held = catch_unwind(AssertUnwindSafe(|| case(backend))).is_ok();
-    assert!(!held, "{}: {name} holds now, but is listed as a gap ({why})", backend.name);
+    let passed = catch_unwind(AssertUnwindSafe(|| case(backend))).is_ok();
+    assert!(!passed, "{}: {name} passes, but is listed as a gap ({why})", backend.name);
 }
 
-/// Fails if a gap is no case: it would excuse nothing.
+/// Fails if a gap is not the name of a case.
 pub fn check_gaps(backend: &Backend, cases: &[&str]) {
     for (gap, _) in &backend.gaps {
         assert!(cases.contains(gap), "{}: `{gap}` is no case of the suite", backend.name);

@@ -1,4 +1,4 @@
-//! The embedded model on disk, shared by the tests of a process and removed with the last of them.
+//! The embedded model on disk, shared by the tests of a process and removed after the last of them.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -8,22 +8,22 @@ use q35_format_mlx::{RoundToNearest, WriteOptions};
 use q35_quant::affine::AffineSpec;
 use tempfile::TempDir;
 
-/// A model's directory, which stays as long as a clone of this.
+/// A model's directory, removed with the last clone.
 #[derive(Clone, Debug)]
 pub struct ModelFiles(Arc<TempDir>);
 
 impl ModelFiles {
-    /// A new directory, filled by `write`.
+    /// Creates a directory that `write` fills.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// The directory cannot be created.
     pub fn new(write: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         write(dir.path());
         Self(Arc::new(dir))
     }
 
-    /// The one in `shared`, or a new one that is then shared.
+    /// The files in `shared` if they still exist, otherwise new ones, which are then shared.
     pub fn shared(shared: &Mutex<Weak<TempDir>>, write: impl FnOnce(&Path)) -> Self {
         let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
         let files = shared.upgrade().map_or_else(|| Self::new(write), Self);
@@ -36,7 +36,7 @@ impl ModelFiles {
         self.0.path()
     }
 
-    /// The directory as a model's name.
+    /// The directory as a model name.
     ///
     /// # Panics
     /// The system's temporary directory has a name that is not UTF-8.
@@ -45,7 +45,7 @@ impl ModelFiles {
     }
 }
 
-/// The embedded model as the Hugging Face checkpoint that it is.
+/// The embedded model as a Hugging Face checkpoint.
 ///
 /// # Panics
 /// It cannot be written.

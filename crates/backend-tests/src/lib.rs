@@ -1,6 +1,6 @@
-//! One test suite over every backend: what must hold of a chat whoever computes, on the embedded model.
+//! One test suite for every backend: the properties of a chat that must hold on any backend, on the embedded model.
 //!
-//! A backend is a way to open that model, and a list of gaps that are known. [`backend_suite!`] turns it into a module
+//! A [`Backend`] is a way to open that model, and a list of known gaps. [`backend_suite!`] turns it into a module
 //! of tests, one for each case, so that a failure names the backend and the case:
 //!
 //! ```
@@ -14,9 +14,9 @@
 //! q35_backend_tests::backend_suite!(cpu_exact, exact());
 //! ```
 //!
-//! A case that is listed as a gap must fail: when it no longer does, the list is out of date, and that is a failure.
+//! A case that is listed as a gap must fail: if it passes, the list is out of date, and that is a failure.
 //!
-//! Only for `[dev-dependencies]`. It panics where a test would.
+//! Only for `[dev-dependencies]`: a failed check panics. The crate must not know a particular backend.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -29,12 +29,12 @@ mod same;
 pub use backend::{Backend, Reuse};
 pub use files::{ModelFiles, nano_mlx, nano_source};
 
-/// Makes a module of tests, one for each case of the suite, over the [`Backend`] that an expression gives.
+/// Creates a module of tests, one for each case of the suite, on the [`Backend`] that an expression returns.
 #[macro_export]
 macro_rules! backend_suite {
     ($module:ident, $backend:expr) => {
         mod $module {
-            #[allow(unused_imports, reason = "the expression may use what stands around the module")]
+            #[allow(unused_imports, reason = "the expression may use items of the surrounding module")]
             use super::*;
             $crate::backend_suite!(
                 @tests $backend;

@@ -1,11 +1,11 @@
-//! Whether two replies are the same reply.
+//! Comparison of replies.
 
 use q35_runtime::{Reply, Sampling, TokenDetail};
 
 use crate::{Backend, Reuse};
 
-/// Greedy and short, with what is needed to compare replies: every token's whole distribution if `backend` need not
-/// reuse bit for bit.
+/// Greedy settings for short replies, with the log-probabilities that a comparison needs: the whole distribution of
+/// each token if the backend need not agree bit for bit.
 pub(crate) fn short(backend: &Backend) -> Sampling {
     let alternatives = match backend.reuse {
         Reuse::BitForBit => 2,
@@ -14,15 +14,15 @@ pub(crate) fn short(backend: &Backend) -> Sampling {
     Sampling::greedy().with_max_tokens(16).with_thinking(false).with_logprobs(alternatives)
 }
 
-/// Divergences of the distributions of replies from those that they should be.
+/// Accumulated divergence of replies from the expected ones.
 #[derive(Default)]
 pub(crate) struct Divergence {
     total: f64,
-    rows: usize,
+    tokens: usize,
 }
 
 impl Divergence {
-    /// Holds `reply` against `expected` as far as both are the same text, and bit for bit if that is asked for.
+    /// Compares `reply` with `expected` up to the first different token, and bit for bit if the backend requires it.
     pub(crate) fn compare(&mut self, backend: &Backend, reply: &Reply, expected: &Reply, when: &str) {
         if backend.reuse == Reuse::BitForBit {
             assert_eq!(reply.tokens, expected.tokens, "{}, {when}: {:?}", backend.name, reply.text);
@@ -31,24 +31,29 @@ impl Divergence {
         }
         for (token, expected) in reply.tokens.iter().zip(&expected.tokens) {
             self.total += kl(expected, token);
-            self.rows += 1;
-            // From here on they answer to different histories. Two tokens may be equally probable.
+            self.tokens += 1;
+            // After a different token, which may have been equally probable, the histories differ.
             if token.id != expected.id {
                 break;
             }
         }
     }
 
-    /// Fails if the mean is above what the backend allows.
+    /// Fails if the mean is above the backend's limit.
     pub(crate) fn check(&self, backend: &Backend) {
         if let Reuse::MeanKl(limit) = backend.reuse {
-            let mean = self.total / self.rows.max(1) as f64;
-            assert!(self.rows > 0 && mean <= limit, "{}: mean KL {mean:e} over {}", backend.name, self.rows);
+            let mean = self.total / self.tokens.max(1) as f64;
+            assert!(
+                self.tokens > 0 && mean <= limit,
+                "{}: mean KL {mean:e} over {}",
+                backend.name,
+                self.tokens
+            );
         }
     }
 }
 
-/// Kullback-Leibler divergence of `found` from `expected`, over the whole vocabulary.
+/// KL divergence of `found` from `expected` over the whole vocabulary, in nats.
 fn kl(expected: &TokenDetail, found: &TokenDetail) -> f64 {
     let by_id = |detail: &TokenDetail| {
         let mut all = detail.alternatives.clone();

@@ -1,4 +1,4 @@
-//! `q35-chat` as a user meets it: the real program on the embedded model.
+//! `q35-chat` as a user runs it: the real program on the embedded model.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

@@ -1,18 +1,18 @@
-//! A conversation with a listener who interrupts: what a voice application does between recognition and speech.
+//! A conversation with a listener who interrupts: the steps of a voice application between recognition and speech.
 //!
 //! ```sh
 //! cargo run -p q35-runtime --example interruption -- MODEL_DIR
 //! ```
 //!
-//! The side of speech recognition is scripted: each utterance comes with how many sentences the human listens to before
-//! speaking up. What was really heard, and nothing else, stays in the conversation.
+//! Speech recognition is scripted: each utterance has the number of sentences that the user listens to before
+//! interrupting. Exactly the spoken sentences stay in the conversation.
 #![expect(clippy::print_stdout, reason = "an example")]
 
 use std::convert::Infallible;
 
 use q35_runtime::{Chat, Sampling, Speaker, Speech, speak};
 
-/// A voice that is interrupted after some sentences.
+/// A speaker that is interrupted after some sentences.
 struct Listener {
     patience: usize,
 }
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut session = chat.session();
     let recognised = [("What is a piano?", 1), ("My name is Ada.", 9), ("What is my name?", 9)];
     for (utterance, patience) in recognised {
-        println!("human: {utterance}");
+        println!("user: {utterance}");
         let reply = session.send(utterance, &Sampling::greedy().with_thinking(false))?;
         let spoken = speak(reply, &mut Listener { patience })?;
         match (spoken.first_sentence, spoken.finish) {
@@ -46,8 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             (first, None) => println!("  interrupted, {first:?} to the first sentence"),
         }
-        // While the human speaks, the state is brought to where the next question will begin.
-        println!("  {} tokens computed ahead", session.warm()?);
+        // While the user speaks, the beginning of the next prompt is computed.
+        println!("  {} tokens computed in advance", session.warm()?);
     }
     println!("{}", serde_json::to_string_pretty(&session.to_json())?);
     Ok(())

@@ -1,4 +1,4 @@
-//! What a chat says it occupies beside what the process really gained, and what unloading gives back (Linux).
+//! The memory that a chat reports against the growth of the process, and the memory that unloading frees (Linux).
 //!
 //! ```sh
 //! cargo run --release -p q35-runtime --example memory -- MODEL_DIR [PROMPT_WORDS]
@@ -16,7 +16,8 @@ fn resident_bytes() -> u64 {
 
 const MB: f64 = 1e6;
 
-/// Prints what the process gained since it had `start` bytes beside what the chat says; whether they are within 5 %.
+/// Prints the growth of the process since `start` bytes and the memory that the chat reports. Returns true if they
+/// agree within 5 %.
 fn compare(when: &str, start: u64, chat: &Chat) -> bool {
     let gained = resident_bytes().saturating_sub(start) as f64;
     let memory = chat.memory_footprint();

@@ -1,17 +1,16 @@
-//! Many conversations at once for a long time, and whether memory grows meanwhile.
+//! Soak test: many concurrent conversations for a long time, and a check that memory does not grow.
 //!
 //! ```sh
 //! cargo run --release -p q35-runtime --example soak -- MODEL_DIR SECONDS SESSIONS
 //! ```
 //!
-//! Each session talks, is cut off, edited, branched and reset by a fixed rule. That goes in twelve rounds. Between two,
-//! when every session is gone, the allocator is told to give back what it holds for later, and the process's own memory
-//! is read (Linux): while sessions talk, caches come and go by more than what is looked for, and glibc's allocator keeps
-//! 4 to 12 MB, now more, now less. The program fails if the median of its last three rounds is more than 2 % above that
-//! of rounds four to six.
+//! Each session talks, is cut off, edited, branched and reset by a fixed rule, in twelve rounds. After each round, when
+//! all sessions are dropped, the allocator releases its free memory, and the anonymous memory of the process is read
+//! (Linux): during a round the caches vary by more than a leak would show. The program fails if the median of the last
+//! three rounds is more than 2 % above that of rounds four to six.
 #![expect(clippy::print_stdout, reason = "an example")]
 
-// The crate's own way, which is no part of what it offers.
+// The crate's private function, which is not part of its API.
 #[path = "../src/allocator.rs"]
 mod allocator;
 
@@ -21,9 +20,9 @@ use q35_runtime::{Chat, CutReply, LoadOptions, Sampling, Session, WindowPolicy};
 
 const ROUNDS: u64 = 12;
 
-/// Resident bytes that no file lies behind: the system takes those of weights away and reads them again as it likes.
-fn own_bytes() -> Result<u64, Box<dyn std::error::Error>> {
-    allocator::give_back_freed();
+/// Resident anonymous bytes. Mapped weights are not counted: the system evicts and reads them again at any time.
+fn anonymous_bytes() -> Result<u64, Box<dyn std::error::Error>> {
+    allocator::release_freed_memory();
     let text = std::fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"));
     let kilobytes: u64 = line.ok_or("no RssAnon in /proc/self/status: this needs Linux")?.trim().parse()?;
@@ -85,13 +84,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             Ok::<u64, Box<dyn std::error::Error>>(turns)
         })?;
-        samples.push(own_bytes()?);
+        samples.push(anonymous_bytes()?);
     }
     let (early, late) = (median(&samples[3..6]), median(&samples[9..]));
     let growth = (late as f64 / early as f64 - 1.0) * 100.0;
-    let course: Vec<u64> = samples.iter().map(|sample| sample >> 10).collect();
+    let kilobytes: Vec<u64> = samples.iter().map(|sample| sample >> 10).collect();
     println!("{sessions} sessions, {seconds} s, {turns} turns");
-    println!("own memory after each round in KB: {course:?}: {growth:+.2} %");
+    println!("anonymous memory after each round in KB: {kilobytes:?}: {growth:+.2} %");
     println!("{:?}", chat.memory_footprint());
     if growth > 2.0 { Err("memory grew".into()) } else { Ok(()) }
 }

@@ -4,7 +4,7 @@
 //! cargo run -p q35-runtime --example voice -- MODEL_DIR "Tell me about the tides." [out.wav]
 //! ```
 //!
-//! With a file name, the sentences are written into that one sound file instead of being played.
+//! With a file name, the sentences are written to that sound file instead of being played.
 #![expect(clippy::print_stdout, reason = "an example")]
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::{env, fs, io};
 
 use q35_runtime::{Chat, Sampling, Speaker, Speech, speak};
 
-/// Ten lines adapt a text-to-speech engine: this one plays, or collects sound files.
+/// An adapter of a text-to-speech engine in ten lines: plays sentences, or collects them as sound files.
 struct Espeak {
     parts: Option<Vec<PathBuf>>,
     dir: PathBuf,

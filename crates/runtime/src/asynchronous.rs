@@ -1,4 +1,4 @@
-//! Replies for async programs: a thread computes, a [`Stream`] hands over.
+//! Replies for async programs: a thread computes, and a [`Stream`] delivers the chunks.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use crate::{CancelToken, ChatError, Chunk, Sampling, Session};
 
-/// A reply as an async stream of chunks. Computing happens on a thread of its own; dropping the stream stops it.
+/// A reply as an async stream of chunks. A separate thread computes it; dropping the stream stops it.
 ///
 /// ```
 /// use std::future::poll_fn;
@@ -18,13 +18,13 @@ use crate::{CancelToken, ChatError, Chunk, Sampling, Session};
 /// use futures_core::Stream;
 /// use q35_runtime::{ChatError, Chunk, Sampling, Session};
 ///
-/// /// What `StreamExt` of the futures crate does in one line.
+/// /// With `StreamExt` of the futures crate this is one line.
 /// async fn answer(session: Session, question: &str) -> Result<(String, Option<Session>), ChatError> {
 ///     let mut reply = session.send_async(question, &Sampling::default());
 ///     let mut text = String::new();
 ///     while let Some(chunk) = poll_fn(|context| Pin::new(&mut reply).poll_next(context)).await {
-///         if let Chunk::Answer(piece) = chunk? {
-///             text.push_str(&piece);
+///         if let Chunk::Answer(part) = chunk? {
+///             text.push_str(&part);
 ///         }
 ///     }
 ///     Ok((text, reply.into_session()))
@@ -47,7 +47,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Marks the end however the thread ends.
+/// Marks the end of the stream when the thread ends, even by a panic.
 struct EndMark(Arc<Mutex<Shared>>);
 
 impl Drop for EndMark {
@@ -61,14 +61,14 @@ impl Drop for EndMark {
 }
 
 impl Session {
-    /// Says something and streams the reply without blocking; [`AsyncReply::into_session`] gives the session back.
+    /// Sends a user message and streams the reply without blocking; [`AsyncReply::into_session`] returns the session.
     pub fn send_async(mut self, user: impl Into<String>, sampling: &Sampling) -> AsyncReply {
         let shared: Arc<Mutex<Shared>> = Arc::default();
         let cancel = CancelToken::new();
         let (ours, token, user, sampling) = (shared.clone(), cancel.clone(), user.into(), sampling.clone());
         let thread = std::thread::spawn(move || {
             let _mark = EndMark(ours.clone());
-            let hand_over = |item| {
+            let deliver = |item| {
                 let mut shared = lock(&ours);
                 shared.queue.push_back(item);
                 if let Some(waker) = shared.waker.take() {
@@ -76,8 +76,8 @@ impl Session {
                 }
             };
             match self.send_with(user, &sampling, token) {
-                Ok(stream) => stream.for_each(hand_over),
-                Err(error) => hand_over(Err(error)),
+                Ok(stream) => stream.for_each(deliver),
+                Err(error) => deliver(Err(error)),
             }
             self
         });
@@ -86,8 +86,8 @@ impl Session {
 }
 
 impl AsyncReply {
-    /// Stops the reply if it is not finished, waits for its thread (at most a token's time then), and gives the session
-    /// back; `None` if the thread panicked.
+    /// Stops the reply if it is not finished, waits for its thread (at most the time of one token), and returns the
+    /// session; `None` if the thread panicked.
     pub fn into_session(mut self) -> Option<Session> {
         self.cancel.cancel();
         self.thread.take()?.join().ok()

@@ -1,4 +1,4 @@
-//! The front door: a model to chat with.
+//! A model to chat with: the entry point of the crate.
 
 use std::sync::Arc;
 
@@ -11,14 +11,15 @@ use crate::memory::MemoryFootprint;
 use crate::session::{ReplyStream, Session};
 use crate::{ChatError, LoadOptions, Sampling};
 
-/// A loaded model with its tokenizer and template. Clones are the same one.
+/// A loaded model with its tokenizer and template. Clones share them.
 #[derive(Clone)]
 pub struct Chat {
     pub(crate) engine: Arc<Engine>,
 }
 
 impl Chat {
-    /// A model that somebody else opened, with the text side of a directory; `open` is called again after an unload.
+    /// A chat with a model that the caller opens, and the tokenizer and template of `dir`. `open` is called again after
+    /// an unload.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -48,14 +49,14 @@ impl Chat {
         let directory = dir.clone();
         let loader: Loader = Box::new(move || {
             let model = open()?;
-            let rows = model.config().vocab_size;
-            let language = Language::open(&dir, template.as_deref())?.with_rows(rows);
+            let vocab_size = model.config().vocab_size;
+            let language = Language::open(&dir, template.as_deref())?.with_vocab_size(vocab_size);
             Ok(Loaded { model, language: Arc::new(language) })
         });
         Ok(Self { engine: Arc::new(Engine::new(loader, options.clone(), directory)?) })
     }
 
-    /// A new conversation.
+    /// Starts a new conversation.
     pub fn session(&self) -> Session {
         Session::new(self.engine.clone())
     }
@@ -102,8 +103,8 @@ impl Chat {
         session.into_stream(prompt.to_owned(), sampling, CancelToken::new())
     }
 
-    /// Takes a prompt's state from a file that [`Session::save_prompt`] wrote for the same model; conversations that
-    /// begin with that prompt start from there. Returns the number of tokens spared.
+    /// Loads a prompt's state from a file that [`Session::save_prompt`] wrote for the same model; conversations that
+    /// begin with that prompt continue from it. Returns the number of tokens that need not be computed.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -114,9 +115,9 @@ impl Chat {
     /// chat.session().with_system(&instructions).save_prompt(&file)?;
     ///
     /// // In another process:
-    /// let spared = chat.load_prompt(&file)?;
+    /// let saved = chat.load_prompt(&file)?;
     /// let reply = chat.generate("Hello!", Some(&instructions), &Default::default())?;
-    /// assert_eq!(reply.finish.usage.cached_tokens, spared);
+    /// assert_eq!(reply.finish.usage.cached_tokens, saved);
     /// # Ok::<(), q35_runtime::ChatError>(())
     /// ```
     ///
@@ -125,13 +126,13 @@ impl Chat {
     pub fn load_prompt(&self, path: &std::path::Path) -> Result<usize, ChatError> {
         let loaded = self.engine.ready()?;
         let (ids, snapshot) = crate::snapshot_file::load(path, self.engine.identity()?)?;
-        // Only the backend can tell whether the state is whole.
+        // Only the backend can check that the state is complete.
         loaded.model.new_sequence(ids.len() + 1)?.restore(&snapshot)?;
         self.engine.cache.insert(&ids, || Ok(snapshot))?;
         Ok(ids.len())
     }
 
-    /// Whether the weights are loaded.
+    /// True if the weights are loaded.
     pub fn is_loaded(&self) -> bool {
         self.engine.is_loaded()
     }
@@ -139,13 +140,13 @@ impl Chat {
     /// Loads the weights again after [`Chat::unload`]; does nothing if they are loaded.
     ///
     /// # Errors
-    /// What opening may meet.
+    /// As [`Chat::open`].
     pub fn load(&self) -> Result<(), ChatError> {
         self.engine.load().map(|_| ())
     }
 
-    /// Gives weights, tokenizer, caches and snapshots back to the system. Conversations stay; their next reply loads
-    /// again if [`LoadOptions::auto_reload`] allows it.
+    /// Frees weights, tokenizer, caches and snapshots. Conversations keep their messages; their next reply loads the
+    /// model again if [`LoadOptions::auto_reload`] allows it.
     ///
     /// ```
     /// # let files = q35_backend_tests::nano_mlx();
@@ -164,21 +165,21 @@ impl Chat {
         self.engine.unload()
     }
 
-    /// What is occupied now.
+    /// The memory in use now.
     ///
     /// ```
     /// # let files = q35_backend_tests::nano_mlx();
     /// # let chat = q35_runtime::Chat::from_pretrained(files.path_str())?;
     /// let memory = chat.memory_footprint();
     /// assert!(memory.mapped_weight_bytes > 0);
-    /// assert_eq!(memory.cache_bytes, 0, "nothing was said yet");
+    /// assert_eq!(memory.cache_bytes, 0, "no reply was computed yet");
     /// # Ok::<(), q35_runtime::ChatError>(())
     /// ```
     pub fn memory_footprint(&self) -> MemoryFootprint {
         self.engine.footprint()
     }
 
-    /// Who computes what, for people.
+    /// A readable description of backend and model.
     ///
     /// # Errors
     /// The model was unloaded and cannot be loaded again.
@@ -186,7 +187,7 @@ impl Chat {
         Ok(self.engine.ready()?.model.describe())
     }
 
-    /// The checkpoint's own sampling settings on top of the defaults.
+    /// The default sampling settings, overridden by those of the checkpoint's `generation_config.json`.
     ///
     /// ```
     /// # let files = q35_backend_tests::nano_mlx();

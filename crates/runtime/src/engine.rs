@@ -1,53 +1,36 @@
-//! What all sessions of a model share: weights, text side, snapshots, and the book of their states.
+//! The parts that all sessions of a model share: weights, text processing, prompt cache, and a register of sessions.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use q35_inference::Model;
 
-use crate::allocator::give_back_freed;
-use crate::cache::PrefixCache;
-use crate::generate::Live;
+use crate::allocator::release_freed_memory;
 use crate::language::Language;
 use crate::memory::MemoryFootprint;
+use crate::prompt_cache::PromptCache;
+use crate::session_state::{SessionState, clear_all};
 use crate::{ChatError, LoadOptions};
 
-/// The parts that loading makes and unloading gives back.
+/// The parts that loading creates and unloading drops.
 pub(crate) struct Loaded {
     pub(crate) model: Arc<dyn Model>,
     pub(crate) language: Arc<Language>,
 }
 
-/// Makes the parts, as often as asked.
+/// Loads the parts; called again after each unload.
 pub(crate) type Loader = Box<dyn Fn() -> Result<Loaded, ChatError> + Send + Sync>;
 
+/// A model that any number of sessions use.
 pub(crate) struct Engine {
     pub(crate) options: LoadOptions,
-    pub(crate) cache: Arc<PrefixCache>,
-    /// The model's files.
+    pub(crate) cache: Arc<PromptCache>,
+    /// Directory of the model's files.
     directory: PathBuf,
     identity: OnceLock<String>,
     loader: Loader,
     loaded: Mutex<Option<Arc<Loaded>>>,
-    slots: Mutex<Vec<Weak<Slot>>>,
-}
-
-/// Where a session keeps its state between replies, so that unloading can take it away.
-#[derive(Default)]
-pub(crate) struct Slot {
-    place: Mutex<Place>,
-    cache_bytes: AtomicU64,
-    scratch_bytes: AtomicU64,
-}
-
-#[derive(Default)]
-pub(crate) enum Place {
-    #[default]
-    Empty,
-    Idle(Live),
-    /// A reply has the state.
-    Busy,
+    sessions: Mutex<Vec<Weak<SessionState>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,47 +38,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Slot {
-    /// Takes the state for a reply; `None` if there is none yet.
-    pub(crate) fn take(&self) -> Option<Live> {
-        match std::mem::replace(&mut *lock(&self.place), Place::Busy) {
-            Place::Idle(live) => Some(live),
-            Place::Empty | Place::Busy => None,
-        }
-    }
-
-    /// Gives the state back, or nothing if it was lost.
-    pub(crate) fn put(&self, live: Option<Live>) {
-        match &live {
-            Some(live) => self.note(live),
-            None => self.clear_gauges(),
-        }
-        *lock(&self.place) = live.map_or(Place::Empty, Place::Idle);
-    }
-
-    /// Records what the state occupies.
-    pub(crate) fn note(&self, live: &Live) {
-        self.cache_bytes.store(live.sequence.cache_bytes(), Ordering::Relaxed);
-        self.scratch_bytes.store(live.sequence.scratch_bytes(), Ordering::Relaxed);
-    }
-
-    fn clear_gauges(&self) {
-        self.cache_bytes.store(0, Ordering::Relaxed);
-        self.scratch_bytes.store(0, Ordering::Relaxed);
-    }
-}
-
 impl Engine {
     pub(crate) fn new(loader: Loader, options: LoadOptions, directory: PathBuf) -> Result<Self, ChatError> {
         options.check()?;
-        let cache = Arc::new(PrefixCache::new(options.prompt_cache_bytes));
-        let (loaded, slots) = (Mutex::default(), Mutex::default());
-        let engine = Self { options, cache, directory, identity: OnceLock::new(), loader, loaded, slots };
+        let cache = Arc::new(PromptCache::new(options.prompt_cache_bytes));
+        let (loaded, sessions) = (Mutex::default(), Mutex::default());
+        let engine = Self { options, cache, directory, identity: OnceLock::new(), loader, loaded, sessions };
         engine.load()?;
         Ok(engine)
     }
 
-    /// The hash of the model's files, computed when first needed.
+    /// The hash of the model's files, computed at the first call.
     pub(crate) fn identity(&self) -> Result<&str, ChatError> {
         if let Some(identity) = self.identity.get() {
             return Ok(identity);
@@ -108,54 +61,45 @@ impl Engine {
         lock(&self.loaded).is_some()
     }
 
-    /// The parts, loaded now if they are not.
+    /// The parts, loaded now if necessary.
     pub(crate) fn load(&self) -> Result<Arc<Loaded>, ChatError> {
-        let mut place = lock(&self.loaded);
-        if let Some(loaded) = &*place {
+        let mut slot = lock(&self.loaded);
+        if let Some(loaded) = &*slot {
             return Ok(loaded.clone());
         }
         let loaded = Arc::new((self.loader)()?);
-        // Reading a tokenizer takes several times the memory that it needs afterwards.
-        give_back_freed();
-        *place = Some(loaded.clone());
+        // Reading a tokenizer needs several times the memory of the tokenizer.
+        release_freed_memory();
+        *slot = Some(loaded.clone());
         Ok(loaded)
     }
 
-    /// The parts for a reply: loaded again if that is allowed.
+    /// The parts for a reply, loaded again if the options allow it.
     pub(crate) fn ready(&self) -> Result<Arc<Loaded>, ChatError> {
         if self.options.auto_reload || self.is_loaded() { self.load() } else { Err(ChatError::NotLoaded) }
     }
 
-    /// Gives back weights, text side, states and snapshots; refuses while replies are being generated.
+    /// Drops weights, text processing, session states and snapshots; refuses while replies are being generated.
     pub(crate) fn unload(&self) -> Result<(), ChatError> {
         let mut loaded = lock(&self.loaded);
-        let slots = self.live_slots();
-        let mut places: Vec<_> = slots.iter().map(|slot| (slot, lock(&slot.place))).collect();
-        let replies = places.iter().filter(|(_, place)| matches!(**place, Place::Busy)).count();
-        if replies > 0 {
-            return Err(ChatError::Busy { replies });
-        }
-        for (slot, place) in &mut places {
-            **place = Place::Empty;
-            slot.clear_gauges();
-        }
+        clear_all(&self.live_sessions()).map_err(|replies| ChatError::Busy { replies })?;
         self.cache.clear();
         *loaded = None;
-        drop(places);
-        give_back_freed();
+        release_freed_memory();
         Ok(())
     }
 
-    pub(crate) fn new_slot(&self) -> Arc<Slot> {
-        let slot = Arc::new(Slot::default());
-        let mut slots = lock(&self.slots);
-        slots.retain(|slot| slot.strong_count() > 0);
-        slots.push(Arc::downgrade(&slot));
-        slot
+    /// Registers a new session.
+    pub(crate) fn new_session_state(&self) -> Arc<SessionState> {
+        let session = Arc::new(SessionState::default());
+        let mut sessions = lock(&self.sessions);
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(Arc::downgrade(&session));
+        session
     }
 
-    fn live_slots(&self) -> Vec<Arc<Slot>> {
-        lock(&self.slots).iter().filter_map(Weak::upgrade).collect()
+    fn live_sessions(&self) -> Vec<Arc<SessionState>> {
+        lock(&self.sessions).iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(crate) fn footprint(&self) -> MemoryFootprint {
@@ -163,16 +107,14 @@ impl Engine {
             Some(loaded) => (loaded.model.memory(), loaded.language.size_bytes()),
             None => Default::default(),
         };
-        let sum = |gauge: fn(&Slot) -> &AtomicU64| -> u64 {
-            self.live_slots().iter().map(|slot| gauge(slot).load(Ordering::Relaxed)).sum()
-        };
+        let sessions = self.live_sessions();
         MemoryFootprint {
             mapped_weight_bytes: model.mapped_bytes,
             owned_weight_bytes: model.owned_bytes,
-            cache_bytes: sum(|slot| &slot.cache_bytes),
+            cache_bytes: sessions.iter().map(|session| session.cache_bytes()).sum(),
             snapshot_bytes: self.cache.size_bytes(),
             snapshots: self.cache.len(),
-            scratch_bytes: sum(|slot| &slot.scratch_bytes),
+            scratch_bytes: sessions.iter().map(|session| session.scratch_bytes()).sum(),
             text_bytes,
         }
     }

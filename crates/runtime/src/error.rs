@@ -1,4 +1,4 @@
-//! What can go wrong between a directory and a reply.
+//! Errors of opening a model and generating replies.
 
 use q35_inference::RunError;
 use q35_text::{TemplateError, TokenizerError};
@@ -6,7 +6,7 @@ use q35_text::{TemplateError, TokenizerError};
 use crate::open::OpenError;
 use crate::tools::ToolCallError;
 
-/// Why there is no reply, or no more of it.
+/// An error of opening a model or generating a reply.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChatError {
@@ -22,14 +22,14 @@ pub enum ChatError {
     /// The model failed.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// An option has a value that makes no sense.
+    /// An option has an invalid value.
     #[error("option `{option}`\n  expected: {expected}\n  found:    {found}")]
     Option {
         /// The option's name.
         option: &'static str,
-        /// What would be accepted.
+        /// The values that are accepted.
         expected: &'static str,
-        /// What was given.
+        /// The given value.
         found: String,
     },
     /// The conversation does not fit the context window.
@@ -38,35 +38,35 @@ pub enum ChatError {
          hint: raise max_context, shorten the conversation, or let the oldest turns be dropped"
     )]
     ContextFull {
-        /// Tokens of the prompt, and one for the reply.
+        /// Number of tokens of the prompt, and one for the reply.
         needed: usize,
-        /// The window.
+        /// Size of the context window in tokens.
         max_context: usize,
     },
-    /// The weights were unloaded and may not be loaded again by themselves.
+    /// The weights were unloaded and automatic reloading is off.
     #[error("the model is not loaded\nhint: call load(), or allow automatic reloading")]
     NotLoaded,
     /// Replies are being generated, so the model cannot be unloaded.
     #[error("{replies} replies are being generated\nhint: cancel them first")]
     Busy {
-        /// How many.
+        /// Number of replies.
         replies: usize,
     },
     /// The JSON schema or grammar cannot be enforced.
     #[error("the reply's form cannot be enforced: {message}")]
     Grammar {
-        /// The grammar library's words.
+        /// The grammar library's message.
         message: String,
     },
-    /// The reply holds a tool call that is not in the agreed form.
+    /// The reply holds an invalid tool call.
     #[error(transparent)]
     ToolCall(#[from] ToolCallError),
-    /// A message was addressed that the conversation does not have.
-    #[error("the conversation has {messages} messages, number {index} was addressed")]
+    /// The conversation has no message with this index.
+    #[error("the conversation has {messages} messages, none with index {index}")]
     NoSuchMessage {
-        /// The index asked for, from 0.
+        /// The given index, from 0.
         index: usize,
-        /// How many there are.
+        /// Number of messages.
         messages: usize,
     },
     /// A saved prompt snapshot cannot be used.
@@ -74,9 +74,9 @@ pub enum ChatError {
     SnapshotFile {
         /// The file.
         path: std::path::PathBuf,
-        /// What this model needs.
+        /// The value that this model needs.
         expected: String,
-        /// What the file holds.
+        /// The value in the file.
         found: String,
     },
     /// A file could not be read or written.
@@ -84,7 +84,7 @@ pub enum ChatError {
     File {
         /// The file.
         path: std::path::PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! Models whose next token is a function of all tokens before: what the runtime is tested with.
+//! Fake models for tests: the logits are a function of all tokens so far.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,18 +12,18 @@ use serde_json::json;
 
 use crate::{Chat, LoadOptions};
 
-/// Rows of the fake's logits: the byte tokenizer of the test kit and some padding.
+/// Number of logits: the vocabulary of the test kit's byte tokenizer, and padding.
 pub(crate) const ROWS: usize = 288;
 
-/// What the fake says after a history of ids: a logit for every row.
+/// Writes the logits [vocab] after a history of ids; also receives a hash of the state.
 pub(crate) type Rule = Arc<dyn Fn(&[u32], u64, &mut [f32]) + Send + Sync>;
 
-/// A model that keeps its whole history as state, and a hash of it that also depends on where work was cut off the
-/// grid, as the rounding of a real one does.
+/// A model whose state is its whole history and a hash of it. As the rounding of a real model, the hash also depends
+/// on chunk boundaries that are not aligned.
 pub(crate) struct FakeModel {
     config: TextConfig,
     rule: Rule,
-    pub(crate) grid: usize,
+    pub(crate) alignment: usize,
     pub(crate) consumed: Arc<AtomicUsize>,
 }
 
@@ -37,10 +37,11 @@ impl FakeModel {
             "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "model_type": "qwen3_5_text",
         });
         let config = TextConfig::from_json(&config).unwrap();
-        Self { config, rule, grid: 1, consumed: Arc::default() }
+        Self { config, rule, alignment: 1, consumed: Arc::default() }
     }
 
-    /// Answers every prompt with the next of `replies`, then ends its turn. The replies begin where the prompt ends.
+    /// A model that answers each prompt with the next of `replies` and then ends its turn. A reply begins at the end of
+    /// the prompt, after the thinking tags.
     pub(crate) fn scripted(replies: &[&str]) -> Self {
         let replies: Vec<Vec<u32>> = replies.iter().map(|reply| bytes(reply)).collect();
         let turn = bytes("<|im_start|>assistant\n");
@@ -49,14 +50,14 @@ impl FakeModel {
                 (turn.len()..=history.len()).filter(|n| history[..*n].ends_with(&turn)).collect();
             let reply = &replies[(starts.len() - 1).min(replies.len() - 1)];
             let written = &history[prompt_end(history, *starts.last().unwrap())..];
-            // What was forced upon the reply is not part of the script.
+            // Forced tokens are not part of the script.
             let next = (0..=reply.len()).rev().find(|n| ends_with_script(written, &reply[..*n])).unwrap_or(0);
             row.fill(-20.0);
             row[reply.get(next).map_or(258, |id| *id as usize)] = 20.0;
         }))
     }
 
-    /// Says seemingly random printable things that depend on every token before, and ends now and then.
+    /// A model of pseudo-random printable text that depends on every token before, and ends its turn at random.
     pub(crate) fn babbling() -> Self {
         Self::new(Arc::new(|_, hash, row| {
             for (id, logit) in row.iter_mut().enumerate() {
@@ -67,20 +68,20 @@ impl FakeModel {
         }))
     }
 
-    /// As [`Self::babbling`], with a grid: cuts elsewhere change the results.
-    pub(crate) fn on_grid(mut self, grid: usize) -> Self {
-        self.grid = grid;
+    /// Sets the prefill alignment: other chunk boundaries change the results.
+    pub(crate) fn with_alignment(mut self, alignment: usize) -> Self {
+        self.alignment = alignment;
         self
     }
 
-    /// A chat with it, over the test kit's tokenizer.
+    /// A chat with this model and the test kit's tokenizer.
     pub(crate) fn chat(self, options: &LoadOptions) -> Chat {
         let dir = tempfile::tempdir().unwrap();
         q35_testkit::write_tokenizer(dir.path());
         let model: Arc<dyn Model> = Arc::new(self);
         let path = dir.path().to_owned();
         let open = move || {
-            // Files must stay as long as the model may be opened again.
+            // The files must exist as long as the model may be opened again.
             let _ = &dir;
             Ok(model.clone())
         };
@@ -88,7 +89,7 @@ impl FakeModel {
     }
 }
 
-/// The test kit's ids of a text: bytes, and the tags.
+/// The ids of a text in the test kit's tokenizer: bytes, and the tags.
 pub(crate) fn bytes(text: &str) -> Vec<u32> {
     let tags = [
         "<|endoftext|>",
@@ -118,7 +119,7 @@ pub(crate) fn bytes(text: &str) -> Vec<u32> {
     ids
 }
 
-/// Behind the thinking tags with which a template ends its prompt.
+/// End of the prompt: the position after the thinking tags that the template adds.
 fn prompt_end(history: &[u32], start: usize) -> usize {
     let closed = bytes("<think>\n\n</think>\n\n");
     let open = bytes("<think>\n");
@@ -133,7 +134,7 @@ fn prompt_end(history: &[u32], start: usize) -> usize {
         }
 }
 
-/// Whether the script up to here is the last thing written, with or without something forced in between.
+/// True if `written` contains `script` in order, with or without forced tokens in between.
 fn ends_with_script(written: &[u32], script: &[u32]) -> bool {
     let mut rest = script.iter();
     let mut wanted = rest.next();
@@ -164,7 +165,7 @@ impl Model for FakeModel {
         Ok(Box::new(FakeSequence {
             rule: self.rule.clone(),
             consumed: self.consumed.clone(),
-            grid: self.grid,
+            alignment: self.alignment,
             max_context,
             history: Vec::new(),
             hash: 1,
@@ -176,7 +177,7 @@ impl Model for FakeModel {
     }
 
     fn prefill_alignment(&self) -> usize {
-        self.grid
+        self.alignment
     }
 
     fn memory(&self) -> ModelMemory {
@@ -187,7 +188,7 @@ impl Model for FakeModel {
 struct FakeSequence {
     rule: Rule,
     consumed: Arc<AtomicUsize>,
-    grid: usize,
+    alignment: usize,
     max_context: usize,
     history: Vec<u32>,
     hash: u64,
@@ -226,7 +227,7 @@ impl Sequence for FakeSequence {
                 observer.logits(self.history.len() - 1, &row);
             }
         }
-        if !self.history.len().is_multiple_of(self.grid) {
+        if !self.history.len().is_multiple_of(self.alignment) {
             self.hash = mix(self.hash ^ 0xC07);
         }
         Ok(())

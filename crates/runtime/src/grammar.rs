@@ -1,18 +1,17 @@
-//! Answers of a given form, by llguidance: before each choice, the tokens that cannot lead to a valid answer are taken
-//! away.
+//! Constrained decoding by llguidance: before each choice, the tokens that cannot lead to a valid answer are masked.
 //!
-//! A grammar alone does not make every reply valid, since a reply also ends at its token limit. So near the limit
-//! every choice is tried for whether the answer can still be closed in what is left, and the closing itself is taken
-//! when it must.
+//! A grammar alone does not make every reply valid, because a reply also ends at its token limit. Near the limit every
+//! choice is therefore checked: the answer must be closable in the tokens that are left, and at the end the closing
+//! tokens themselves are forced.
 
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
+use q35_text::Tokenizer;
 use serde_json::{Value, json};
 
-use crate::language::Language;
 use crate::{ChatError, Format};
 
 /// Compiles grammars for one vocabulary.
@@ -23,23 +22,29 @@ pub(crate) struct GrammarFactory {
 }
 
 impl GrammarFactory {
-    pub(crate) fn new(language: &Language) -> Result<Self, String> {
-        let size = language.vocabulary();
-        let Some(end) = language.end_ids().first() else {
-            return Err("the tokenizer names no token that ends a reply".into());
+    /// A factory for the first `vocabulary` ids of `tokenizer`. `end_ids` end a reply; `tag_ids` are the thinking tags,
+    /// which are no text of an answer.
+    pub(crate) fn new(
+        tokenizer: &Tokenizer,
+        vocabulary: usize,
+        end_ids: &[u32],
+        tag_ids: &[u32],
+    ) -> Result<Self, String> {
+        let Some(end) = end_ids.first() else {
+            return Err("the tokenizer has no token that ends a reply".into());
         };
         let word = |id: u32| {
-            let bytes = language.tokenizer.bytes_of(id);
-            // Control tokens and tags are no text; the mark keeps them apart from text that looks the same.
-            let control = language.tokenizer.is_special(id) || language.thinking_ids().any(|tag| tag == id);
+            let bytes = tokenizer.bytes_of(id);
+            // Control tokens and tags are no text; the marker distinguishes them from text with the same bytes.
+            let control = tokenizer.is_special(id) || tag_ids.contains(&id);
             match control {
                 true => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
                 false => bytes.to_vec(),
             }
         };
-        let words: Vec<Vec<u8>> = (0..size as u32).map(word).collect();
-        let info = TokRxInfo::new(size as u32, *end);
-        let trie = TokTrie::from(&info, &words).with_eos_tokens(language.end_ids());
+        let words: Vec<Vec<u8>> = (0..vocabulary as u32).map(word).collect();
+        let info = TokRxInfo::new(vocabulary as u32, *end);
+        let trie = TokTrie::from(&info, &words).with_eos_tokens(end_ids);
         let closers = Closers::new(&words);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut parsers = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
@@ -47,7 +52,7 @@ impl GrammarFactory {
         Ok(Self { parsers, environment, closers })
     }
 
-    /// Bytes of the vocabulary's tree: the tokens' bytes, their places and order, and a node for every beginning.
+    /// Bytes of the token trie: the tokens' bytes, their offsets and order, and one node per prefix.
     pub(crate) fn size_bytes(&self) -> u64 {
         let trie = self.environment.tok_trie();
         let texts: usize = (0..trie.vocab_size() as u32).map(|id| trie.token(id).len()).sum();
@@ -62,7 +67,7 @@ impl GrammarFactory {
             Format::Schema(schema) => schema.clone(),
         };
         if let Value::Object(fields) = &mut schema {
-            // Free white space would let a weak model write spaces to the end of its budget.
+            // With flexible white space a weak model can write spaces up to its token limit.
             fields.entry("x-guidance").or_insert_with(
                 || json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
             );
@@ -74,41 +79,47 @@ impl GrammarFactory {
         }
         let mut closers = self.closers.clone();
         let shortest = close(&mut matcher, &mut closers, LONGEST_CLOSE).map_or(0, |ids| ids.len());
-        Ok(Some(Grammar { matcher, closers, watch: shortest + 64, environment: self.environment.clone() }))
+        Ok(Some(Grammar {
+            matcher,
+            closers,
+            check_below: shortest + 64,
+            environment: self.environment.clone(),
+        }))
     }
 }
 
-/// No closing is looked for beyond so many tokens.
+/// Maximum number of tokens in which a way to close the answer is searched.
 const LONGEST_CLOSE: usize = 512;
 
-/// The state of one answer.
+/// The constraint on one answer, and its state.
 pub(crate) struct Grammar {
     matcher: Matcher,
     closers: Closers,
-    /// With fewer tokens than this left, every choice is checked for a way to close in time.
-    watch: usize,
+    /// Number of tokens left below which every choice is checked for a way to close the answer in time.
+    check_below: usize,
     environment: TokEnv,
 }
 
 impl Grammar {
-    /// Takes away what may not come next, with `left` tokens to go.
+    /// Masks the logits [vocab] of tokens that must not come next, with `left` tokens until the limit.
     pub(crate) fn mask(&mut self, logits: &mut [f32], left: usize) -> Result<(), ChatError> {
         let mask = self.matcher.compute_mask_or_eos().map_err(refused)?;
-        keep(&mask, logits);
-        if left > self.watch {
+        apply_mask(&mask, logits);
+        if left > self.check_below {
             return Ok(());
         }
         let Some(closing) = close(&mut self.matcher, &mut self.closers, LONGEST_CLOSE) else { return Ok(()) };
         match closing.first() {
-            // Nothing would be left after a detour of one token.
-            Some(first) if closing.len() >= left => only(*first, logits),
+            // Any other token would leave too few for closing.
+            Some(first) if closing.len() >= left => force(*first, logits),
             Some(first) => self.keep_closable(logits, left, *first),
             None => {}
         }
         Ok(())
     }
 
-    /// Takes away likely tokens after which the answer could not be closed in time, until the most likely one is fine.
+    /// Masks the most probable tokens after which the answer could not be closed in time, until the most probable one
+    /// allows it; forces that one.
     fn keep_closable(&mut self, logits: &mut [f32], left: usize, fallback: u32) {
         for _ in 0..8 {
             let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as u32);
@@ -121,20 +132,20 @@ impl Grammar {
                     consumed == 1 && self.matcher.rollback(1).is_ok() && fits
                 });
             if fits {
-                return only(best, logits);
+                return force(best, logits);
             }
             logits[best as usize] = f32::NEG_INFINITY;
         }
-        only(fallback, logits);
+        force(fallback, logits);
     }
 
-    /// Counts the token as written.
+    /// Advances by a chosen token.
     pub(crate) fn accept(&mut self, id: u32) -> Result<(), ChatError> {
         self.closers.follow(self.environment.tok_trie().token(id));
         self.matcher.consume_token(id).map_err(refused)
     }
 
-    /// Whether nothing more may come.
+    /// True if the answer is complete and nothing may follow it.
     pub(crate) fn is_complete(&self) -> bool {
         self.matcher.is_stopped()
     }
@@ -144,7 +155,7 @@ fn refused(error: impl std::fmt::Display) -> ChatError {
     ChatError::Grammar { message: error.to_string() }
 }
 
-fn keep(mask: &SimpleVob, logits: &mut [f32]) {
+fn apply_mask(mask: &SimpleVob, logits: &mut [f32]) {
     for (id, logit) in logits.iter_mut().enumerate() {
         if id >= mask.len() || !mask.is_allowed(id as u32) {
             *logit = f32::NEG_INFINITY;
@@ -152,7 +163,7 @@ fn keep(mask: &SimpleVob, logits: &mut [f32]) {
     }
 }
 
-fn only(id: u32, logits: &mut [f32]) {
+fn force(id: u32, logits: &mut [f32]) {
     for (other, logit) in logits.iter_mut().enumerate() {
         if other != id as usize {
             *logit = f32::NEG_INFINITY;
@@ -163,7 +174,7 @@ fn only(id: u32, logits: &mut [f32]) {
     }
 }
 
-/// Tokens with which JSON is closed quickest, and whether a string is open now.
+/// Chooses the tokens that close JSON soonest, and tracks if a string is open.
 #[derive(Clone)]
 struct Closers {
     /// Single-byte tokens by byte.
@@ -194,7 +205,7 @@ impl Closers {
         }
     }
 
-    /// The allowed token that brings the end nearest: closing marks first, then the shortest values, then anything.
+    /// The allowed single-byte token that closes soonest: closing brackets first, then the shortest values, then any.
     fn choose(&self, mask: &SimpleVob) -> Option<u32> {
         let order: &[u8] = match (self.in_string, self.escaped) {
             (true, true) => b"n\"/\\bfrtu",
@@ -207,8 +218,8 @@ impl Closers {
     }
 }
 
-/// Tokens that complete the answer from here, at most `longest`; `None` if there is no such way by these means. The
-/// matcher is left as it was.
+/// The tokens that complete the answer, at most `longest`; `None` if this greedy search finds none. The matcher is
+/// restored.
 fn close(matcher: &mut Matcher, closers: &mut Closers, longest: usize) -> Option<Vec<u32>> {
     let (before, environment) = (closers.clone(), matcher.tok_env().ok()?);
     let mut written = Vec::new();

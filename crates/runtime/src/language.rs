@@ -1,4 +1,4 @@
-//! The text side of a model: tokenizer, template, and the ids that mean something to a chat.
+//! The text processing of a model: tokenizer, chat template, and the special ids of a chat.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -10,18 +10,18 @@ use crate::ChatError;
 use crate::generate::{CLOSE, OPEN};
 use crate::grammar::GrammarFactory;
 
-/// Shared by all sessions of a model.
+/// The text processing that all sessions of a model share.
 pub(crate) struct Language {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: ChatTemplate,
     pub(crate) generation_config: Value,
     end_ids: Vec<u32>,
-    /// Rows of logits that may be chosen from: those that the tokenizer and the model both know.
+    /// Number of ids that both the tokenizer and the model's logits have.
     vocabulary: usize,
     grammars: OnceLock<Result<GrammarFactory, String>>,
 }
 
-/// Tokens that end a turn, whatever the configuration files say.
+/// Tokens that end a turn even if the configuration files do not name them.
 const TURN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
 impl Language {
@@ -40,9 +40,9 @@ impl Language {
             None => Vec::new(),
         };
         let named = TURN_ENDS.iter().filter_map(|name| tokenizer.id_of(name));
-        let spoken = tokenizer.special_tokens().get("eos_token").and_then(|token| tokenizer.id_of(token));
+        let eos = tokenizer.special_tokens().get("eos_token").and_then(|token| tokenizer.id_of(token));
         let configured = configured.into_iter().filter_map(|id| u32::try_from(id).ok());
-        let mut end_ids: Vec<u32> = named.chain(spoken).chain(configured).collect();
+        let mut end_ids: Vec<u32> = named.chain(eos).chain(configured).collect();
         end_ids.retain(|id| (*id as usize) < vocabulary);
         end_ids.sort_unstable();
         end_ids.dedup();
@@ -50,14 +50,14 @@ impl Language {
         Ok(Self { tokenizer, template, generation_config, end_ids, vocabulary, grammars })
     }
 
-    /// For a model with so many rows of logits.
-    pub(crate) fn with_rows(mut self, rows: usize) -> Self {
-        self.vocabulary = self.vocabulary.min(rows);
+    /// Restricts the vocabulary to a model with `vocab_size` logits.
+    pub(crate) fn with_vocab_size(mut self, vocab_size: usize) -> Self {
+        self.vocabulary = self.vocabulary.min(vocab_size);
         self.end_ids.retain(|id| (*id as usize) < self.vocabulary);
         self
     }
 
-    /// Ids that end the reply.
+    /// Ids that end a reply.
     pub(crate) fn end_ids(&self) -> &[u32] {
         &self.end_ids
     }
@@ -66,37 +66,39 @@ impl Language {
         self.vocabulary
     }
 
-    /// Ids within the vocabulary that stand for nothing.
-    pub(crate) fn meaningless_ids(&self) -> impl Iterator<Item = u32> + '_ {
+    /// Ids within the vocabulary without a token.
+    pub(crate) fn unused_ids(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.vocabulary as u32).filter(|id| self.tokenizer.bytes_of(*id).is_empty())
     }
 
-    /// The ids of the thinking tags, where they are single tokens.
+    /// The ids of the thinking tags that are single tokens.
     pub(crate) fn thinking_ids(&self) -> impl Iterator<Item = u32> + '_ {
         [OPEN, CLOSE].into_iter().filter_map(|tag| self.tokenizer.id_of(tag))
     }
 
-    /// The rendered conversation and its ids.
+    /// Renders and encodes a conversation: its text and ids.
     pub(crate) fn encode(&self, input: &RenderInput<'_>) -> Result<(String, Vec<u32>), ChatError> {
         let text = self.template.render(input)?;
         let ids = self.tokenizer.encode(&text)?;
         Ok((text, ids))
     }
 
-    /// Bytes of the tokenizer, and of the grammars' tables once they are made.
+    /// Bytes of the tokenizer, and of the grammar factory's tables once they exist.
     pub(crate) fn size_bytes(&self) -> u64 {
-        let grammars = self.grammars.get().and_then(|made| made.as_ref().ok());
+        let grammars = self.grammars.get().and_then(|factory| factory.as_ref().ok());
         self.tokenizer.size_bytes() + grammars.map_or(0, GrammarFactory::size_bytes)
     }
 
-    /// What compiles grammars for this vocabulary; made when first needed.
+    /// The grammar factory of this vocabulary, created at the first call.
     pub(crate) fn grammars(&self) -> Result<&GrammarFactory, ChatError> {
-        let made = self.grammars.get_or_init(|| GrammarFactory::new(self));
-        made.as_ref().map_err(|message| ChatError::Grammar { message: message.clone() })
+        let tags: Vec<u32> = self.thinking_ids().collect();
+        let new = || GrammarFactory::new(&self.tokenizer, self.vocabulary, &self.end_ids, &tags);
+        let factory = self.grammars.get_or_init(new);
+        factory.as_ref().map_err(|message| ChatError::Grammar { message: message.clone() })
     }
 }
 
-/// The JSON in a file; null if there is no such file or it holds something else.
+/// The JSON in a file; null if there is no such file or it is not JSON.
 fn read_json(path: &Path) -> Result<Value, ChatError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null)),

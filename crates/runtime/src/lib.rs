@@ -23,7 +23,6 @@
 mod allocator;
 #[cfg(feature = "async")]
 mod asynchronous;
-mod cache;
 mod chat;
 mod engine;
 mod error;
@@ -34,9 +33,11 @@ mod memory;
 mod message;
 mod open;
 mod options;
+mod prompt_cache;
 mod sampler;
 mod sampling;
 mod session;
+mod session_state;
 mod snapshot_file;
 mod tools;
 mod voice;

@@ -1,28 +1,28 @@
-//! What a chat occupies.
+//! The memory of a chat.
 
 use serde::Serialize;
 
-/// Bytes that a chat holds now, by what they are for.
+/// Bytes that a chat occupies now, by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryFootprint {
-    /// Weights in mapped files: resident once read, and given back by the system when memory is short.
+    /// Weights in mapped files: resident once read, and evicted by the system when memory is short.
     pub mapped_weight_bytes: u64,
-    /// Weights and tables in memory of the process's own.
+    /// Weights and tables in allocated memory.
     pub owned_weight_bytes: u64,
-    /// Key/value caches and recurrent states of all sessions.
+    /// Key/value caches, convolution windows and recurrent states of all sessions.
     pub cache_bytes: u64,
-    /// Snapshots of prompts.
+    /// Snapshots in the prompt cache.
     pub snapshot_bytes: u64,
-    /// How many snapshots that is.
+    /// Number of snapshots in the prompt cache.
     pub snapshots: usize,
-    /// Work space of all sessions.
+    /// Scratch buffers of all sessions.
     pub scratch_bytes: u64,
-    /// Tokenizer, and the tables of structured output once it was asked for.
+    /// Tokenizer, and the tables of structured output once it was requested.
     pub text_bytes: u64,
 }
 
 impl MemoryFootprint {
-    /// All of it.
+    /// Sum of all parts.
     pub fn total_bytes(&self) -> u64 {
         self.mapped_weight_bytes
             + self.owned_weight_bytes

@@ -1,19 +1,19 @@
-//! A conversation's messages.
+//! The messages of a conversation.
 
 use serde_json::{Map, Value, json};
 
 use crate::tools::ToolCall;
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The frame of the conversation; only the first message.
+    /// Instructions for the whole conversation; only the first message has this role.
     System,
-    /// The human.
+    /// The user.
     User,
     /// The model.
     Assistant,
-    /// A tool's answer to a call.
+    /// The result of a tool call.
     Tool,
 }
 
@@ -27,13 +27,13 @@ pub enum Role {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Who speaks.
+    /// The author.
     pub role: Role,
-    /// What is said.
+    /// The text.
     pub content: String,
-    /// What the model thought first; templates decide whether it is replayed.
+    /// The reasoning before the text; the template decides if it is part of later prompts.
     pub reasoning: Option<String>,
-    /// Calls that the model asked for.
+    /// The tool calls of the model.
     pub tool_calls: Vec<ToolCall>,
 }
 
@@ -42,33 +42,33 @@ impl Message {
         Self { role, content: content.into(), reasoning: None, tool_calls: Vec::new() }
     }
 
-    /// The system prompt.
+    /// A system prompt.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new(Role::System, content)
     }
 
-    /// The human's turn.
+    /// A message of the user.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
     }
 
-    /// The model's turn.
+    /// A message of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
     }
 
-    /// A tool's answer.
+    /// The result of a tool call.
     pub fn tool(content: impl Into<String>) -> Self {
         Self::new(Role::Tool, content)
     }
 
-    /// With what the model thought first.
+    /// Adds reasoning before the text.
     pub fn with_reasoning(mut self, reasoning: impl Into<String>) -> Self {
         self.reasoning = Some(reasoning.into()).filter(|text| !text.is_empty());
         self
     }
 
-    /// The form that chat templates read.
+    /// The JSON object that chat templates read.
     pub fn to_json(&self) -> Value {
         let role = match self.role {
             Role::System => "system",
@@ -88,10 +88,10 @@ impl Message {
         Value::Object(message)
     }
 
-    /// A message in the form that chat templates read.
+    /// Parses a message from the JSON object that chat templates read.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the first invalid field.
     pub fn from_json(json: &Value) -> Result<Self, String> {
         let text = |name: &str| json.get(name).and_then(Value::as_str);
         let role = match text("role") {

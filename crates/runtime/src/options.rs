@@ -1,4 +1,4 @@
-//! How a model is opened and kept.
+//! Options of loading a model.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use q35_hub::HubOptions;
 
 use crate::ChatError;
 
-/// What happens when a conversation outgrows the context window.
+/// The policy for conversations that outgrow the context window.
 ///
 /// ```
 /// use q35_runtime::{Chat, LoadOptions, WindowPolicy};
@@ -24,14 +24,14 @@ use crate::ChatError;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WindowPolicy {
-    /// [`ChatError::ContextFull`].
+    /// Refuse the reply with [`ChatError::ContextFull`].
     #[default]
     Refuse,
-    /// The oldest turns are dropped for good; the system prompt stays.
+    /// Drop the oldest turns for good; the system prompt stays.
     DropOldest,
 }
 
-/// How a model is opened and kept.
+/// Options of loading a model.
 ///
 /// ```
 /// let options = q35_runtime::LoadOptions::default().with_max_context(8192).with_threads(4);
@@ -43,19 +43,19 @@ pub struct LoadOptions {
     pub run: RunOptions,
     /// The variant of a directory with several, such as `int4`. `None`: the only one; several are an error.
     pub variant: Option<String>,
-    /// Tokens of context that a session can grow to. 4096, or less where the model allows less.
+    /// Size of the context window in tokens. 4096, or less where the model allows less.
     pub max_context: usize,
-    /// Refuses to load what is estimated to need more bytes of memory than this.
+    /// Upper limit of the estimated memory in bytes; loading is refused above it.
     pub memory_limit_bytes: Option<u64>,
-    /// Memory that snapshots of prompts may take in all; 0 keeps none. 256 MiB.
+    /// Budget of the prompt cache in bytes; 0 disables it. 256 MiB.
     pub prompt_cache_bytes: u64,
-    /// What happens when a conversation outgrows the window.
+    /// The policy for conversations that outgrow the window.
     pub window: WindowPolicy,
-    /// A chat template in place of the directory's own.
+    /// A chat template that replaces the directory's.
     pub chat_template: Option<String>,
-    /// Whether an unloaded model is loaded again when a reply is asked for. True.
+    /// True loads an unloaded model again when a reply is requested. True.
     pub auto_reload: bool,
-    /// Where hub ids are looked up. A library reads no environment: an application passes its settings here.
+    /// Settings of the hub. A library reads no environment: an application passes its settings here.
     pub hub: HubOptions,
 }
 
@@ -82,13 +82,13 @@ impl LoadOptions {
         self
     }
 
-    /// Sets the backend.
+    /// Sets the execution backend.
     pub fn with_backend(mut self, backend: Backend) -> Self {
         self.run.backend = backend;
         self
     }
 
-    /// Sets the device of MLX.
+    /// Sets the device of the MLX backend.
     pub fn with_device(mut self, device: Device) -> Self {
         self.run.device = Some(device);
         self
@@ -118,13 +118,13 @@ impl LoadOptions {
         self
     }
 
-    /// Sets the context window.
+    /// Sets the size of the context window in tokens.
     pub fn with_max_context(mut self, tokens: usize) -> Self {
         self.max_context = tokens;
         self
     }
 
-    /// Sets the memory limit.
+    /// Sets the upper limit of the estimated memory in bytes.
     pub fn with_memory_limit(mut self, bytes: u64) -> Self {
         self.memory_limit_bytes = Some(bytes);
         self
@@ -136,47 +136,47 @@ impl LoadOptions {
         self
     }
 
-    /// Sets the memory for snapshots of prompts.
+    /// Sets the budget of the prompt cache in bytes.
     pub fn with_prompt_cache(mut self, bytes: u64) -> Self {
         self.prompt_cache_bytes = bytes;
         self
     }
 
-    /// Sets what happens when a conversation outgrows the window.
+    /// Sets the policy for conversations that outgrow the window.
     pub fn with_window(mut self, policy: WindowPolicy) -> Self {
         self.window = policy;
         self
     }
 
-    /// Replaces the directory's own chat template.
+    /// Replaces the directory's chat template.
     pub fn with_chat_template(mut self, source: impl Into<String>) -> Self {
         self.chat_template = Some(source.into());
         self
     }
 
-    /// Sets whether an unloaded model is loaded again when needed.
+    /// Switches automatic reloading on or off.
     pub fn with_auto_reload(mut self, reload: bool) -> Self {
         self.auto_reload = reload;
         self
     }
 
-    /// Sets where hub ids are looked up.
+    /// Sets the settings of the hub.
     pub fn with_hub(mut self, hub: HubOptions) -> Self {
         self.hub = hub;
         self
     }
 
-    /// Says which option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// The first such option.
+    /// The first invalid option.
     pub fn check(&self) -> Result<(), ChatError> {
-        let one = |option, expected, found: usize| {
+        let invalid = |option, expected, found: usize| {
             Err(ChatError::Option { option, expected, found: found.to_string() })
         };
         match (self.run.threads, self.max_context) {
-            (Some(0), _) => one("threads", "a whole number from 1", 0),
-            (_, context @ (0 | 1)) => one("max_context", "a whole number from 2", context),
+            (Some(0), _) => invalid("threads", "a whole number from 1", 0),
+            (_, context @ (0 | 1)) => invalid("max_context", "a whole number from 2", context),
             _ => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! How a reply is chosen: every setting of a call.
+//! Settings of one reply: sampling, limits, reasoning, form of the answer.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::ChatError;
 
-/// The settings of one reply. The defaults are those of the origin system.
+/// The settings of one reply. The sampling defaults are those of speech-swift.
 ///
 /// ```
 /// let sampling = q35_runtime::Sampling::default().with_temperature(0.0).with_max_tokens(64).with_stop(["\n\n"]);
@@ -14,36 +14,38 @@ use crate::ChatError;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most probable token always. 0.6.
+    /// Divisor of the logits; 0 selects the most probable token always. 0.6.
     pub temperature: f32,
-    /// Keeps the so many most probable tokens; 0 keeps all. 50.
+    /// Number of most probable tokens that are kept; 0 keeps all. 50.
     pub top_k: usize,
-    /// Keeps the smallest set of most probable tokens that together reach this probability; 1 keeps all. 0.95.
+    /// Probability that the smallest set of most probable tokens must reach together; 1 keeps all. 0.95.
     pub top_p: f32,
-    /// Keeps tokens at least this fraction as probable as the most probable one; 0 keeps all. 0.
+    /// Fraction of the highest probability that a token must have; 0 keeps all. 0.
     pub min_p: f32,
-    /// Divides positive logits, and multiplies negative ones, of tokens that the reply already has; 1 does nothing. 1.1.
+    /// Divisor of positive logits, and factor of negative ones, of tokens that the reply already has; 1 has no effect.
+    /// 1.1.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that the reply already has. 0.
     pub presence_penalty: f32,
     /// Subtracted once for each time that the reply already has the token. 0.
     pub frequency_penalty: f32,
-    /// The penalties look at the so many latest tokens of the reply; `None` at all of it. The prompt is never
-    /// penalised: a reply must be able to repeat a name that the user gave.
+    /// Number of latest tokens of the reply that the penalties consider; `None` considers all. The prompt is never
+    /// penalised: a reply must be able to repeat a name from the question.
     pub penalty_window: Option<usize>,
     /// Added to the logits of these tokens; minus infinity forbids one.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// The same seed gives the same text, on any number of threads. `None` takes one that [`crate::Finish`] reports.
+    /// Seed of the random numbers: the same seed produces the same text, on any number of threads. `None` draws one,
+    /// which [`crate::Finish`] reports.
     pub seed: Option<u64>,
-    /// Most tokens that are generated, reasoning included. 512.
+    /// Maximum number of generated tokens, reasoning included. 512.
     pub max_tokens: usize,
-    /// The answer ends before any of these texts; none of them is ever shown, not even its beginning.
+    /// Texts before which the answer ends; no part of them is ever emitted.
     pub stop: Vec<String>,
-    /// Asks for each token's log-probability and those of so many most probable alternatives.
+    /// Requests each token's log-probability, and those of this many most probable alternatives.
     pub logprobs: Option<usize>,
     /// Reasoning before the answer.
     pub thinking: Thinking,
-    /// Ends text that repeats itself.
+    /// The guard that ends text which repeats itself; `None` disables it.
     pub loop_guard: Option<LoopGuard>,
     /// The form of the answer.
     pub format: Format,
@@ -62,22 +64,23 @@ pub struct Sampling {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thinking {
-    /// Whether the model thinks; `None` leaves it to the chat template's own default.
+    /// Switches reasoning on or off; `None` leaves it to the chat template's default.
     pub enable: Option<bool>,
-    /// After so many tokens of reasoning it is closed and the answer begins; `None` never. 0 is as good as disabled.
+    /// Maximum number of reasoning tokens: the reasoning is then closed and the answer begins. `None` sets no maximum;
+    /// 0 disables reasoning.
     pub max_tokens: Option<usize>,
-    /// What the model is made to think last when the budget is spent; it is not shown. The closing tag follows it.
+    /// Text that is appended to reasoning which the budget ends, before the closing tag; it is not emitted.
     pub close_text: String,
 }
 
-/// When text counts as going in circles.
+/// The definition of text that repeats itself: a passage that occurs several times in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopGuard {
-    /// Longest passage, in tokens, whose repetition is noticed.
+    /// Maximum length of the passage in tokens.
     pub longest_passage: usize,
-    /// How often a passage must stand in a row.
+    /// Minimum number of consecutive occurrences.
     pub repeats: usize,
-    /// How many tokens all the repetitions must span at least.
+    /// Minimum length in tokens of all occurrences together.
     pub span: usize,
 }
 
@@ -103,7 +106,7 @@ pub enum Format {
     Text,
     /// A JSON object.
     Json,
-    /// JSON that this JSON Schema accepts.
+    /// JSON that is valid under this JSON Schema.
     Schema(Value),
 }
 
@@ -143,12 +146,12 @@ impl Default for LoopGuard {
 }
 
 impl Sampling {
-    /// Always the most probable token, nothing penalised: the model's own opinion.
+    /// Settings that select the most probable token always, without penalties.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, repetition_penalty: 1.0, ..Self::default() }
     }
 
-    /// These settings with what a checkpoint's `generation_config.json` says about sampling.
+    /// Overrides the sampling settings by those of a checkpoint's `generation_config.json`.
     pub fn with_generation_config(mut self, config: &Value) -> Self {
         let number = |name: &str| config.get(name).and_then(Value::as_f64).map(|n| n as f32);
         if config.get("do_sample").and_then(Value::as_bool) == Some(false) {
@@ -199,7 +202,7 @@ impl Sampling {
         self
     }
 
-    /// Sets the most tokens that are generated.
+    /// Sets the maximum number of generated tokens.
     pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
         self.max_tokens = max_tokens;
         self
@@ -211,19 +214,19 @@ impl Sampling {
         self
     }
 
-    /// Asks for log-probabilities, with so many alternatives.
+    /// Requests log-probabilities, with this many alternatives.
     pub fn with_logprobs(mut self, alternatives: usize) -> Self {
         self.logprobs = Some(alternatives);
         self
     }
 
-    /// Switches reasoning on or off, whatever the template's default.
+    /// Switches reasoning on or off, overriding the template's default.
     pub fn with_thinking(mut self, enable: bool) -> Self {
         self.thinking.enable = Some(enable);
         self
     }
 
-    /// Sets the budget of reasoning.
+    /// Sets the maximum number of reasoning tokens.
     pub fn with_max_thinking_tokens(mut self, max_tokens: usize) -> Self {
         self.thinking.max_tokens = Some(max_tokens);
         self
@@ -235,27 +238,32 @@ impl Sampling {
         self
     }
 
-    /// Says which option makes no sense.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// The first such option.
+    /// The first invalid setting.
     pub fn check(&self) -> Result<(), ChatError> {
-        let all = |option, fine: bool, expected, found: &dyn std::fmt::Display| match fine {
+        let require = |option, valid: bool, expected, found: &dyn std::fmt::Display| match valid {
             true => Ok(()),
             false => Err(ChatError::Option { option, expected, found: found.to_string() }),
         };
         let finite = |x: f32| x.is_finite();
         let (t, p, m, r) = (self.temperature, self.top_p, self.min_p, self.repetition_penalty);
-        all("temperature", finite(t) && t >= 0.0, "a number from 0", &t)?;
-        all("top_p", p > 0.0 && p <= 1.0, "a number above 0, up to 1", &p)?;
-        all("min_p", (0.0..=1.0).contains(&m), "a number from 0 to 1", &m)?;
-        all("repetition_penalty", finite(r) && r > 0.0, "a number above 0", &r)?;
-        all("presence_penalty", finite(self.presence_penalty), "a number", &self.presence_penalty)?;
-        all("frequency_penalty", finite(self.frequency_penalty), "a number", &self.frequency_penalty)?;
-        all("max_tokens", self.max_tokens > 0, "a whole number from 1", &self.max_tokens)?;
-        all("stop", self.stop.iter().all(|s| !s.is_empty()), "texts that are not empty", &"an empty one")?;
-        let sound = |bias: &f32| !bias.is_nan() && *bias < f32::INFINITY;
-        all("logit_bias", self.logit_bias.values().all(sound), "numbers or minus infinity", &"another")
+        require("temperature", finite(t) && t >= 0.0, "a number from 0", &t)?;
+        require("top_p", p > 0.0 && p <= 1.0, "a number above 0, up to 1", &p)?;
+        require("min_p", (0.0..=1.0).contains(&m), "a number from 0 to 1", &m)?;
+        require("repetition_penalty", finite(r) && r > 0.0, "a number above 0", &r)?;
+        require("presence_penalty", finite(self.presence_penalty), "a number", &self.presence_penalty)?;
+        require("frequency_penalty", finite(self.frequency_penalty), "a number", &self.frequency_penalty)?;
+        require("max_tokens", self.max_tokens > 0, "a whole number from 1", &self.max_tokens)?;
+        require(
+            "stop",
+            self.stop.iter().all(|s| !s.is_empty()),
+            "texts that are not empty",
+            &"an empty one",
+        )?;
+        let valid = |bias: &f32| !bias.is_nan() && *bias < f32::INFINITY;
+        require("logit_bias", self.logit_bias.values().all(valid), "numbers or minus infinity", &"another")
     }
 }
 

@@ -1,8 +1,8 @@
-//! A prompt's snapshot in a file, so that a long system prompt need never be computed twice.
+//! Snapshot files: the state after a long system prompt, saved so that it is computed only once.
 //!
 //! The file is safetensors: the prompt's ids under `ids` (u32), each tensor of the state under `state.NAME`, and in its
 //! metadata the format's version, the state's layout, and the identity of the model. A file of another model or
-//! version is refused: a state is only right for the weights that made it.
+//! version is refused: a state is valid only for the weights that computed it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::ChatError;
 const FORMAT: &str = "q35-prompt";
 const VERSION: &str = "1";
 
-/// A hash over everything that decides what ids mean and what a state is: weights, configuration, tokenizer.
+/// The identity of a model: SHA-256 over the hashes of its weights, configuration and tokenizer.
 pub(crate) fn identity(dir: &Path) -> Result<String, ChatError> {
     let mut names = Vec::new();
     collect(dir, dir, &mut names).map_err(|source| file_error(dir, source))?;
@@ -51,7 +51,7 @@ fn file_error(path: &Path, source: std::io::Error) -> ChatError {
     ChatError::File { path: path.to_owned(), source }
 }
 
-/// Writes a snapshot and the ids that led to it.
+/// Writes a snapshot and the ids that it has consumed.
 pub(crate) fn save(path: &Path, identity: &str, ids: &[u32], snapshot: &Snapshot) -> Result<(), ChatError> {
     let failed = |message: String| file_error(path, std::io::Error::other(message));
     let metadata = HashMap::from([
@@ -75,14 +75,14 @@ pub(crate) fn save(path: &Path, identity: &str, ids: &[u32], snapshot: &Snapshot
         tensors.push((format!("state.{}", tensor.name), view.map_err(|error| failed(error.to_string()))?));
     }
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| failed(error.to_string()))?;
-    // Written beside and renamed, so that a crash leaves the old file or the new one.
-    let beside = path.with_extension("partial");
-    std::fs::write(&beside, bytes)
-        .and_then(|()| std::fs::rename(&beside, path))
+    // Written to a temporary sibling and renamed, so that a crash leaves the old file or the new one.
+    let temporary = path.with_extension("partial");
+    std::fs::write(&temporary, bytes)
+        .and_then(|()| std::fs::rename(&temporary, path))
         .map_err(|error| file_error(path, error))
 }
 
-/// Reads what [`save`] wrote for the same model.
+/// Reads a file that [`save`] wrote for the same model.
 pub(crate) fn load(path: &Path, identity: &str) -> Result<(Vec<u32>, Snapshot), ChatError> {
     let bytes = std::fs::read(path).map_err(|error| file_error(path, error))?;
     let refused = |expected: &str, found: &str| ChatError::SnapshotFile {

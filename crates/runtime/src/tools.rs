@@ -1,4 +1,4 @@
-//! Tools that a model may call, in Qwen's XML form.
+//! Tools that a model may call, and the parser of calls in Qwen's XML form.
 //!
 //! ```text
 //! <tool_call>
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::generate::CALL;
 
-/// A function on offer.
+/// A function that the model may call.
 ///
 /// ```
 /// use q35_runtime::{CancelToken, Message, Sampling, Tool};
@@ -37,7 +37,7 @@ use crate::generate::CALL;
 ///             session.respond(&Sampling::default(), CancelToken::new())?.collect_reply()?;
 ///         }
 ///     }
-///     Err(broken) => println!("{broken}"), // not in the agreed form: never guessed at
+///     Err(broken) => println!("{broken}"), // invalid markup or arguments
 /// }
 /// # Ok::<(), q35_runtime::ChatError>(())
 /// ```
@@ -45,7 +45,7 @@ use crate::generate::CALL;
 pub struct Tool {
     /// Its name.
     pub name: String,
-    /// What it does, for the model to read.
+    /// The description that the model reads.
     pub description: String,
     /// A JSON Schema of type `object` whose `properties` are the parameters.
     pub parameters: Value,
@@ -57,7 +57,7 @@ impl Tool {
         Self { name: name.into(), description: description.into(), parameters }
     }
 
-    /// The form that chat templates print.
+    /// The JSON object that chat templates print.
     pub fn to_json(&self) -> Value {
         let function =
             json!({"name": self.name, "description": self.description, "parameters": self.parameters});
@@ -69,7 +69,7 @@ impl Tool {
     }
 }
 
-/// A call that a model asks for.
+/// A call that the model requests.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ToolCall {
     /// The function.
@@ -79,29 +79,29 @@ pub struct ToolCall {
 }
 
 impl ToolCall {
-    /// The form that chat templates read.
+    /// The JSON object that chat templates read.
     pub fn to_json(&self) -> Value {
         json!({"type": "function", "function": {"name": self.name, "arguments": self.arguments}})
     }
 }
 
-/// Why the calls in an answer cannot be made.
+/// An error in the tool calls of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ToolCallError {
-    /// The markup is not in the agreed form.
+    /// The markup is invalid.
     #[error(
         "the tool call is broken at byte {at} of the answer\n  expected: {expected}\n  found:    {found:?}"
     )]
     Markup {
-        /// Where.
+        /// Byte offset in the answer.
         at: usize,
-        /// What should stand there.
+        /// The expected markup.
         expected: &'static str,
-        /// What does.
+        /// The text at the offset.
         found: String,
     },
-    /// No such function was offered.
+    /// The function was not offered.
     #[error("the model called `{name}`, which was not offered")]
     UnknownTool {
         /// The name called.
@@ -115,7 +115,7 @@ pub enum ToolCallError {
         /// The name given.
         parameter: String,
     },
-    /// A parameter came twice.
+    /// A parameter occurs twice.
     #[error("the model called `{tool}` with `{parameter}` given twice")]
     Duplicate {
         /// The function.
@@ -123,7 +123,7 @@ pub enum ToolCallError {
         /// The parameter.
         parameter: String,
     },
-    /// A required parameter is absent.
+    /// A required parameter is missing.
     #[error("the model called `{tool}` without its required parameter `{parameter}`")]
     Missing {
         /// The function.
@@ -152,7 +152,7 @@ pub(crate) fn text_before_calls(answer: &str) -> &str {
     answer.find(CALL).map_or(answer, |at| answer[..at].trim_end())
 }
 
-/// The calls in an answer: none, or all of them, each in the agreed form. Nothing is guessed.
+/// Parses the calls in an answer: all of them are valid, or the result is an error.
 pub(crate) fn parse_calls(answer: &str, tools: &[Tool]) -> Result<Vec<ToolCall>, ToolCallError> {
     let Some(start) = answer.find(CALL) else { return Ok(Vec::new()) };
     let mut scanner = Scanner { text: answer, at: start };
@@ -199,7 +199,7 @@ impl<'a> Scanner<'a> {
         if self.takes(tag) { Ok(()) } else { Err(self.broken(expected)) }
     }
 
-    /// Text up to `end`, which is consumed.
+    /// Consumes and returns the text up to `end`, and consumes `end`.
     fn until(&mut self, end: &str, expected: &'static str) -> Result<&'a str, ToolCallError> {
         let length = self.text[self.at..].find(end).ok_or_else(|| self.broken(expected))?;
         let found = &self.text[self.at..self.at + length];
@@ -253,7 +253,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The value that the text stands for under the declared type; `None` if it has another type.
+/// Converts the text of an argument to the declared type; `None` if it has another type.
 fn typed(text: &str, schema: &Value) -> Option<Value> {
     let declared: Vec<&str> = match schema.get("type") {
         Some(Value::String(one)) => vec![one],

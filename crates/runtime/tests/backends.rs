@@ -1,13 +1,13 @@
-//! The suite over the backends of every build: the CPU on MLX weights, and the evaluator on Core ML packages.
+//! The backend tests on the backends of every build: the CPU on MLX weights, and the evaluator on Core ML packages.
 
 mod support;
 
 use q35_backend_tests::{Backend, nano_mlx};
-use q35_runtime::{ArtefactError, Backend as Computes, Chat, LoadOptions, OpenError, Precision};
+use q35_runtime::{ArtefactError, Backend as BackendChoice, Chat, LoadOptions, OpenError, Precision};
 use support::{backend, nano_coreml};
 
 fn on_cpu() -> LoadOptions {
-    LoadOptions::default().with_max_context(1024).with_backend(Computes::Cpu)
+    LoadOptions::default().with_max_context(1024).with_backend(BackendChoice::Cpu)
 }
 
 fn cpu_exact() -> Backend {
@@ -18,10 +18,10 @@ fn cpu_fast() -> Backend {
     backend("CPU, fast", nano_mlx()).with_options(on_cpu())
 }
 
-/// In half precision, as a device computes. It takes its time, so less is done.
+/// In half precision, as a device computes. The evaluator is slow, so fewer steps are run.
 fn coreml() -> Backend {
     let options = on_cpu().with_max_context(512);
-    backend("Core ML evaluator", nano_coreml()).with_options(options).with_grid(64).with_steps(8)
+    backend("Core ML evaluator", nano_coreml()).with_options(options).with_alignment(64).with_steps(8)
 }
 
 q35_backend_tests::backend_suite!(cpu_exact_suite, super::cpu_exact());
@@ -39,7 +39,7 @@ fn a_model_that_cannot_fit_is_refused_with_numbers() {
 
 #[test]
 fn a_backend_runs_only_its_own_files() {
-    for (files, other) in [(nano_mlx(), Computes::CoreMl), (nano_coreml(), Computes::Mlx)] {
+    for (files, other) in [(nano_mlx(), BackendChoice::CoreMl), (nano_coreml(), BackendChoice::Mlx)] {
         let options = LoadOptions::default().with_backend(other);
         let Err(q35_runtime::ChatError::Open(error)) = Chat::open(files.path_str(), &options, &|_| {}) else {
             panic!("opened by {other:?}");

@@ -1,18 +1,18 @@
-//! The suite over Apple's Core ML, on each set of units. Not yet run: see `docs/apple.md`.
+//! The backend tests on Apple's Core ML, with each set of compute units. Not yet run: see `docs/apple.md`.
 #![cfg(target_vendor = "apple")]
 
 mod support;
 
 use q35_backend_tests::{Backend, Reuse};
-use q35_runtime::{Backend as Computes, ComputeUnits, LoadOptions};
+use q35_runtime::{Backend as BackendChoice, ComputeUnits, LoadOptions};
 use support::{backend, nano_coreml};
 
 fn coreml(units: ComputeUnits) -> Backend {
-    let options = LoadOptions::default().with_max_context(512).with_backend(Computes::CoreMl);
+    let options = LoadOptions::default().with_max_context(512).with_backend(BackendChoice::CoreMl);
     backend("Core ML", nano_coreml())
         .with_options(options.with_compute_units(units))
         .with_reuse(Reuse::MeanKl(1e-6))
-        .with_grid(64)
+        .with_alignment(64)
         .with_steps(8)
 }
 

@@ -1,13 +1,13 @@
 //! The alphabet of byte-level BPE: each byte is written as one printable character in a vocabulary file.
 //!
-//! Printable Latin-1 bytes stand for themselves; the 68 others are numbered upwards from U+0100 in byte order.
+//! A printable Latin-1 byte is written as its own code point; the 68 others are numbered upwards from U+0100 in byte order.
 
-/// Whether a byte's character is the byte's own code point.
-fn is_itself(byte: u8) -> bool {
+/// True if a byte's character is the byte's own code point.
+fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// From a character of the alphabet back to its byte.
+/// The inverse table: bytes by character of the alphabet.
 pub(crate) struct Alphabet {
     /// Indexed by code point; the alphabet ends at U+0143.
     bytes: [Option<u8>; 0x144],
@@ -18,18 +18,18 @@ impl Alphabet {
         let mut bytes = [None; 0x144];
         let mut next = 0x100;
         for byte in 0..=255u8 {
-            let place = if is_itself(byte) {
+            let code_point = if is_printable(byte) {
                 usize::from(byte)
             } else {
                 next += 1;
                 next - 1
             };
-            bytes[place] = Some(byte);
+            bytes[code_point] = Some(byte);
         }
         Self { bytes }
     }
 
-    /// The bytes that a vocabulary entry stands for; `None` when a character is outside the alphabet.
+    /// The bytes of a vocabulary entry; `None` if one of its characters is outside the alphabet.
     pub(crate) fn decode(&self, entry: &str) -> Option<Vec<u8>> {
         entry.chars().map(|c| self.bytes.get(c as usize).copied().flatten()).collect()
     }

@@ -1,24 +1,24 @@
-//! Ids in, whole characters out.
+//! Incremental decoding: token ids to whole characters.
 
 use crate::Tokenizer;
 
-/// Turns a growing sequence of ids into text whose every piece is whole UTF-8 characters.
+/// Decodes a growing sequence of ids into text that always ends between UTF-8 characters.
 ///
 /// A token may end in the middle of a character (emoji and CJK often do); its bytes wait until the rest comes. Bytes
 /// that can never become a character are replaced by U+FFFD, exactly as decoding all of them at once would. Special
-/// tokens such as `<|im_end|>` give no text.
+/// tokens such as `<|im_end|>` decode to no text.
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// Nothing pending.
+    /// A decoder without pending bytes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The characters that became complete with `id`; often one word, sometimes nothing.
+    /// Decodes `id` and returns the characters that it completed: often one word, sometimes nothing.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         if !tokenizer.is_special(id) {
             self.pending.extend_from_slice(tokenizer.bytes_of(id));
@@ -26,7 +26,7 @@ impl Detokenizer {
         self.take_complete()
     }
 
-    /// What is left at the end: U+FFFD for an unfinished character, otherwise nothing.
+    /// Ends the text: U+FFFD for an incomplete character, otherwise nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }

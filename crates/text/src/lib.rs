@@ -1,10 +1,10 @@
-//! Text on its way in and out of a model.
+//! Text processing around a model: tokenizer, chat template, incremental decoding.
 //!
 //! - [`Tokenizer`]: a checkpoint's `tokenizer.json`, text to ids and ids to bytes.
 //! - [`ChatTemplate`]: a checkpoint's own Jinja template, rendered byte for byte as transformers renders it.
-//! - [`Detokenizer`]: ids in, whole characters out.
+//! - [`Detokenizer`]: ids to whole characters, token by token.
 //!
-//! It knows neither models nor sampling: ids are numbers, and what produces them is somebody else's concern.
+//! The crate must not know models or sampling: ids are plain numbers here.
 //!
 //! ```
 //! use q35_text::{ChatTemplate, RenderInput};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::byte_level::Alphabet;
 use crate::tokenizer_file;
 
-/// Why a tokenizer could not be used.
+/// An error of reading or using a tokenizer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
@@ -25,7 +25,7 @@ pub enum TokenizerError {
     Malformed {
         /// The file's name.
         file: &'static str,
-        /// What is wrong.
+        /// The reason.
         message: String,
     },
     /// The vocabulary is not byte-level, as Qwen's is.
@@ -42,7 +42,7 @@ pub enum TokenizerError {
     /// A text could not be encoded.
     #[error("cannot tokenize: {message}")]
     Encode {
-        /// The tokenizer's words.
+        /// The message of the `tokenizers` crate.
         message: String,
     },
 }
@@ -50,10 +50,10 @@ pub enum TokenizerError {
 /// The special tokens that `tokenizer_config.json` names, `eos_token` to `<|im_end|>` and so on.
 pub type SpecialTokens = BTreeMap<String, String>;
 
-/// A byte-level BPE tokenizer: text to ids by the `tokenizers` crate, ids to bytes by a table of its own.
+/// A byte-level BPE tokenizer: the `tokenizers` crate encodes text to ids, a byte table decodes ids.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Bytes of all tokens, one after the other; token `i` is `bytes[starts[i]..starts[i + 1]]`.
+    /// Concatenated bytes of all tokens; token `i` is `bytes[starts[i]..starts[i + 1]]`.
     bytes: Vec<u8>,
     starts: Vec<u32>,
     special: HashSet<u32>,
@@ -107,10 +107,10 @@ impl Tokenizer {
         Ok(Self { inner, bytes, starts, special, special_tokens, inner_bytes })
     }
 
-    /// The ids of `text`. Special tokens written in the text (`<|im_start|>`) become their ids; none are added.
+    /// Encodes `text`. Special tokens written in the text (`<|im_start|>`) become their ids; none are added.
     ///
     /// # Errors
-    /// The tokenizer's own failure.
+    /// The `tokenizers` crate fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match self.inner.encode_fast(text, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
@@ -125,7 +125,7 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The bytes that `id` stands for; empty for an id that the vocabulary does not have.
+    /// The bytes of token `id`; empty for an id outside the vocabulary.
     pub fn bytes_of(&self, id: u32) -> &[u8] {
         let id = id as usize;
         match (self.starts.get(id), self.starts.get(id + 1)) {
@@ -139,18 +139,18 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// Whether `id` is a control token that readers never see.
+    /// True if `id` is a control token, which is never shown as text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }
 
-    /// One more than the largest id. A model may have more rows than that; they mean nothing.
+    /// Largest id plus one. A model may have more rows of logits than that; they are padding.
     pub fn vocab_size(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// Bytes that the tokenizer occupies. Those of the `tokenizers` crate are worked out from the sizes of its tables,
-    /// since it does not tell them.
+    /// Memory of the tokenizer in bytes. The part of the `tokenizers` crate is estimated from the sizes of its tables,
+    /// because the crate does not report it.
     pub fn size_bytes(&self) -> u64 {
         (self.inner_bytes + self.bytes.capacity() + 4 * self.starts.capacity()) as u64
     }
@@ -167,31 +167,30 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// A name's value is the token itself or an object that describes it.
+/// Special tokens by name. Each value in the config is the token itself or an object with its `content`.
 fn special_tokens(config: &Value) -> SpecialTokens {
     let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
     SPECIAL_NAMES.into_iter().filter_map(|name| Some((name.to_owned(), text(config.get(name)?)?))).collect()
 }
 
-/// No vocabulary has ids beyond this; a file that states one is damaged.
+/// Upper bound of ids; a file with a larger one is damaged.
 const LARGEST_ID: u32 = 1 << 24;
 
-/// The bytes of all tokens, where each begins, and what the tokenizer's own tables occupy.
+/// Returns the concatenated bytes of all tokens, the offset of each, and the estimated bytes of `inner`'s tables.
 fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>, usize), TokenizerError> {
     let alphabet = Alphabet::new();
     let added = inner.get_added_tokens_decoder();
     let (mut bytes, mut starts) = (Vec::new(), vec![0u32]);
-    let (count, mut found, mut texts, mut end) = (inner.get_vocab_size(true), 0, 0, 1);
+    let (count, mut found, mut text_bytes, mut last_used) = (inner.get_vocab_size(true), 0, 0, 1);
     for id in 0..LARGEST_ID {
         if found == count {
             break;
         }
-        // Ids that no entry has stay empty.
+        // Unused ids decode to no bytes.
         let entry = inner.id_to_token(id);
-        let there = entry.is_some();
         if let Some(entry) = entry {
             found += 1;
-            texts += allocation(&entry);
+            text_bytes += allocated_bytes(&entry);
             match added.get(&id) {
                 Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
                 None => match alphabet.decode(&entry) {
@@ -199,28 +198,26 @@ fn byte_table(inner: &tokenizers::Tokenizer) -> Result<(Vec<u8>, Vec<u32>, usize
                     None => return Err(TokenizerError::NotByteLevel { entry, id }),
                 },
             }
+            last_used = starts.len() + 1;
         }
         starts.push(bytes.len() as u32);
-        if there {
-            end = starts.len();
-        }
     }
-    // Two entries of one id make the search above run to its end.
-    starts.truncate(end);
+    // With two entries of one id the loop above runs to its limit.
+    starts.truncate(last_used);
     bytes.shrink_to_fit();
     starts.shrink_to_fit();
-    // A table from text to id, one back, and one of merges, of which there is one for nearly every entry.
-    let tables = table(count, 32) + table(count, 32) + table(count, 16);
-    Ok((bytes, starts, tables + 2 * texts))
+    // Text to id, id to text, and merges, of which nearly every entry has one.
+    let tables = hash_table_bytes(count, 32) + hash_table_bytes(count, 32) + hash_table_bytes(count, 16);
+    Ok((bytes, starts, tables + 2 * text_bytes))
 }
 
-/// Bytes of a hash table: seven eighths of a power of two of places are filled, each place with a byte of its own.
-fn table(entries: usize, entry_bytes: usize) -> usize {
+/// Bytes of a hash table: a power of two of buckets with a load of at most 7/8, and one control byte per bucket.
+fn hash_table_bytes(entries: usize, entry_bytes: usize) -> usize {
     (entries * 8 / 7).next_power_of_two() * (entry_bytes + 1)
 }
 
-/// Bytes that an allocator hands out for a short text.
-fn allocation(text: &str) -> usize {
+/// Bytes that an allocator reserves for a short text.
+fn allocated_bytes(text: &str) -> usize {
     (text.len() + 8).next_multiple_of(16).max(32)
 }
 

@@ -1,9 +1,9 @@
-//! tokenizer.json, read without the detour that the `tokenizers` crate takes.
+//! Fast reader of tokenizer.json.
 //!
-//! That crate reads a model of unknown kind: into a tree of values first, then into each kind in turn until one fits.
-//! With a real vocabulary of a quarter of a million entries this takes most of a second and several times the memory
-//! of the tokenizer. The kind is known here, so the large tables are read straight into their final form. A file that
-//! does not have just the fields of a byte-pair model is left to the crate.
+//! The `tokenizers` crate deserializes an untagged model: into a tree of JSON values first, then into each model type
+//! in turn until one fits. With a vocabulary of a quarter of a million entries this costs most of a second and several
+//! times the memory of the tokenizer. Here the model type is known to be BPE, so the large tables are deserialized
+//! directly. A file with other fields than those of a BPE model is left to the crate.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ struct Model {
     merges: Vec<Merge>,
 }
 
-/// From an entry's text to its id.
+/// Ids by token text.
 struct Entries(Vocab);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -78,7 +78,7 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// Two entries that become one: `["a", "b"]`, or `"a b"` in older files.
+/// A BPE merge of two entries: `["a", "b"]`, or `"a b"` in older files.
 struct Merge(String, String);
 
 impl<'de> Deserialize<'de> for Merge {
@@ -106,7 +106,7 @@ impl<'de> Deserialize<'de> for Merge {
     }
 }
 
-/// The tokenizer in `json`; `None` if that is for the `tokenizers` crate to read, or to refuse in its own words.
+/// Reads the tokenizer in `json`; `None` if the `tokenizers` crate must read it, or refuse it with its own message.
 pub(crate) fn read(json: &[u8]) -> Option<Tokenizer> {
     let File {
         version,
@@ -139,7 +139,7 @@ pub(crate) fn read(json: &[u8]) -> Option<Tokenizer> {
     if let Some(suffix) = model.end_of_word_suffix {
         builder = builder.end_of_word_suffix(suffix);
     }
-    // All the rest is small, and read as the crate reads it.
+    // The rest is small and goes through the crate.
     let rest = json!({
         "version": version, "truncation": truncation, "padding": padding, "added_tokens": [],
         "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": post_processor,

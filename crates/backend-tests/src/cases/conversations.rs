@@ -1,4 +1,4 @@
-//! Whatever is reused, a reply is that of a cold start.
+//! Reuse of states: every reply must equal that of a cold start.
 
 use q35_runtime::{CancelToken, Chat, CutReply, LoadOptions, Message, Precision, Reply, Sampling, Session};
 
@@ -7,7 +7,7 @@ use crate::same::{Divergence, short};
 
 const SYSTEM: &str = "You are a helpful assistant. You answer in short and friendly sentences.";
 
-/// The reply that a fresh chat gives to the same conversation.
+/// The reply of a fresh chat to the same conversation.
 fn cold_reply(cold: &Chat, session: &Session, question: &str, sampling: &Sampling) -> Reply {
     let mut twin = cold.session();
     twin.set_messages(session.messages().to_vec());
@@ -16,7 +16,7 @@ fn cold_reply(cold: &Chat, session: &Session, question: &str, sampling: &Samplin
     reply
 }
 
-/// A conversation with and without thinking, a branch, and a reply that is cut off and taken back.
+/// A conversation with and without thinking, a branch, and a reply that is cut off and rolled back.
 pub fn every_turn_equals_a_cold_start(backend: &Backend) {
     let (warm, cold) = (backend.chat(), backend.cold());
     let mut session = warm.session().with_system(SYSTEM);
@@ -46,7 +46,7 @@ pub fn every_turn_equals_a_cold_start(backend: &Backend) {
     divergence.check(backend);
 }
 
-/// Three conversations at a time, to which a fixed sequence of random things is done.
+/// Three concurrent conversations under a fixed sequence of random operations.
 pub fn random_conversations_equal_cold_starts(backend: &Backend) {
     let (warm, cold) = (backend.chat(), backend.cold());
     let mut sessions =
@@ -55,12 +55,12 @@ pub fn random_conversations_equal_cold_starts(backend: &Backend) {
     let mut divergence = Divergence::default();
     let mut replies = 0;
     for step in 0..backend.steps {
-        let (which, what, number) = (random.below(3), random.below(10), random.below(4));
+        let (which, operation, number) = (random.below(3), random.below(10), random.below(4));
         let session = &mut sessions[which];
         // Questions of different lengths, so that reuse begins anywhere.
         let question = format!("{step} {}", "and why is that so? ".repeat(number));
         let sampling = short(backend).with_max_tokens(6).with_thinking(random.below(3) == 0);
-        match what {
+        match operation {
             0 => {
                 let mut stream = session.send(question, &sampling).unwrap();
                 stream.by_ref().take(number).for_each(drop);
@@ -84,8 +84,8 @@ pub fn random_conversations_equal_cold_starts(backend: &Backend) {
     divergence.check(backend);
 }
 
-/// Ten turns: each computes the new message, the reply before it as the template replays it, the markup around them,
-/// and, on a grid, less than a chunk again.
+/// Ten turns: each computes the new message, the previous reply as the template renders it, the markup around them,
+/// and less than one aligned chunk again.
 pub fn later_turns_compute_only_what_is_new(backend: &Backend) {
     let chat = backend.chat();
     let mut session = chat.session().with_system(SYSTEM);
@@ -95,20 +95,20 @@ pub fn later_turns_compute_only_what_is_new(backend: &Backend) {
         let usage = reply.finish.usage;
         if turn > 0 {
             let new = usage.prompt_tokens - usage.cached_tokens;
-            let few = 8 + 32 + backend.grid;
+            let few = 8 + 32 + backend.alignment;
             assert!(new < few, "{}, turn {turn}: {new} of {}", backend.name, usage.prompt_tokens);
         }
     }
 }
 
-/// A system prompt's state goes through a file into another chat. The state of another way to compute is refused; where
-/// exact is the only way, it is taken and leads to the same.
+/// A system prompt's state is saved to a file and loaded by another chat. The state of another arithmetic is refused;
+/// on backends that are always exact it is accepted and leads to the same replies.
 pub fn a_saved_prompt_is_used_by_another_chat(backend: &Backend) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("prompt.safetensors");
     let system = "Answer in one short sentence. ".repeat(12);
     let saved = backend.chat().session().with_system(&system).save_prompt(&path).unwrap();
-    let goes_on = |chat: &Chat, cold: &Chat, when: &str| {
+    let continues = |chat: &Chat, cold: &Chat, when: &str| {
         let mut session = chat.session().with_system(&system);
         let expected = cold_reply(cold, &session, "Hi", &short(backend));
         session.push(Message::user("Hi"));
@@ -120,26 +120,26 @@ pub fn a_saved_prompt_is_used_by_another_chat(backend: &Backend) {
     };
     let chat = backend.chat();
     assert_eq!(chat.load_prompt(&path).unwrap(), saved);
-    goes_on(&chat, &backend.cold(), "after loading");
-    let otherwise = |options: LoadOptions| {
+    continues(&chat, &backend.cold(), "after loading");
+    let other_arithmetic = |options: LoadOptions| {
         let precision = match options.run.precision {
             Precision::Exact => Precision::Fast,
             _ => Precision::Exact,
         };
         options.with_precision(precision)
     };
-    let other = backend.chat_with(otherwise);
+    let other = backend.chat_with(other_arithmetic);
     let loaded = other.load_prompt(&path);
     if !backend.always_exact {
-        assert!(loaded.is_err(), "{}: the state of another way to compute", backend.name);
+        assert!(loaded.is_err(), "{}: the state of another arithmetic", backend.name);
         return;
     }
     assert_eq!(loaded.unwrap(), saved);
-    let cold = backend.chat_with(|options| otherwise(options).with_prompt_cache(0));
-    goes_on(&other, &cold, "after loading what was computed in the same way");
+    let cold = backend.chat_with(|options| other_arithmetic(options).with_prompt_cache(0));
+    continues(&other, &cold, "after loading the state of the same arithmetic");
 }
 
-/// A sequence of numbers that is the same everywhere.
+/// A linear congruential generator: the same sequence on every machine.
 struct Random(u64);
 
 impl Random {

@@ -1,11 +1,11 @@
-//! Weights that are shared, accounted for, and given back.
+//! Memory: shared weights, the memory footprint, unloading.
 
 use q35_runtime::{ChatError, Sampling};
 
 use crate::Backend;
 use crate::same::short;
 
-/// Conversations at the same time say what they say alone.
+/// Concurrent conversations get the same replies as each alone.
 pub fn sessions_on_many_threads_do_not_mix(backend: &Backend) {
     let chat = backend.chat();
     let talk = |number: usize| {
@@ -22,7 +22,7 @@ pub fn sessions_on_many_threads_do_not_mix(backend: &Backend) {
     assert_eq!(together, alone, "{}", backend.name);
 }
 
-/// Each part is there when it is used, and gone when it is given back.
+/// The footprint counts each part while it is in use, and no longer once it is freed.
 pub fn memory_is_accounted_for(backend: &Backend) {
     let chat = backend.chat();
     let weights = |chat: &q35_runtime::Chat| {
@@ -47,12 +47,12 @@ pub fn memory_is_accounted_for(backend: &Backend) {
     assert_eq!(
         chat.memory_footprint().cache_bytes,
         0,
-        "{}: a conversation takes its state along",
+        "{}: a dropped conversation frees its state",
         backend.name
     );
 }
 
-/// Unloading waits for nobody, gives all back, and the next reply loads again if that is allowed.
+/// Unloading refuses while a reply runs, frees everything, and the next reply loads again if the options allow it.
 pub fn unloading_and_talking_on(backend: &Backend) {
     let chat = backend.chat();
     let mut session = chat.session();

@@ -1,4 +1,4 @@
-//! What a reply consists of.
+//! The contents of a reply.
 
 use q35_runtime::{Chunk, Format, Sampling};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::Backend;
 use crate::same::short;
 
-/// The same seed on a new chat, and on one thread where a backend can be told.
+/// The same seed on a new chat, and on one thread if the backend allows to choose.
 pub fn the_same_seed_gives_the_same_text(backend: &Backend) {
     let say = |seed, threads: Option<usize>| {
         let chat = backend.chat_with(|options| match threads {
@@ -22,7 +22,7 @@ pub fn the_same_seed_gives_the_same_text(backend: &Backend) {
     assert!((2..6).any(|seed| say(seed, None).text != text), "{}: seeds change nothing", backend.name);
 }
 
-/// Over the whole vocabulary they add up to one, and the greedy choice is the first of them.
+/// The probabilities of the whole vocabulary sum to one, and the greedy choice is the first alternative.
 pub fn log_probabilities_are_those_of_a_distribution(backend: &Backend) {
     let sampling = short(backend).with_logprobs(1 << 20);
     let reply = backend.chat().generate("What is two plus three?", None, &sampling).unwrap();
@@ -34,7 +34,7 @@ pub fn log_probabilities_are_those_of_a_distribution(backend: &Backend) {
     }
 }
 
-/// The embedded model knows this much in every form.
+/// The embedded model remembers a name on every backend.
 pub fn a_name_is_remembered(backend: &Backend) {
     let chat = backend.chat();
     let mut session = chat.session();
@@ -43,7 +43,7 @@ pub fn a_name_is_remembered(backend: &Backend) {
     assert!(reply.text.contains("Ada"), "{}: {:?}", backend.name, reply.text);
 }
 
-/// Pieces of text add up to the reply, and every token is told before the text that it completes.
+/// The chunks of text add up to the reply, and every token precedes the text that it completes.
 pub fn chunks_are_whole_and_add_up(backend: &Backend) {
     let chat = backend.chat();
     let sampling = short(backend).with_max_tokens(40);
@@ -57,12 +57,12 @@ pub fn chunks_are_whole_and_add_up(backend: &Backend) {
     assert_eq!(text, whole.text, "{}", backend.name);
     let tokens = chunks.iter().filter(|chunk| matches!(chunk, Chunk::Token(_))).count();
     let Some(Chunk::Finish(finish)) = chunks.last() else { panic!("{}: no finish", backend.name) };
-    // The end marker is a token, but none of the reply's.
+    // The end marker is a token, but not a completion token.
     assert!([0, 1].contains(&(tokens - finish.usage.completion_tokens)), "{}", backend.name);
     assert!(finish.timing.first_token >= finish.timing.prefill, "{}", backend.name);
 }
 
-/// At any temperature and limit, also where the limit would cut the answer off.
+/// Answers in JSON parse at any temperature, and at any limit, even one that would cut the answer off.
 pub fn answers_in_json_parse(backend: &Backend) {
     let schema = json!({
         "type": "object", "required": ["city", "degrees"], "additionalProperties": false,

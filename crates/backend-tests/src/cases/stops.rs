@@ -1,11 +1,11 @@
-//! Replies that end before they are done.
+//! Replies that end early: cancelled, dropped, or without room.
 
 use q35_runtime::{CancelToken, ChatError, Chunk, CutReply, FinishReason, WindowPolicy};
 
 use crate::Backend;
 use crate::same::{Divergence, short};
 
-/// A cancelled prompt computes nothing, and nothing is left of it.
+/// A cancelled prefill computes nothing and leaves no message.
 pub fn a_cancelled_prefill_leaves_the_session_usable(backend: &Backend) {
     let (chat, cold) = (backend.chat(), backend.cold());
     let mut session = chat.session();
@@ -22,7 +22,7 @@ pub fn a_cancelled_prefill_leaves_the_session_usable(backend: &Backend) {
     divergence.check(backend);
 }
 
-/// What was said stays, and the conversation goes on as if the reply had been that short.
+/// The text so far stays, and the conversation continues as if the reply had been that short.
 pub fn a_dropped_stream_leaves_the_session_usable(backend: &Backend) {
     let (chat, cold) = (backend.chat(), backend.cold());
     let mut session = chat.session();
@@ -46,8 +46,8 @@ pub fn a_dropped_stream_leaves_the_session_usable(backend: &Backend) {
     divergence.check(backend);
 }
 
-/// A prompt that does not fit is an error with numbers; on request the oldest turns make room, and the system prompt
-/// stays.
+/// A prompt that does not fit is an error with numbers; with `DropOldest` the oldest turns make room, and the system
+/// prompt stays.
 pub fn a_full_window_refuses_or_drops_the_oldest_turns(backend: &Backend) {
     let chat = backend.chat_with(|options| options.with_max_context(96));
     let mut session = chat.session().with_system("Be brief.");

@@ -1,4 +1,4 @@
-//! What a person sees of a reply.
+//! Display of replies: text for people, JSON for programs.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::{Chat, Shown};
 
-/// How replies are drawn.
+/// The settings of displayed text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Console {
     thinking: bool,
@@ -15,6 +15,7 @@ pub(super) struct Console {
 }
 
 impl Console {
+    /// The settings of the command line and of the terminal.
     pub(super) fn new(args: &Chat) -> Self {
         let terminal = io::stdout().is_terminal();
         let thinking = match args.show_thinking {
@@ -27,8 +28,8 @@ impl Console {
         }
     }
 
-    /// Draws a reply as it comes.
-    pub(super) fn draw(self, stream: &mut ReplyStream<'_>) -> anyhow::Result<Option<Finish>> {
+    /// Prints a reply as it is generated.
+    pub(super) fn print(self, stream: &mut ReplyStream<'_>) -> anyhow::Result<Option<Finish>> {
         let mut out = io::stdout().lock();
         let (mut thinking, mut finish) = (false, None);
         for chunk in stream {
@@ -64,7 +65,7 @@ impl Console {
     }
 }
 
-/// A reply for programs.
+/// A reply as a JSON object.
 pub(super) fn reply_json(reply: &Reply) -> Value {
     let finish = &reply.finish;
     let mut object = json!({
@@ -85,11 +86,11 @@ pub(super) fn reply_json(reply: &Reply) -> Value {
     object
 }
 
-/// The counts and times of a reply in a line.
+/// One line with the counts and times of a reply.
 pub(super) fn finish_line(finish: &Finish) -> String {
     let (usage, timing) = (&finish.usage, &finish.timing);
     format!(
-        "{}: {} tokens ({} of thinking) at {:.1} a second; prompt {} tokens, {} of them reused, computed in {:.2} s",
+        "{}: {} tokens ({} thinking) at {:.1} tokens/s; prompt of {} tokens ({} cached), prefill {:.2} s",
         finish.reason.as_str(),
         usage.completion_tokens,
         usage.thinking_tokens,

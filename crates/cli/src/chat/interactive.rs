@@ -1,4 +1,4 @@
-//! A conversation on a terminal, or over lines of stdin.
+//! A conversation on a terminal, or over the lines of stdin.
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -18,71 +18,71 @@ use crate::output::{bytes, line, note};
 const HELP: &str = "\
 /system TEXT   set the system prompt (without TEXT: remove it)
 /reset         forget the conversation, keep the system prompt
-/undo          take back the last question and its reply
+/undo          remove the last question and its reply
 /think on|off|auto
-               reason before answering, do not, or as the model's template says
-/seed N|off    the same seed gives the same text
+               think before answering, never think, or use the template's default
+/seed N|off    repeat random choices from a seed, or draw a new seed per reply
 /stats         counts and times of the last reply, and memory
 /save FILE     write the conversation as JSON
 /load FILE     read one
-/help          this
+/help          show this list
 /quit          leave; so does Ctrl-D
-Ctrl-C stops a reply; what came of it stays in the conversation.";
+Ctrl-C stops a reply; the text so far stays in the conversation.";
 
-/// What the conversation is made of.
-struct Talk<'a> {
+/// The state of the conversation.
+struct Conversation<'a> {
     chat: &'a q35_runtime::Chat,
     session: Session,
     sampling: Sampling,
     last: Option<Finish>,
 }
 
-/// What a line asks for.
+/// The effect of a line on the loop.
 enum Next {
-    GoOn,
-    Leave,
+    Continue,
+    Quit,
 }
 
 pub(super) fn run(args: &Chat, chat: &q35_runtime::Chat, sampling: Sampling) -> anyhow::Result<Outcome> {
     let mut session = chat.session();
     session.set_system(args.system.clone());
-    let mut talk = Talk { chat, session, sampling, last: None };
+    let mut conversation = Conversation { chat, session, sampling, last: None };
     interrupt::listen()?;
     if std::io::stdin().is_terminal() {
-        on_terminal(args, &mut talk)?
+        on_terminal(args, &mut conversation)?
     } else {
-        on_lines(args, &mut talk)?
+        on_lines(args, &mut conversation)?
     }
     Ok(Outcome::Done)
 }
 
-/// Each line of stdin is something said.
-fn on_lines(args: &Chat, talk: &mut Talk<'_>) -> anyhow::Result<()> {
+/// Handles each line of stdin as a message or command.
+fn on_lines(args: &Chat, conversation: &mut Conversation<'_>) -> anyhow::Result<()> {
     for text in std::io::stdin().lock().lines() {
         let text = text.context("cannot read stdin")?;
-        if let Next::Leave = talk.handle(args, text.trim())? {
+        if let Next::Quit = conversation.handle(args, text.trim())? {
             break;
         }
     }
     Ok(())
 }
 
-fn on_terminal(args: &Chat, talk: &mut Talk<'_>) -> anyhow::Result<()> {
+fn on_terminal(args: &Chat, conversation: &mut Conversation<'_>) -> anyhow::Result<()> {
     let mut editor = DefaultEditor::new()?;
     let history = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".q35_chat_history"));
     if let Some(path) = &history {
-        // There is none yet the first time.
+        // The file does not exist at the first start.
         let _ = editor.load_history(path);
     }
     if !args.quiet {
-        line("Say something, or /help.")?;
+        line("Type a message, or /help.")?;
     }
     loop {
         match editor.readline("> ") {
             Ok(text) if text.trim().is_empty() => {}
             Ok(text) => {
                 editor.add_history_entry(text.as_str())?;
-                if let Next::Leave = talk.handle(args, text.trim())? {
+                if let Next::Quit = conversation.handle(args, text.trim())? {
                     break;
                 }
             }
@@ -97,26 +97,26 @@ fn on_terminal(args: &Chat, talk: &mut Talk<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Talk<'_> {
-    /// Answers a line. What goes wrong with one line is told and does not end the conversation.
+impl Conversation<'_> {
+    /// Handles a message or command. An error is printed and does not end the conversation.
     fn handle(&mut self, args: &Chat, text: &str) -> anyhow::Result<Next> {
         if text == "/quit" || text == "/exit" {
-            return Ok(Next::Leave);
+            return Ok(Next::Quit);
         }
         let result = match text.strip_prefix('/') {
             Some(command) => self.command(command),
             None if text.is_empty() => Ok(()),
-            None => self.say(args, text),
+            None => self.send(args, text),
         };
         match result {
             Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
             Err(error) => note(format!("error: {}", crate::exit::message(&error))),
             Ok(()) => {}
         }
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 
-    fn say(&mut self, args: &Chat, text: &str) -> anyhow::Result<()> {
+    fn send(&mut self, args: &Chat, text: &str) -> anyhow::Result<()> {
         let cancel = CancelToken::new();
         let _guard = interrupt::Guard::new(&cancel);
         let mut stream = self.session.send_with(text, &self.sampling, cancel)?;
@@ -125,7 +125,7 @@ impl Talk<'_> {
             line(reply_json(&reply).to_string())?;
             self.last = Some(reply.finish);
         } else {
-            self.last = Console::new(args).draw(&mut stream)?;
+            self.last = Console::new(args).print(&mut stream)?;
         }
         Ok(())
     }
@@ -158,7 +158,7 @@ impl Talk<'_> {
                 self.session.set_messages(load(path)?);
                 note(format!("{} messages read from {path}", self.session.messages().len()));
             }
-            _ => anyhow::bail!("/{command} is not known; /help lists what is"),
+            _ => anyhow::bail!("/{command} is not known; /help lists the commands"),
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Talk<'_> {
         }
         let memory = self.chat.memory_footprint();
         line(format!(
-            "memory: weights {} mapped and {} owned, caches {}, {} prompt snapshots {}, work space {}, text {}",
+            "memory: weights {} mapped and {} owned, caches {}, {} prompt snapshots {}, scratch {}, text {}",
             bytes(memory.mapped_weight_bytes),
             bytes(memory.owned_weight_bytes),
             bytes(memory.cache_bytes),

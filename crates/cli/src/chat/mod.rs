@@ -28,7 +28,7 @@ impl Chat {
         if let Some(case) = &self.render {
             return render::run(&self, case);
         }
-        // Senseless settings and scripts are told before anything is loaded.
+        // Invalid settings and scripts are reported before anything is loaded.
         let mut sampling = self.sampling.build()?;
         let script = self.script.as_deref().map(Script::read).transpose()?;
         let opened = open::open(&self)?;

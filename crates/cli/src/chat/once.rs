@@ -1,4 +1,4 @@
-//! `--prompt`: one answer.
+//! `--prompt`: one reply.
 
 use std::io::Read;
 
@@ -33,7 +33,7 @@ pub(super) fn run(
         json(&reply_json(&reply))?;
         Some(reply.finish.reason)
     } else {
-        Console::new(args).draw(&mut stream)?.map(|finish| finish.reason)
+        Console::new(args).print(&mut stream)?.map(|finish| finish.reason)
     };
     Ok(if reason == Some(FinishReason::Cancelled) { Outcome::No } else { Outcome::Done })
 }

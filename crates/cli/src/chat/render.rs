@@ -1,4 +1,4 @@
-//! `--render`: one rendering of a chat template, exactly.
+//! `--render`: one rendering of a chat template, byte for byte.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::exit::Outcome;
 use crate::output::note;
 use crate::source;
 
-/// Keys of a case that are no variables of the template.
-const NO_VARIABLES: [&str; 7] =
+/// Keys of a case that are not variables of the template.
+const RESERVED_KEYS: [&str; 7] =
     ["name", "messages", "tools", "add_generation_prompt", "enable_thinking", "expect", "error"];
 
 pub(super) fn run(args: &Chat, case: &Path) -> anyhow::Result<Outcome> {
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Chat, case: &Path) -> anyhow::Result<Outcome> {
         .with_thinking(flag("enable_thinking")?)
         .with_generation_prompt(flag("add_generation_prompt")?.unwrap_or(true));
     let fields = case.as_object().into_iter().flatten();
-    let others = fields.filter(|(name, _)| !NO_VARIABLES.contains(&name.as_str()));
+    let others = fields.filter(|(name, _)| !RESERVED_KEYS.contains(&name.as_str()));
     input.extra = others.map(|(name, value)| (name.clone(), value.clone())).collect();
     match template(args)?.render(&input) {
         Ok(rendering) => {
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Chat, case: &Path) -> anyhow::Result<Outcome> {
     }
 }
 
-/// The template of --chat-template, or else of the model, or else the built-in one; special tokens of the model.
+/// The template of --chat-template, or else of the model, or else the built-in one, with the model's special tokens.
 fn template(args: &Chat) -> anyhow::Result<ChatTemplate> {
     let watcher = crate::progress::Watcher::Quiet;
     let model = match &args.model {

@@ -1,4 +1,4 @@
-//! `--script`: a conversation played from a file.
+//! `--script`: a conversation read from a file.
 
 use std::io::Read;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::interrupt;
 use crate::exit::Outcome;
 use crate::output::line;
 
-/// One line: something said, with settings for its reply, or a change of the conversation.
+/// One line: a user message with settings for its reply, or a change of the conversation.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object such as {\"user\": \"Hi\"}")]
 struct Line {
@@ -37,11 +37,11 @@ struct Line {
     max_thinking_tokens: Option<usize>,
     /// A JSON Schema, or true for any JSON object.
     schema: Option<Value>,
-    /// Asks for log-probabilities with so many alternatives.
+    /// Requests log-probabilities with this many alternatives.
     logprobs: Option<usize>,
-    /// Stops the reply after so many tokens.
+    /// Cancels the reply after this many tokens.
     cancel_after: Option<usize>,
-    /// Takes the turn back when it is stopped.
+    /// Removes the turn if it is cancelled.
     #[serde(default)]
     roll_back: bool,
 }
@@ -86,11 +86,11 @@ impl Line {
     }
 }
 
-/// A conversation to be played: what each line says, and the line's number.
+/// The lines of a script with their numbers.
 pub(super) struct Script(Vec<(usize, Line)>);
 
 impl Script {
-    /// Reads all of it; a line that cannot be played is told before anything is computed.
+    /// Reads the whole script. An invalid line is reported before anything is computed.
     pub(super) fn read(file: &Path) -> anyhow::Result<Self> {
         let bytes = if file == Path::new("-") {
             let mut bytes = Vec::new();
@@ -110,14 +110,14 @@ impl Script {
     }
 }
 
-/// One line; `None` for an empty one.
+/// Parses one line; `None` for an empty one.
 fn parse(text: &[u8]) -> anyhow::Result<Option<Line>> {
     let text = std::str::from_utf8(text).context("not UTF-8")?.trim();
     if text.is_empty() {
         return Ok(None);
     }
     let entry: Line = serde_json::from_str(text).map_err(|error| {
-        // The place that serde_json names is one in this line.
+        // The position that serde_json reports is relative to this line.
         let (message, column) = (error.to_string(), error.column());
         let message = message.split(" at line ").next().unwrap_or_default();
         anyhow::anyhow!("column {column}: {message}")
@@ -166,7 +166,7 @@ pub(super) fn run(
     Ok(outcome)
 }
 
-/// Plays a turn. To stop after a number of tokens, every token must be seen, so log-probabilities are asked for then.
+/// Runs a turn. `cancel_after` must see every token, so it requests log-probabilities.
 fn turn(session: &mut Session, user: &str, sampling: &Sampling, entry: &Line) -> Result<Reply, ChatError> {
     let cancel = CancelToken::new();
     let _guard = interrupt::Guard::new(&cancel);
@@ -181,8 +181,8 @@ fn turn(session: &mut Session, user: &str, sampling: &Sampling, entry: &Line) ->
     let (mut text, mut reasoning, mut tokens, mut finish) = (String::new(), String::new(), Vec::new(), None);
     for chunk in stream.by_ref() {
         match chunk? {
-            Chunk::Answer(piece) => text.push_str(&piece),
-            Chunk::Reasoning(piece) => reasoning.push_str(&piece),
+            Chunk::Answer(part) => text.push_str(&part),
+            Chunk::Reasoning(part) => reasoning.push_str(&part),
             Chunk::Token(token) => {
                 tokens.push(token);
                 if entry.cancel_after == Some(tokens.len()) {

@@ -1,35 +1,36 @@
-//! Reasoning and answer told apart while the text comes.
+//! Separation of reasoning and answer in streamed text.
 
-/// Opens reasoning.
+/// The tag that opens reasoning.
 pub(crate) const OPEN: &str = "<think>";
-/// Closes reasoning.
+/// The tag that closes reasoning.
 pub(crate) const CLOSE: &str = "</think>";
-/// Begins a tool call; inside reasoning it ends the reasoning.
+/// The tag that begins a tool call; inside reasoning it ends the reasoning.
 pub(crate) const CALL: &str = "<tool_call>";
 
-/// The part of the reply that a text belongs to.
+/// The two parts of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Channel {
     Reasoning,
     Answer,
 }
 
-/// Splits a growing text. A tag never shows, not even its beginning: what may become one waits.
+/// Splits streamed text into channels. Tags are never emitted, not even partly: text that may become a tag is held
+/// back.
 ///
-/// White space around the reasoning and before the answer is the template's business and is left out.
+/// White space around the reasoning and before the answer belongs to the template and is left out.
 #[derive(Clone, Debug)]
-pub(crate) struct Splitter {
+pub(crate) struct ChannelSplitter {
     channel: Channel,
-    /// Text that may be the beginning of a tag, or white space that may be the end of the reasoning.
+    /// Text held back: a possible beginning of a tag, or white space at a possible end of the reasoning.
     pending: String,
-    /// Nothing but white space has come in this channel.
+    /// True until this channel has text other than white space.
     fresh: bool,
-    /// Reasoning has been given: more of it, after a tag, begins a line of its own.
+    /// True once reasoning was emitted: more of it, after a tag, begins on a new line.
     reasoned: bool,
 }
 
-impl Splitter {
-    /// Starts where the rendered prompt ends: inside reasoning if its last tag opens it.
+impl ChannelSplitter {
+    /// A splitter for the reply to a rendered prompt: inside reasoning if the prompt ends with the opening tag.
     pub(crate) fn after_prompt(prompt: &str) -> Self {
         let thinking = prompt.trim_end().ends_with(OPEN);
         Self::new(if thinking { Channel::Reasoning } else { Channel::Answer })
@@ -43,13 +44,13 @@ impl Splitter {
         self.channel
     }
 
-    /// Adds text; gives what is certain.
+    /// Adds text, and appends the text whose channel is certain to `out`.
     pub(crate) fn push(&mut self, text: &str, out: &mut Vec<(Channel, String)>) {
         self.pending.push_str(text);
         while self.step(out) {}
     }
 
-    /// The text has ended: what waited is text after all.
+    /// Ends the text: the text held back is emitted.
     pub(crate) fn finish(&mut self, out: &mut Vec<(Channel, String)>) {
         let rest = std::mem::take(&mut self.pending);
         let rest = match self.channel {
@@ -59,12 +60,12 @@ impl Splitter {
         self.emit(&rest, out);
     }
 
-    /// The reasoning was closed from outside: the answer follows, and what waited is dropped.
+    /// Closes the reasoning by force: the answer follows, and the text held back is dropped.
     pub(crate) fn close_reasoning(&mut self) {
         *self = Self { reasoned: self.reasoned, ..Self::new(Channel::Answer) };
     }
 
-    /// One decision; whether another may follow.
+    /// Makes one decision; returns true if another may follow.
     fn step(&mut self, out: &mut Vec<(Channel, String)>) -> bool {
         match self.channel {
             Channel::Reasoning => {
@@ -129,7 +130,7 @@ impl Splitter {
     }
 }
 
-/// Length of the longest end of `text` that is a beginning of one of `tags`.
+/// Length of the longest suffix of `text` that is a proper prefix of one of `tags`.
 pub(crate) fn held_back<S: AsRef<str>>(text: &str, tags: &[S]) -> usize {
     let longest = |tag: &str| {
         let most = text.len().min(tag.len().saturating_sub(1));
@@ -146,7 +147,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn split(start: Channel, pieces: &[&str]) -> (String, String) {
-        let (mut splitter, mut out) = (Splitter::new(start), Vec::new());
+        let (mut splitter, mut out) = (ChannelSplitter::new(start), Vec::new());
         pieces.iter().for_each(|piece| splitter.push(piece, &mut out));
         splitter.finish(&mut out);
         let join = |channel| out.iter().filter(|(c, _)| *c == channel).map(|(_, t)| t.as_str()).collect();
@@ -196,7 +197,7 @@ mod tests {
             ("<|im_start|>assistant\n", Channel::Answer),
         ];
         for (prompt, channel) in cases {
-            assert_eq!(Splitter::after_prompt(prompt).channel(), channel, "{prompt:?}");
+            assert_eq!(ChannelSplitter::after_prompt(prompt).channel(), channel, "{prompt:?}");
         }
     }
 

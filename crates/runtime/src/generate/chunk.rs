@@ -1,4 +1,4 @@
-//! What a reply consists of while it is being written, and what it was in the end.
+//! The items of a streamed reply, and the whole reply.
 
 use std::time::Duration;
 
@@ -10,35 +10,35 @@ use crate::tools::{ToolCall, ToolCallError};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Chunk {
-    /// A piece of the reasoning: whole characters.
+    /// Part of the reasoning, in whole characters.
     Reasoning(String),
-    /// A piece of the answer: whole characters.
+    /// Part of the answer, in whole characters.
     Answer(String),
-    /// A token, when log-probabilities were asked for; comes before the text that it completes.
+    /// A token, if log-probabilities were requested; precedes the text that it completes.
     Token(TokenDetail),
     /// The last item.
     Finish(Finish),
 }
 
-/// A generated token and how probable it was, under the model's own distribution.
+/// A generated token and its probability under the model's unmodified distribution.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenDetail {
-    /// The token.
+    /// The token's id.
     pub id: u32,
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// The most probable tokens with theirs, best first.
+    /// The most probable tokens with their log-probabilities, best first.
     pub alternatives: Vec<(u32, f32)>,
 }
 
-/// Why a reply ended.
+/// The reason for which a reply ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model ended its turn, or its JSON was complete.
     Stop,
-    /// A stop text came.
+    /// The answer reached a stop text.
     StopText,
     /// `max_tokens` were generated.
     Length,
@@ -46,9 +46,9 @@ pub enum FinishReason {
     ContextFull,
     /// The reply ends in tool calls.
     ToolCalls,
-    /// The answer went in circles.
+    /// The answer repeated itself.
     Repetition,
-    /// It was cancelled.
+    /// The caller cancelled it.
     Cancelled,
 }
 
@@ -70,26 +70,26 @@ impl FinishReason {
 /// Token counts of a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// Tokens of the rendered conversation.
+    /// Number of tokens of the rendered conversation.
     pub prompt_tokens: usize,
-    /// Those of them that a cache spared computing.
+    /// Number of prompt tokens that a cache saved from being computed.
     pub cached_tokens: usize,
-    /// Generated tokens, reasoning included; the end marker is not counted.
+    /// Number of generated tokens, reasoning included, end marker not included.
     pub completion_tokens: usize,
-    /// Those of them that were reasoning.
+    /// Number of completion tokens that were reasoning.
     pub thinking_tokens: usize,
 }
 
-/// Where a reply's time went.
+/// The durations of a reply's phases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Timing {
-    /// Computing the prompt.
+    /// Time of the prefill.
     #[serde(rename = "prefill_sec", serialize_with = "seconds")]
     pub prefill: Duration,
-    /// Generating, from the end of the prefill on.
+    /// Time of generation, from the end of the prefill.
     #[serde(rename = "decode_sec", serialize_with = "seconds")]
     pub decode: Duration,
-    /// From the call to the first generated token.
+    /// Time from the call to the first generated token.
     #[serde(rename = "first_token_sec", serialize_with = "seconds")]
     pub first_token: Duration,
 }
@@ -99,7 +99,7 @@ fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S
 }
 
 impl Timing {
-    /// Generated tokens per second of decoding.
+    /// Generated tokens per second of decode.
     pub fn tokens_per_sec(&self, usage: &Usage) -> f64 {
         let seconds = self.decode.as_secs_f64();
         if seconds > 0.0 { usage.completion_tokens as f64 / seconds } else { 0.0 }
@@ -109,17 +109,17 @@ impl Timing {
 /// The end of a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finish {
-    /// Why.
+    /// The reason.
     pub reason: FinishReason,
     /// Token counts.
     pub usage: Usage,
-    /// Times.
+    /// Durations.
     pub timing: Timing,
     /// The seed that repeats this reply.
     pub seed: u64,
-    /// Turns that were dropped from the conversation to make room.
+    /// Number of messages that were dropped from the conversation to make room.
     pub dropped_messages: usize,
-    /// Calls that the answer asks for, when tools were offered; an error if they are not in the agreed form.
+    /// The tool calls of the answer, if tools were offered; an error if their markup or arguments are invalid.
     pub tool_calls: Result<Vec<ToolCall>, ToolCallError>,
 }
 
@@ -128,10 +128,10 @@ pub struct Finish {
 pub struct Reply {
     /// The answer.
     pub text: String,
-    /// What was thought before it.
+    /// The reasoning before the answer.
     pub reasoning: String,
-    /// The tokens, when log-probabilities were asked for.
+    /// The tokens, if log-probabilities were requested.
     pub tokens: Vec<TokenDetail>,
-    /// How it ended.
+    /// The end of the reply.
     pub finish: Finish,
 }

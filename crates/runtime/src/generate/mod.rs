@@ -1,12 +1,17 @@
 //! One reply, from prompt to finish.
+//!
+//! [`Run`] is the loop. Its parts: [`chooser`] picks a token, [`output`] turns tokens into text and sorts it into
+//! reasoning and answer ([`channels`], [`stop_text`]), [`thinking`] limits the reasoning, [`repetition`] notices loops.
 
 mod channels;
+mod chooser;
 mod chunk;
-mod loops;
+mod output;
+mod repetition;
 mod run;
-mod stop;
+mod stop_text;
+mod thinking;
 
-pub(crate) use channels::Splitter;
-pub(crate) use channels::{CALL, CLOSE, OPEN, held_back};
+pub(crate) use channels::{CALL, CLOSE, ChannelSplitter, OPEN, held_back};
 pub use chunk::{Chunk, Finish, FinishReason, Reply, Timing, TokenDetail, Usage};
-pub(crate) use run::{Context, Live, Prompt, Run};
+pub(crate) use run::{Context, Prompt, Run};

@@ -1,51 +1,42 @@
-//! The loop: prefill, then a token at a time, until something ends the reply.
+//! The generation loop: prefill, then one token at a time, until something ends the reply.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use q35_inference::{CancelToken, LogitsFor, Observer, RunError, Sequence};
-use q35_text::Detokenizer;
+use q35_inference::{CancelToken, LogitsFor, Observer, RunError};
 
-use super::channels::{CLOSE, Channel, Splitter};
-use super::loops::LoopDetector;
-use super::stop::StopMatcher;
+use super::channels::{CLOSE, Channel, ChannelSplitter};
+use super::chooser::TokenChooser;
+use super::output::ReplyOutput;
+use super::repetition::LoopDetector;
+use super::thinking::ThinkingPolicy;
 use super::{Chunk, Finish, FinishReason, Timing, TokenDetail, Usage};
-use crate::cache::PrefixCache;
-use crate::engine::Slot;
 use crate::grammar::Grammar;
 use crate::language::Language;
-use crate::sampler::Sampler;
+use crate::prompt_cache::PromptCache;
+use crate::session_state::{SequenceState, SessionState};
 use crate::tools::{Tool, parse_calls};
-use crate::{ChatError, Sampling};
+use crate::{ChatError, LoopGuard, Sampling};
 
-/// A sequence and the tokens that it has consumed.
-pub(crate) struct Live {
-    pub(crate) sequence: Box<dyn Sequence>,
-    pub(crate) ids: Vec<u32>,
-    /// Whether the state could only have come from prefill cut on the model's grid.
-    pub(crate) on_grid: bool,
-}
-
-/// What is to be computed before the first token.
+/// The input of a reply, computed before its first token.
 pub(crate) struct Prompt {
     pub(crate) ids: Vec<u32>,
-    /// Leading ids that `Live` has consumed already.
+    /// Number of leading ids that the sequence has consumed already.
     pub(crate) cached: usize,
-    /// Ascending lengths of the prompt after which a snapshot is worth keeping.
-    pub(crate) keep_at: Vec<usize>,
-    /// Where the reply starts.
-    pub(crate) splitter: Splitter,
+    /// Ascending lengths of the prompt after which a snapshot goes into the prompt cache.
+    pub(crate) snapshot_lengths: Vec<usize>,
+    /// The splitter in the channel in which the reply starts.
+    pub(crate) splitter: ChannelSplitter,
     pub(crate) dropped_messages: usize,
 }
 
-/// Everything else that a reply depends on.
+/// The parts of chat and session that a reply uses.
 pub(crate) struct Context {
     pub(crate) language: Arc<Language>,
-    pub(crate) cache: Arc<PrefixCache>,
+    pub(crate) cache: Arc<PromptCache>,
     pub(crate) tools: Arc<[Tool]>,
-    /// Where the session's memory is accounted for.
-    pub(crate) slot: Arc<Slot>,
+    /// The record of the session's memory.
+    pub(crate) session: Arc<SessionState>,
     pub(crate) cancel: CancelToken,
 }
 
@@ -55,45 +46,93 @@ enum Stage {
     Done,
 }
 
-/// One reply being generated. An iterator that owns all it needs.
+/// A reply being generated: an iterator of chunks that owns all its parts.
 pub(crate) struct Run {
     context: Context,
-    sampling: Sampling,
-    grammar: Option<Grammar>,
     prompt: Prompt,
-    live: Live,
-    row: Vec<f32>,
-    sampler: Sampler,
-    seed: u64,
-    detokenizer: Detokenizer,
-    splitter: Splitter,
-    stops: StopMatcher,
-    loops: Option<LoopDetector>,
-    /// The end marker is barred once: an answer must follow reasoning that was closed by force.
-    owes_answer: bool,
-    /// Reasoning was closed, by the model or for it.
-    thought: bool,
-    stage: Stage,
-    queue: VecDeque<Chunk>,
+    state: SequenceState,
+    /// Logits [vocab] of the last consumed token.
+    logits: Vec<f32>,
+    chooser: TokenChooser,
+    output: ReplyOutput,
+    thinking: ThinkingPolicy,
+    limits: Limits,
     usage: Usage,
-    timing: Timing,
-    started: Instant,
-    prefilled: Instant,
-    answer: String,
-    reasoning: String,
+    clock: ReplyClock,
+    stage: Stage,
     finish: Option<Finish>,
 }
 
-/// Takes the last row of logits and asks the cancel token.
-struct LastRow<'a> {
-    row: &'a mut Vec<f32>,
+/// The ends that the settings set to a reply.
+struct Limits {
+    max_tokens: usize,
+    loop_guard: Option<LoopGuard>,
+    loops: Option<LoopDetector>,
+}
+
+impl Limits {
+    fn new(sampling: &Sampling) -> Self {
+        let mut limits =
+            Self { max_tokens: sampling.max_tokens, loop_guard: sampling.loop_guard, loops: None };
+        limits.restart_loops();
+        limits
+    }
+
+    /// Forgets the tokens so far: a loop does not extend from the reasoning into the answer.
+    fn restart_loops(&mut self) {
+        self.loops = self.loop_guard.map(LoopDetector::new);
+    }
+
+    /// Adds a token; returns true if the text repeats itself.
+    fn is_loop(&mut self, id: u32) -> bool {
+        self.loops.as_mut().is_some_and(|loops| loops.push(id))
+    }
+}
+
+/// Measures the parts of a reply's time.
+struct ReplyClock {
+    started: Instant,
+    /// End of the prefill; `None` before it.
+    prefilled: Option<Instant>,
+    timing: Timing,
+}
+
+impl ReplyClock {
+    fn start() -> Self {
+        Self { started: Instant::now(), prefilled: None, timing: Timing::default() }
+    }
+
+    fn end_prefill(&mut self) {
+        let now = Instant::now();
+        self.prefilled = Some(now);
+        self.timing.prefill = now - self.started;
+    }
+
+    fn first_token(&mut self) {
+        self.timing.first_token = self.started.elapsed();
+    }
+
+    fn stop(&mut self) -> Timing {
+        match self.prefilled {
+            Some(prefilled) if self.timing.prefill > Duration::ZERO => {
+                self.timing.decode = prefilled.elapsed();
+            }
+            _ => self.timing.prefill = self.started.elapsed(),
+        }
+        self.timing
+    }
+}
+
+/// Stores the last token's logits and reports cancellation.
+struct LastLogits<'a> {
+    logits: &'a mut Vec<f32>,
     cancel: &'a CancelToken,
 }
 
-impl Observer for LastRow<'_> {
-    fn logits(&mut self, _position: usize, row: &[f32]) {
-        self.row.clear();
-        self.row.extend_from_slice(row);
+impl Observer for LastLogits<'_> {
+    fn logits(&mut self, _position: usize, logits: &[f32]) {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
     }
 
     fn cancelled(&self) -> bool {
@@ -101,9 +140,9 @@ impl Observer for LastRow<'_> {
     }
 }
 
-/// What a finished or dropped run leaves behind.
-pub(crate) struct Remains {
-    pub(crate) live: Live,
+/// The result of a finished or dropped run.
+pub(crate) struct RunOutcome {
+    pub(crate) state: SequenceState,
     pub(crate) answer: String,
     pub(crate) reasoning: String,
     pub(crate) finish: Option<Finish>,
@@ -115,50 +154,34 @@ impl Run {
         sampling: &Sampling,
         grammar: Option<Grammar>,
         mut prompt: Prompt,
-        live: Live,
+        state: SequenceState,
     ) -> Result<Self, ChatError> {
-        let language = &context.language;
-        let seed = sampling.seed.unwrap_or_else(some_seed);
-        let mut sampler = Sampler::new(sampling, seed, language.vocabulary());
-        language.meaningless_ids().for_each(|id| sampler.forbid(id));
+        let chooser = TokenChooser::new(sampling, grammar, &context.language);
+        let thinking = ThinkingPolicy::new(&sampling.thinking);
         let mut splitter = prompt.splitter.clone();
-        let no_thinking = sampling.thinking.max_tokens == Some(0) || sampling.thinking.enable == Some(false);
-        let thinking = splitter.channel() == Channel::Reasoning;
-        if thinking && sampling.thinking.max_tokens == Some(0) {
-            // The template opened reasoning all the same: it is closed before it begins.
-            prompt.ids.extend(language.tokenizer.encode(&format!("\n{CLOSE}\n\n"))?);
+        if splitter.channel() == Channel::Reasoning && thinking.budget_is_zero() {
+            // The template opened reasoning nevertheless: it is closed before it begins.
+            prompt.ids.extend(context.language.tokenizer.encode(&format!("\n{CLOSE}\n\n"))?);
             splitter.close_reasoning();
         }
         let usage =
             Usage { prompt_tokens: prompt.ids.len(), cached_tokens: prompt.cached, ..Usage::default() };
-        let now = Instant::now();
         let mut run = Self {
-            sampling: sampling.clone(),
-            grammar,
-            live,
-            row: Vec::new(),
-            sampler,
-            seed,
-            detokenizer: Detokenizer::new(),
-            stops: StopMatcher::new(&sampling.stop),
-            loops: sampling.loop_guard.map(LoopDetector::new),
-            owes_answer: false,
-            thought: false,
-            stage: Stage::Prefill,
-            queue: VecDeque::new(),
+            state,
+            logits: Vec::new(),
+            chooser,
+            output: ReplyOutput::new(splitter, &sampling.stop),
+            thinking,
+            limits: Limits::new(sampling),
             usage,
-            timing: Timing::default(),
-            started: now,
-            prefilled: now,
-            answer: String::new(),
-            reasoning: String::new(),
+            clock: ReplyClock::start(),
+            stage: Stage::Prefill,
             finish: None,
             context,
-            splitter,
             prompt,
         };
-        if no_thinking {
-            run.no_more_thinking();
+        if run.thinking.is_off() {
+            run.reasoning_closed();
         }
         Ok(run)
     }
@@ -167,53 +190,48 @@ impl Run {
         self.usage
     }
 
-    pub(crate) fn into_remains(self) -> Remains {
-        Remains { live: self.live, answer: self.answer, reasoning: self.reasoning, finish: self.finish }
+    pub(crate) fn into_outcome(self) -> RunOutcome {
+        let (answer, reasoning) = self.output.into_texts();
+        RunOutcome { state: self.state, answer, reasoning, finish: self.finish }
     }
 
     fn prefill(&mut self) -> Result<(), ChatError> {
-        let all = self.prompt.ids.len();
-        let mut cuts: Vec<usize> = self.prompt.keep_at.clone();
-        cuts.retain(|cut| *cut > self.prompt.cached && *cut <= all);
-        let keep = cuts.clone();
-        if cuts.last() != Some(&all) {
-            cuts.push(all);
+        let end = self.prompt.ids.len();
+        let cached = self.prompt.cached;
+        let mut cuts = self.prompt.snapshot_lengths.clone();
+        cuts.retain(|cut| *cut > cached && *cut <= end);
+        let snapshots = cuts.clone();
+        if cuts.last() != Some(&end) {
+            cuts.push(end);
         }
         for cut in cuts {
-            let from = self.live.ids.len();
-            let ids = self.prompt.ids[from..cut].to_vec();
-            self.extend(&ids, if cut == all { LogitsFor::LastToken } else { LogitsFor::None })?;
-            if keep.contains(&cut) {
-                self.context.cache.insert(&self.live.ids, || self.live.sequence.snapshot())?;
+            let ids = self.prompt.ids[self.state.ids.len()..cut].to_vec();
+            self.extend(&ids, if cut == end { LogitsFor::LastToken } else { LogitsFor::None })?;
+            if snapshots.contains(&cut) {
+                self.context.cache.insert(&self.state.ids, || self.state.sequence.snapshot())?;
             }
         }
-        self.context.slot.note(&self.live);
-        self.prefilled = Instant::now();
-        self.timing.prefill = self.prefilled - self.started;
+        self.context.session.record_memory(&self.state);
+        self.clock.end_prefill();
         Ok(())
     }
 
-    /// Consumes ids. After a cancellation `live` says what was consumed.
-    fn extend(&mut self, ids: &[u32], rows: LogitsFor) -> Result<(), RunError> {
-        let before = self.live.sequence.position();
-        let mut observer = LastRow { row: &mut self.row, cancel: &self.context.cancel };
-        let result = self.live.sequence.extend(ids, rows, &mut observer);
-        let consumed = self.live.sequence.position() - before;
-        self.live.ids.extend_from_slice(&ids[..consumed]);
-        result
+    fn extend(&mut self, ids: &[u32], logits: LogitsFor) -> Result<(), RunError> {
+        let mut observer = LastLogits { logits: &mut self.logits, cancel: &self.context.cancel };
+        self.state.extend(ids, logits, &mut observer)
     }
 
-    /// Chooses a token, shows what it completes, and computes what follows it.
+    /// Chooses a token, outputs its text, and computes the logits after it.
     fn step(&mut self) -> Result<(), ChatError> {
         if self.context.cancel.is_cancelled() {
             self.end(FinishReason::Cancelled);
             return Ok(());
         }
-        let channel = self.splitter.channel();
+        let channel = self.output.channel();
         let Some(id) = self.choose()? else {
             if channel == Channel::Reasoning {
-                // It wants to end without having answered: its reasoning is over, and an answer follows.
-                let ids = self.close_thinking()?;
+                // The model ends its turn without an answer: its reasoning is closed, and an answer follows.
+                let ids = self.close_reasoning()?;
                 return self.compute(&ids);
             }
             self.end(FinishReason::Stop);
@@ -221,40 +239,34 @@ impl Run {
         };
         self.usage.completion_tokens += 1;
         self.usage.thinking_tokens += usize::from(channel == Channel::Reasoning);
-        let text = self.detokenizer.push(&self.context.language.tokenizer, id);
-        self.show(&text);
-        if self.stops.is_hit() {
+        if self.output.push(&self.context.language.tokenizer, id) {
             self.end(FinishReason::StopText);
             return Ok(());
         }
         let mut forced = Vec::new();
-        if channel == Channel::Reasoning && self.splitter.channel() == Channel::Answer {
-            self.no_more_thinking();
-            if self.grammar.is_some() {
-                // The grammar describes the answer alone, so the white space before it is given.
+        if channel == Channel::Reasoning && self.output.channel() == Channel::Answer {
+            self.reasoning_closed();
+            if self.chooser.has_grammar() {
+                // The grammar describes the answer alone, so the white space before it is forced.
                 forced = self.context.language.tokenizer.encode("\n\n")?;
             }
         }
-        if self.grammar.as_ref().is_some_and(Grammar::is_complete) {
+        if self.chooser.is_complete() {
             self.end(FinishReason::Stop);
             return Ok(());
         }
-        let circles = self.loops.as_mut().is_some_and(|loops| loops.push(id));
-        match self.splitter.channel() {
-            Channel::Reasoning => {
-                let spent =
-                    self.sampling.thinking.max_tokens.is_some_and(|most| self.usage.thinking_tokens >= most);
-                if spent || circles {
-                    forced = self.close_thinking()?;
-                }
+        let repeats = self.limits.is_loop(id);
+        match self.output.channel() {
+            Channel::Reasoning if repeats || self.thinking.is_spent(self.usage.thinking_tokens) => {
+                forced = self.close_reasoning()?;
             }
-            Channel::Answer if circles && self.grammar.is_none() => {
+            Channel::Answer if repeats && !self.chooser.has_grammar() => {
                 self.end(FinishReason::Repetition);
                 return Ok(());
             }
-            Channel::Answer => {}
+            Channel::Reasoning | Channel::Answer => {}
         }
-        if self.usage.completion_tokens >= self.sampling.max_tokens {
+        if self.usage.completion_tokens >= self.limits.max_tokens {
             self.end(FinishReason::Length);
             return Ok(());
         }
@@ -262,13 +274,13 @@ impl Run {
         self.compute(&ids)
     }
 
-    /// Computes what the next token follows, or ends the reply where there is no room for it.
+    /// Consumes ids, or ends the reply if the context has no room for them.
     fn compute(&mut self, ids: &[u32]) -> Result<(), ChatError> {
-        if self.live.ids.len() + ids.len() > self.live.sequence.max_context() {
+        if self.state.ids.len() + ids.len() > self.state.sequence.max_context() {
             self.end(FinishReason::ContextFull);
             return Ok(());
         }
-        self.live.on_grid = false;
+        self.state.begin_decode();
         self.extend(ids, LogitsFor::LastToken)?;
         Ok(())
     }
@@ -276,121 +288,61 @@ impl Run {
     /// The next token; `None` at the end of the turn.
     fn choose(&mut self) -> Result<Option<u32>, ChatError> {
         let language = self.context.language.clone();
-        let barred: &[u32] = if std::mem::take(&mut self.owes_answer) { language.end_ids() } else { &[] };
-        let answering = self.splitter.channel() == Channel::Answer;
-        let mut refused = None;
-        let left = self.sampling.max_tokens - self.usage.completion_tokens;
-        let grammar = self.grammar.as_mut().filter(|_| answering);
-        let choice = self.sampler.choose(&self.row, barred, |logits| {
-            if let Some(grammar) = grammar {
-                refused = grammar.mask(logits, left).err();
-            }
-        });
-        if let Some(error) = refused {
-            return Err(error);
-        }
+        let excluded: &[u32] = if self.thinking.take_must_answer() { language.end_ids() } else { &[] };
+        let answering = self.output.channel() == Channel::Answer;
+        let tokens_left = self.limits.max_tokens - self.usage.completion_tokens;
+        let choice = self.chooser.choose(&self.logits, excluded, answering, tokens_left)?;
         if self.usage.completion_tokens == 0 {
-            self.timing.first_token = self.started.elapsed();
+            self.clock.first_token();
         }
-        let Some(choice) = choice else {
-            let message = "no token is possible: every logit is minus infinity or not a number".to_owned();
-            return Err(RunError::Backend { backend: "the model", message }.into());
-        };
         if let Some(logprobs) = choice.logprobs {
-            let detail =
-                TokenDetail { id: choice.id, logprob: logprobs.chosen, alternatives: logprobs.alternatives };
-            self.queue.push_back(Chunk::Token(detail));
+            let (logprob, alternatives) = (logprobs.chosen, logprobs.alternatives);
+            self.output.push_detail(TokenDetail { id: choice.id, logprob, alternatives });
         }
         if language.end_ids().contains(&choice.id) {
             return Ok(None);
         }
-        if let Some(grammar) = self.grammar.as_mut().filter(|_| answering) {
-            grammar.accept(choice.id)?;
+        if answering {
+            self.chooser.accept(choice.id)?;
         }
         Ok(Some(choice.id))
     }
 
-    /// Queues what became certain.
-    fn show(&mut self, text: &str) {
-        let mut parts = Vec::new();
-        self.splitter.push(text, &mut parts);
-        self.queue_parts(parts);
+    /// Closes the reasoning by force. Returns the ids that close it in the model's context.
+    fn close_reasoning(&mut self) -> Result<Vec<u32>, ChatError> {
+        self.output.close_reasoning();
+        self.reasoning_closed();
+        let text = self.thinking.force_answer();
+        Ok(self.context.language.tokenizer.encode(&text)?)
     }
 
-    fn queue_parts(&mut self, parts: Vec<(Channel, String)>) {
-        for (channel, text) in parts {
-            match channel {
-                Channel::Reasoning => {
-                    self.reasoning.push_str(&text);
-                    self.queue.push_back(Chunk::Reasoning(text));
-                }
-                Channel::Answer => {
-                    let text = self.stops.push(&text);
-                    self.queue_answer(text);
-                }
-            }
+    /// Excludes the thinking tags from the rest of the reply.
+    fn reasoning_closed(&mut self) {
+        if self.thinking.close() {
+            self.context.language.thinking_ids().for_each(|id| self.chooser.forbid(id));
         }
-    }
-
-    fn queue_answer(&mut self, text: String) {
-        if !text.is_empty() {
-            self.answer.push_str(&text);
-            self.queue.push_back(Chunk::Answer(text));
-        }
-    }
-
-    /// The ids that close the reasoning in the model's eyes.
-    fn close_thinking(&mut self) -> Result<Vec<u32>, ChatError> {
-        self.detokenizer = Detokenizer::new();
-        self.splitter.close_reasoning();
-        self.owes_answer = true;
-        self.no_more_thinking();
-        let text = &self.sampling.thinking.close_text;
-        Ok(self.context.language.tokenizer.encode(&format!("{text}\n{CLOSE}\n\n"))?)
-    }
-
-    fn no_more_thinking(&mut self) {
-        if !std::mem::replace(&mut self.thought, true) {
-            let language = self.context.language.clone();
-            language.thinking_ids().for_each(|id| self.sampler.forbid(id));
-        }
-        if let Some(guard) = self.sampling.loop_guard {
-            self.loops = Some(LoopDetector::new(guard));
-        }
+        self.limits.restart_loops();
     }
 
     fn end(&mut self, reason: FinishReason) {
         self.stage = Stage::Done;
         if reason != FinishReason::StopText {
-            if reason == FinishReason::Stop {
-                let rest = self.detokenizer.finish();
-                self.show(&rest);
-            }
-            // In a reply that was cut the unfinished character is left out: it is neither to be read nor to be spoken.
-            let mut parts = Vec::new();
-            self.splitter.finish(&mut parts);
-            self.queue_parts(parts);
-            let rest = self.stops.finish();
-            self.queue_answer(rest);
+            self.output.flush(reason == FinishReason::Stop);
         }
-        let tools = self.context.tools.clone();
-        let tool_calls = if tools.is_empty() { Ok(Vec::new()) } else { parse_calls(&self.answer, &tools) };
+        let tools = &self.context.tools;
+        let tool_calls =
+            if tools.is_empty() { Ok(Vec::new()) } else { parse_calls(self.output.answer(), tools) };
         let called = tool_calls.as_ref().is_ok_and(|calls| !calls.is_empty());
-        if !matches!(self.timing.prefill, std::time::Duration::ZERO) {
-            self.timing.decode = self.prefilled.elapsed();
-        } else {
-            self.timing.prefill = self.started.elapsed();
-        }
         let finish = Finish {
             reason: if called && reason == FinishReason::Stop { FinishReason::ToolCalls } else { reason },
             usage: self.usage,
-            timing: self.timing,
-            seed: self.seed,
+            timing: self.clock.stop(),
+            seed: self.chooser.seed(),
             dropped_messages: self.prompt.dropped_messages,
             tool_calls,
         };
         self.finish = Some(finish.clone());
-        self.queue.push_back(Chunk::Finish(finish));
+        self.output.finish(finish);
     }
 }
 
@@ -399,7 +351,7 @@ impl Iterator for Run {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(chunk) = self.queue.pop_front() {
+            if let Some(chunk) = self.output.pop() {
                 return Some(Ok(chunk));
             }
             let result = match self.stage {
@@ -420,12 +372,6 @@ impl Iterator for Run {
             }
         }
     }
-}
-
-/// A seed that differs from call to call.
-fn some_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ fn load(artefact: &ArtefactDir, options: &LoadOptions) -> Result<Loaded, ChatErr
         (model, language.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let model = model?;
-    let language = language?.with_rows(model.config().vocab_size);
+    let language = language?.with_vocab_size(model.config().vocab_size);
     Ok(Loaded { model, language: Arc::new(language) })
 }
 

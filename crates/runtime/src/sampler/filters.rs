@@ -1,28 +1,28 @@
-//! The filters between logits and a draw. Each is a function on candidates and has a slow twin in its tests.
+//! The filters between logits and a draw. Each is a function on candidates, tested against a slow reference.
 
 use std::cmp::Ordering;
 
-/// A token that may be drawn.
+/// A token that can be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Candidate {
     pub(crate) id: u32,
     pub(crate) logit: f32,
-    /// Set by [`softmax`]; not normalised again by later filters.
+    /// Probability, set by [`softmax`]; later filters do not normalise it again.
     pub(crate) probability: f64,
 }
 
-/// Most probable first; equal ones by id, so that no tie depends on an algorithm's whim.
+/// The ranking: most probable first, ties by id, so that the order is independent of the sorting algorithm.
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
-/// The tokens that are possible at all.
+/// The tokens with a logit above minus infinity.
 pub(crate) fn candidates(logits: &[f32]) -> Vec<Candidate> {
     let possible = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
     possible.map(|(id, logit)| Candidate { id: id as u32, logit: *logit, probability: 0.0 }).collect()
 }
 
-/// The most probable token, the lowest id of equals; `None` if none is possible.
+/// The most probable token, the lowest id among ties; `None` if no token is possible.
 pub(crate) fn most_probable(logits: &[f32]) -> Option<u32> {
     let mut best: Option<(u32, f32)> = None;
     for (id, logit) in logits.iter().enumerate() {
@@ -33,7 +33,7 @@ pub(crate) fn most_probable(logits: &[f32]) -> Option<u32> {
     best.map(|(id, _)| id)
 }
 
-/// Keeps the `k` first by rank, ranked; all, unranked, when `k` is 0.
+/// Keeps the first `k` of the ranking, in order; if `k` is 0 all, in their present order.
 pub(crate) fn top_k(candidates: &mut Vec<Candidate>, k: usize) {
     if k == 0 {
         return;
@@ -45,7 +45,7 @@ pub(crate) fn top_k(candidates: &mut Vec<Candidate>, k: usize) {
     candidates.sort_unstable_by(by_rank);
 }
 
-/// Gives every candidate its probability at `temperature` among those that are left.
+/// Sets each candidate's probability at `temperature`, normalised over the candidates.
 pub(crate) fn softmax(candidates: &mut [Candidate], temperature: f32) {
     let largest = candidates.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max);
     let mut total = 0.0;
@@ -56,9 +56,10 @@ pub(crate) fn softmax(candidates: &mut [Candidate], temperature: f32) {
     candidates.iter_mut().for_each(|c| c.probability /= total);
 }
 
-/// Keeps, ranked, the shortest head of the ranking whose probabilities reach `p`; all, as they are, when `p` is 1.
+/// Keeps the shortest head of the ranking whose probabilities reach `p`, in order; if `p` is 1 all, in their present
+/// order.
 ///
-/// Ranks only as many as needed: a whole vocabulary is seldom sorted.
+/// Sorts only as many candidates as needed, seldom the whole vocabulary.
 pub(crate) fn top_p(candidates: &mut Vec<Candidate>, p: f32) {
     if p >= 1.0 {
         return;
@@ -90,7 +91,7 @@ pub(crate) fn min_p(candidates: &mut Vec<Candidate>, fraction: f32) {
     candidates.retain(|c| c.probability >= largest * f64::from(fraction));
 }
 
-/// The candidate at `uniform` in [0, 1) of the total probability that is left.
+/// Draws a candidate by inverse transform sampling; `uniform` is in [0, 1).
 pub(crate) fn draw(candidates: &[Candidate], uniform: f64) -> Option<u32> {
     let total: f64 = candidates.iter().map(|c| c.probability).sum();
     let mut left = uniform * total;

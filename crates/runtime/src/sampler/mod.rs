@@ -1,4 +1,6 @@
-//! From logits to a token.
+//! The sampler: from logits to a token.
+//!
+//! The order of its steps: logit bias, penalties, excluded tokens, grammar, top-k, temperature, top-p, min-p, draw.
 
 mod filters;
 mod penalties;
@@ -10,15 +12,16 @@ use crate::Sampling;
 use penalties::Occurrences;
 use rng::CounterRng;
 
-/// What was chosen.
+/// A chosen token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Choice {
     pub(crate) id: u32,
-    /// Natural logarithm of the model's own probability, and of the most probable alternatives; empty unless asked for.
+    /// Log-probabilities of this token and of the most probable alternatives; `None` unless requested.
     pub(crate) logprobs: Option<Logprobs>,
 }
 
-/// Log-probabilities under the model's own distribution: before penalties, filters and temperature.
+/// Natural logarithms of probabilities under the model's unmodified distribution: before penalties, filters and
+/// temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Logprobs {
     pub(crate) chosen: f32,
@@ -33,8 +36,9 @@ pub(crate) struct Sampler {
     rng: CounterRng,
     step: u64,
     forbidden: BTreeSet<u32>,
-    /// Ids from here on are padding rows of the embedding.
+    /// Number of ids that may be chosen; the logits above are padding rows of the embedding.
     vocabulary: usize,
+    /// Scratch buffer: the modified logits.
     work: Vec<f32>,
 }
 
@@ -51,18 +55,18 @@ impl Sampler {
         }
     }
 
-    /// Never chooses `id` from now on.
+    /// Excludes `id` from all later choices.
     pub(crate) fn forbid(&mut self, id: u32) {
         self.forbidden.insert(id);
     }
 
-    /// Chooses from a row of logits [vocab]; `allow` takes away what a grammar does not permit, and `barred` what may
-    /// not come just now. `None` when nothing is possible.
+    /// Chooses from logits [vocab]. `mask` sets the logits that a grammar forbids to minus infinity; `excluded` are
+    /// forbidden for this choice. `None` if no token is possible.
     pub(crate) fn choose(
         &mut self,
         logits: &[f32],
-        barred: &[u32],
-        allow: impl FnOnce(&mut [f32]),
+        excluded: &[u32],
+        mask: impl FnOnce(&mut [f32]),
     ) -> Option<Choice> {
         self.work.clear();
         self.work.extend_from_slice(&logits[..logits.len().min(self.vocabulary)]);
@@ -72,12 +76,12 @@ impl Sampler {
             }
         }
         self.occurrences.penalise(&mut self.work, &self.sampling);
-        for id in self.forbidden.iter().chain(barred) {
+        for id in self.forbidden.iter().chain(excluded) {
             if let Some(logit) = self.work.get_mut(*id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        allow(&mut self.work);
+        mask(&mut self.work);
         let id = self.pick()?;
         self.step += 1;
         self.occurrences.push(id);
@@ -102,11 +106,12 @@ impl Sampler {
 fn logprobs(logits: &[f32], id: u32, count: usize) -> Logprobs {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-    let of = |logit: f32| (f64::from(logit - largest) - total.ln()) as f32;
+    let log_probability = |logit: f32| (f64::from(logit - largest) - total.ln()) as f32;
     let mut best = if count == 0 { Vec::new() } else { filters::candidates(logits) };
     filters::top_k(&mut best, count);
-    let alternatives = best.into_iter().map(|c| (c.id, of(c.logit))).collect();
-    Logprobs { chosen: logits.get(id as usize).map_or(f32::NEG_INFINITY, |logit| of(*logit)), alternatives }
+    let alternatives = best.into_iter().map(|c| (c.id, log_probability(c.logit))).collect();
+    let chosen = logits.get(id as usize).map_or(f32::NEG_INFINITY, |logit| log_probability(*logit));
+    Logprobs { chosen, alternatives }
 }
 
 /// Pearson's statistic of counts against expected probabilities; for tests.

@@ -1,10 +1,10 @@
-//! Penalties on what the reply already has.
+//! Penalties on tokens that the reply already has.
 
 use std::collections::HashMap;
 
 use crate::Sampling;
 
-/// How often each of the latest tokens occurs.
+/// Counts of the latest tokens of a reply.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Occurrences {
     tokens: Vec<u32>,
@@ -22,17 +22,17 @@ impl Occurrences {
         *self.counts.entry(id).or_default() += 1;
         let Some(window) = self.window else { return };
         if self.tokens.len() > window {
-            let gone = self.tokens.remove(0);
-            if let Some(count) = self.counts.get_mut(&gone) {
+            let oldest = self.tokens.remove(0);
+            if let Some(count) = self.counts.get_mut(&oldest) {
                 *count -= 1;
                 if *count == 0 {
-                    self.counts.remove(&gone);
+                    self.counts.remove(&oldest);
                 }
             }
         }
     }
 
-    /// Changes the logits as the settings say.
+    /// Applies the repetition, presence and frequency penalties to `logits` [vocab].
     pub(crate) fn penalise(&self, logits: &mut [f32], sampling: &Sampling) {
         for (id, count) in &self.counts {
             let Some(logit) = logits.get_mut(*id as usize) else { continue };

@@ -1,7 +1,7 @@
-//! Random numbers that depend on a seed and a position only.
+//! Counter-based random numbers: functions of a seed and a position.
 
-/// A counter-based generator: the number of step `n` is a hash of the seed and `n`, so no history, thread or cut of the
-/// work can change it. The hash is SplitMix64's finalizer, applied twice with the seed in between.
+/// A counter-based generator: the number of step `n` is a hash of the seed and `n`, so it does not depend on history
+/// or on the division of the work among threads. The hash is SplitMix64's finalizer, applied twice with the seed in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CounterRng {
     seed: u64,

@@ -1,6 +1,6 @@
 //! Conversations.
 
-mod plan;
+mod prompt_planner;
 mod stream;
 
 use std::path::Path;
@@ -9,15 +9,16 @@ use std::sync::Arc;
 use q35_inference::{CancelToken, Discard, LogitsFor};
 use serde_json::Value;
 
-use crate::engine::{Engine, Loaded, Slot};
-use crate::generate::{Context, Live, Prompt, Reply, Run};
+use crate::engine::{Engine, Loaded};
+use crate::generate::{Context, Prompt, Reply, Run};
 use crate::message::{Message, Role};
+use crate::session_state::{Alignment, SequenceState, SessionState};
 use crate::tools::Tool;
 use crate::{ChatError, Sampling};
-use plan::{Planner, Turn};
+use prompt_planner::{FittedPrompt, PromptPlanner};
 pub use stream::{CutReply, ReplyStream};
 
-/// A conversation with a model. Any number of them share one [`crate::Chat`]'s weights; each may be moved to another
+/// A conversation with a model. Any number of sessions share one [`crate::Chat`]'s weights; each may move to another
 /// thread.
 ///
 /// ```
@@ -35,7 +36,7 @@ pub use stream::{CutReply, ReplyStream};
 /// ```
 pub struct Session {
     engine: Arc<Engine>,
-    slot: Arc<Slot>,
+    state: Arc<SessionState>,
     messages: Vec<Message>,
     tools: Arc<[Tool]>,
     on_cut: CutReply,
@@ -43,8 +44,8 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        let slot = engine.new_slot();
-        Self { engine, slot, messages: Vec::new(), tools: Arc::new([]), on_cut: CutReply::Keep }
+        let state = engine.new_session_state();
+        Self { engine, state, messages: Vec::new(), tools: Arc::new([]), on_cut: CutReply::Keep }
     }
 
     /// Starts with a system prompt; see [`Session::set_system`].
@@ -59,7 +60,7 @@ impl Session {
         self
     }
 
-    /// Sets what becomes of a reply that is cut off, unless the stream is told otherwise.
+    /// Sets the treatment of replies that are cut off, unless [`ReplyStream::cut`] sets another.
     pub fn with_on_cut(mut self, on_cut: CutReply) -> Self {
         self.on_cut = on_cut;
         self
@@ -95,7 +96,7 @@ impl Session {
         self.messages.push(message);
     }
 
-    /// Changes a message, the system prompt being number 0 if there is one. What follows it stays.
+    /// Replaces a message's text. Index 0 is the system prompt if there is one. Later messages stay.
     ///
     /// # Errors
     /// There is no such message.
@@ -108,34 +109,35 @@ impl Session {
         Ok(())
     }
 
-    /// Takes away the last `count` messages, but never the system prompt.
+    /// Removes the last `count` messages, but never the system prompt.
     pub fn drop_last(&mut self, count: usize) {
         let system = usize::from(self.messages.first().is_some_and(|first| first.role == Role::System));
         let keep = self.messages.len().saturating_sub(count).max(system.min(self.messages.len()));
         self.messages.truncate(keep);
     }
 
-    /// Forgets the conversation; system prompt and tools stay.
+    /// Removes all messages but the system prompt; the tools stay.
     pub fn reset_conversation(&mut self) {
         self.messages.retain(|message| message.role == Role::System);
         self.messages.truncate(1);
     }
 
-    /// Another conversation that begins as this one does; the two then go their own ways.
+    /// A copy of the conversation that continues independently.
     pub fn branch(&self) -> Self {
         Self {
             engine: self.engine.clone(),
-            slot: self.engine.new_slot(),
+            state: self.engine.new_session_state(),
             messages: self.messages.clone(),
             tools: self.tools.clone(),
             on_cut: self.on_cut.clone(),
         }
     }
 
-    /// Says something and streams the reply. Both are part of the conversation when the stream has ended.
+    /// Sends a user message and streams the reply. Both are part of the conversation when the stream has ended.
     ///
     /// # Errors
-    /// An option that makes no sense, a template that refuses, a window that is full, a model that cannot be loaded.
+    /// An invalid setting, a conversation that the template refuses, a full context window, or a model that cannot be
+    /// loaded.
     pub fn send(
         &mut self,
         user: impl Into<String>,
@@ -144,7 +146,7 @@ impl Session {
         self.send_with(user, sampling, CancelToken::new())
     }
 
-    /// As [`Session::send`], stopped from anywhere by `cancel`.
+    /// As [`Session::send`]; `cancel` stops the reply from any thread.
     ///
     /// ```
     /// use q35_runtime::{CancelToken, Chunk, FinishReason, Sampling};
@@ -179,7 +181,7 @@ impl Session {
         }
     }
 
-    /// Streams a reply to the conversation as it stands: after a tool's answer, or again.
+    /// Streams a reply to the conversation without a new user message: after a tool's result, or again.
     ///
     /// # Errors
     /// As [`Session::send`].
@@ -192,15 +194,15 @@ impl Session {
         Ok(ReplyStream::borrowed(self, run, false))
     }
 
-    /// Says something and waits for the whole reply.
+    /// Sends a user message and waits for the whole reply.
     ///
     /// # Errors
-    /// As [`Session::send`], or a failure on the way; the conversation is then as before.
+    /// As [`Session::send`], or a failure during generation; the conversation is then as before.
     pub fn ask(&mut self, user: impl Into<String>, sampling: &Sampling) -> Result<Reply, ChatError> {
         self.send(user, sampling)?.collect_reply()
     }
 
-    /// Takes the session along, so that the stream may live anywhere.
+    /// Moves the session into the stream, which then borrows nothing.
     pub(crate) fn into_stream(
         mut self,
         user: String,
@@ -212,9 +214,9 @@ impl Session {
         Ok(ReplyStream::owned(self, run))
     }
 
-    /// Computes ahead what the next turn will begin with (the last reply as the template replays it), so that only
-    /// the new message is left to compute then. Returns the number of tokens computed. A voice app calls it while the
-    /// human speaks.
+    /// Computes the beginning of the next turn's prompt in advance (the last reply as the template renders it), so that
+    /// only the new message remains to be computed. Returns the number of tokens computed. A voice app calls it while
+    /// the user speaks.
     ///
     /// ```
     /// # let files = q35_backend_tests::nano_mlx();
@@ -233,49 +235,44 @@ impl Session {
         let loaded = self.engine.ready()?;
         let planner = self.planner(&loaded, None);
         let Some(mut ids) = planner.next_turn_prefix(&self.messages)? else { return Ok(0) };
-        ids.truncate(ids.len() - ids.len() % reuse_grid(&loaded));
+        alignment(&loaded).truncate(&mut ids);
         if ids.is_empty() || ids.len() >= self.max_context(&loaded) {
             return Ok(0);
         }
-        // One token more than is computed, as a stand-in for the new message's first.
+        // One token more, in place of the new message's first: a reusable state is always a proper prefix.
         let probe: Vec<u32> = ids.iter().copied().chain([0]).collect();
-        let mut live = self.take_live(&loaded, &probe)?;
-        let from = live.ids.len();
-        let result = live.sequence.extend(&ids[from..], LogitsFor::None, &mut Discard);
-        if result.is_ok() {
-            live.ids.extend_from_slice(&ids[from..]);
-            let kept = self.engine.cache.insert(&live.ids, || live.sequence.snapshot());
-            self.slot.put(Some(live));
-            kept?;
-        } else {
-            self.slot.put(None);
+        let mut state = self.reuse_state(&loaded, &probe)?;
+        let cached = state.ids.len();
+        if let Err(error) = state.extend(&ids[cached..], LogitsFor::None, &mut Discard) {
+            self.state.put(None);
+            return Err(error.into());
         }
-        result?;
-        Ok(ids.len() - from)
+        let inserted = self.engine.cache.insert(&state.ids, || state.sequence.snapshot());
+        self.state.put(Some(state));
+        inserted?;
+        Ok(ids.len() - cached)
     }
 
-    /// Saves the state behind the system prompt and the tools, computing it if need be, for
-    /// [`crate::Chat::load_prompt`]. Returns the number of tokens that the file will spare.
+    /// Saves the state after the system prompt and the tools for [`crate::Chat::load_prompt`], and computes it if
+    /// necessary. Returns the number of tokens that need not be computed with the file.
     ///
     /// # Errors
-    /// There is neither a system prompt nor a tool, or the file cannot be written; and as [`Session::send`].
+    /// There is neither a system prompt nor a tool, or the file cannot be written; otherwise as [`Session::send`].
     pub fn save_prompt(&mut self, path: &Path) -> Result<usize, ChatError> {
         let loaded = self.engine.ready()?;
         let system: Vec<Message> =
             self.messages.first().filter(|first| first.role == Role::System).cloned().into_iter().collect();
-        let ids = match system.is_empty() && self.tools.is_empty() {
+        let prefix = match system.is_empty() && self.tools.is_empty() {
             true => None,
             false => self.planner(&loaded, None).next_turn_prefix(&system)?,
         };
-        let grid = reuse_grid(&loaded);
-        let ids = ids.map(|mut ids| {
-            ids.truncate(ids.len() - ids.len() % grid);
-            ids
-        });
-        let Some(ids) = ids.filter(|ids| !ids.is_empty()) else {
-            let (option, expected) = ("system prompt", "one, or tools, longer than the model's prefill grid");
+        let mut ids = prefix.unwrap_or_default();
+        alignment(&loaded).truncate(&mut ids);
+        if ids.is_empty() {
+            let expected = "a system prompt or tools, longer than the model's prefill alignment";
+            let option = "system prompt";
             return Err(ChatError::Option { option, expected, found: "none".into() });
-        };
+        }
         let mut sequence = loaded.model.new_sequence(self.max_context(&loaded))?;
         let snapshot = match self.engine.cache.get(&ids) {
             Some(snapshot) => snapshot,
@@ -288,8 +285,8 @@ impl Session {
         Ok(ids.len())
     }
 
-    fn planner<'a>(&'a self, loaded: &'a Loaded, thinking: Option<bool>) -> Planner<'a> {
-        Planner { language: &loaded.language, tools: &self.tools, thinking }
+    fn planner<'a>(&'a self, loaded: &'a Loaded, thinking: Option<bool>) -> PromptPlanner<'a> {
+        PromptPlanner { language: &loaded.language, tools: &self.tools, thinking }
     }
 
     fn max_context(&self, loaded: &Loaded) -> usize {
@@ -307,105 +304,95 @@ impl Session {
         let thinking =
             if sampling.thinking.max_tokens == Some(0) { Some(false) } else { sampling.thinking.enable };
         let planner = self.planner(&loaded, thinking);
-        let turn = planner.fit(
+        let fitted = planner.fit(
             &self.messages,
             self.max_context(&loaded),
             sampling.max_tokens,
             self.engine.options.window,
         )?;
-        let live = self.take_live(&loaded, &turn.ids)?;
-        let (prompt, live) = self.prepare(&loaded, turn, live, thinking);
+        let state = self.reuse_state(&loaded, &fitted.ids)?;
+        let prompt = self.plan_prefill(&loaded, fitted, state.ids.len(), thinking);
         let context = Context {
             language: loaded.language.clone(),
             cache: self.engine.cache.clone(),
             tools: self.tools.clone(),
-            slot: self.slot.clone(),
+            session: self.state.clone(),
             cancel,
         };
-        Run::new(context, sampling, grammar, prompt, live).inspect_err(|_| self.slot.put(None))
+        Run::new(context, sampling, grammar, prompt, state).inspect_err(|_| self.state.put(None))
     }
 
-    /// Decides where snapshots are taken on the way.
-    fn prepare(&mut self, loaded: &Loaded, turn: Turn, live: Live, thinking: Option<bool>) -> (Prompt, Live) {
+    /// Plans the prefill of a prompt whose first `cached` tokens are computed, with the lengths at which snapshots are
+    /// taken, and drops the messages that do not fit from the conversation.
+    fn plan_prefill(
+        &mut self,
+        loaded: &Loaded,
+        fitted: FittedPrompt,
+        cached: usize,
+        thinking: Option<bool>,
+    ) -> Prompt {
         let planner = self.planner(loaded, thinking);
-        let conversation = planner.without_dropped(&self.messages, turn.dropped);
-        let cached = live.ids.len();
-        let mut keep_at = Vec::new();
+        let conversation = planner.without_dropped(&self.messages, fitted.dropped);
+        let mut snapshot_lengths = Vec::new();
         if self.engine.options.prompt_cache_bytes > 0 {
             if cached == 0 {
-                keep_at.extend(planner.system_length(&conversation, &turn.ids));
+                snapshot_lengths.extend(planner.system_length(&conversation, &fitted.ids));
             }
-            keep_at.extend(planner.stable_length(&conversation, &turn.ids));
+            snapshot_lengths.extend(planner.stable_length(&conversation, &fitted.ids));
         }
-        let grid = reuse_grid(loaded);
-        for length in &mut keep_at {
-            *length -= *length % grid;
+        let alignment = alignment(loaded);
+        for length in &mut snapshot_lengths {
+            *length = alignment.round_down(*length);
         }
-        keep_at.retain(|length| *length > cached);
-        keep_at.dedup();
+        snapshot_lengths.retain(|length| *length > cached);
+        snapshot_lengths.dedup();
         self.messages = conversation;
-        let prompt = Prompt {
-            ids: turn.ids,
+        Prompt {
+            ids: fitted.ids,
             cached,
-            keep_at,
-            splitter: turn.splitter,
-            dropped_messages: turn.dropped,
-        };
-        (prompt, live)
+            snapshot_lengths,
+            splitter: fitted.splitter,
+            dropped_messages: fitted.dropped,
+        }
     }
 
-    /// The state that has consumed the longest reusable prefix of `ids`: the session's own as it stands, a snapshot,
-    /// or an empty one.
-    fn take_live(&self, loaded: &Loaded, ids: &[u32]) -> Result<Live, ChatError> {
-        let grid = reuse_grid(loaded);
-        let reusable = self.engine.options.prompt_cache_bytes > 0;
-        let mut live = match self.slot.take() {
-            Some(live) => live,
+    /// Takes the state that has consumed the longest reusable prefix of `ids`: the session's own, a snapshot of the
+    /// prompt cache, or an empty one.
+    fn reuse_state(&self, loaded: &Loaded, ids: &[u32]) -> Result<SequenceState, ChatError> {
+        let alignment = alignment(loaded);
+        let reuse = self.engine.options.prompt_cache_bytes > 0;
+        let mut state = match self.state.take() {
+            Some(state) => state,
             None => {
-                let sequence = loaded
-                    .model
-                    .new_sequence(self.max_context(loaded))
-                    .inspect_err(|_| self.slot.put(None))?;
-                Live { sequence, ids: Vec::new(), on_grid: true }
+                let sequence = loaded.model.new_sequence(self.max_context(loaded));
+                SequenceState::new(sequence.inspect_err(|_| self.state.put(None))?)
             }
         };
-        let own = live.ids.len();
-        let on_grid = grid == 1 || (live.on_grid && own.is_multiple_of(grid));
-        let own_fits = reusable && on_grid && own < ids.len() && ids.starts_with(&live.ids);
-        let snapshot = self
-            .engine
-            .cache
-            .longest_prefix(ids)
-            .filter(|(length, _)| reusable && length.is_multiple_of(grid));
-        match snapshot {
-            Some((length, snapshot)) if !own_fits || length > own => {
-                if let Err(error) = live.sequence.restore(&snapshot) {
-                    self.slot.put(None);
+        let own_length = state.ids.len();
+        let own_is_prefix =
+            reuse && alignment.allows_reuse(&state) && own_length < ids.len() && ids.starts_with(&state.ids);
+        let cached = self.engine.cache.longest_prefix(ids);
+        match cached.filter(|(length, _)| reuse && alignment.divides(*length)) {
+            Some((length, snapshot)) if !own_is_prefix || length > own_length => {
+                if let Err(error) = state.restore(&snapshot, &ids[..length]) {
+                    self.state.put(None);
                     return Err(error.into());
                 }
-                live.ids = ids[..length].to_vec();
-                live.on_grid = true;
             }
-            _ if own_fits => {}
-            _ => {
-                live.sequence.reset();
-                live.ids.clear();
-                live.on_grid = true;
-            }
+            _ if own_is_prefix => {}
+            _ => state.reset(),
         }
-        Ok(live)
+        Ok(state)
     }
 
-    /// The conversation as JSON: messages in the form that chat templates read.
+    /// The conversation as JSON: messages as chat templates read them.
     pub fn to_json(&self) -> Value {
         self.messages.iter().map(Message::to_json).collect()
     }
 }
 
-/// Lengths at which a state may be reused are multiples of this. Off the model's own grid, a prompt would be cut
-/// elsewhere than without reuse, and rounding would tell.
-fn reuse_grid(loaded: &Loaded) -> usize {
-    loaded.model.prefill_alignment().max(1)
+fn alignment(loaded: &Loaded) -> Alignment {
+    Alignment::of(&*loaded.model)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A reply while it comes.
+//! A streamed reply.
 
 use super::Session;
 use crate::ChatError;
@@ -6,15 +6,15 @@ use crate::generate::{Chunk, FinishReason, Reply, Run, Usage};
 use crate::message::Message;
 use crate::tools::text_before_calls;
 
-/// What becomes of a reply that was cut off: its stream dropped, or cancelled.
+/// The treatment of a reply that was cut off, because its stream was dropped or cancelled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CutReply {
-    /// What had come of the answer stays in the conversation.
+    /// The answer so far stays in the conversation.
     #[default]
     Keep,
-    /// This stays: what was really spoken.
+    /// This text stays in the conversation: the part that was really spoken.
     KeepText(String),
-    /// The whole turn is taken back, the human's message included.
+    /// The whole turn is removed, the user's message included.
     RollBack,
 }
 
@@ -28,15 +28,15 @@ pub enum CutReply {
 /// let mut session = chat.session();
 /// let mut reply = session.send("Tell me a story.", &Default::default())?;
 /// reply.next().transpose()?;
-/// reply.cut(CutReply::KeepText("Once".into())); // this much was heard
+/// reply.cut(CutReply::KeepText("Once".into())); // the part that was heard
 /// assert_eq!(session.messages()[1].content, "Once");
 /// # Ok::<(), q35_runtime::ChatError>(())
 /// ```
 pub struct ReplyStream<'s> {
     session: Holder<'s>,
     run: Option<Run>,
-    /// Whether the human's message came with this reply, and goes with it.
-    asked: bool,
+    /// True if the call added a user message, which a roll-back removes.
+    added_message: bool,
     on_cut: CutReply,
     failed: bool,
 }
@@ -56,15 +56,15 @@ impl Holder<'_> {
 }
 
 impl<'s> ReplyStream<'s> {
-    pub(super) fn borrowed(session: &'s mut Session, run: Run, asked: bool) -> Self {
+    pub(super) fn borrowed(session: &'s mut Session, run: Run, added_message: bool) -> Self {
         let on_cut = session.on_cut.clone();
-        Self { session: Holder::Borrowed(session), run: Some(run), asked, on_cut, failed: false }
+        Self { session: Holder::Borrowed(session), run: Some(run), added_message, on_cut, failed: false }
     }
 
     pub(super) fn owned(session: Session, run: Run) -> ReplyStream<'static> {
         let on_cut = session.on_cut.clone();
         let session = Holder::Owned(Box::new(session));
-        ReplyStream { session, run: Some(run), asked: true, on_cut, failed: false }
+        ReplyStream { session, run: Some(run), added_message: true, on_cut, failed: false }
     }
 
     /// Token counts so far.
@@ -72,7 +72,7 @@ impl<'s> ReplyStream<'s> {
         self.run.as_ref().map(Run::usage).unwrap_or_default()
     }
 
-    /// Stops here and says what becomes of the reply.
+    /// Stops the reply and sets its treatment.
     pub fn cut(mut self, what: CutReply) {
         self.on_cut = what;
     }
@@ -85,25 +85,25 @@ impl<'s> ReplyStream<'s> {
         let (mut text, mut reasoning, mut tokens) = (String::new(), String::new(), Vec::new());
         loop {
             match self.next() {
-                Some(Ok(Chunk::Answer(piece))) => text.push_str(&piece),
-                Some(Ok(Chunk::Reasoning(piece))) => reasoning.push_str(&piece),
+                Some(Ok(Chunk::Answer(part))) => text.push_str(&part),
+                Some(Ok(Chunk::Reasoning(part))) => reasoning.push_str(&part),
                 Some(Ok(Chunk::Token(token))) => tokens.push(token),
                 Some(Ok(Chunk::Finish(finish))) => return Ok(Reply { text, reasoning, tokens, finish }),
                 Some(Err(error)) => return Err(error),
-                // A stream ends with its finish or an error, so this is a stream that had ended before.
+                // A stream ends with its finish or an error, so this one had ended before the call.
                 None => return Err(ChatError::NotLoaded),
             }
         }
     }
 
-    /// Gives the state back and settles the conversation.
-    fn settle(&mut self) {
+    /// Ends the reply: returns the state to the session and updates the conversation.
+    fn close(&mut self) {
         let Some(run) = self.run.take() else { return };
-        let remains = run.into_remains();
+        let outcome = run.into_outcome();
         let session = self.session.get();
-        session.slot.put(if self.failed { None } else { Some(remains.live) });
-        let whole = remains.finish.as_ref().filter(|finish| finish.reason != FinishReason::Cancelled);
-        let (text, reasoning) = (remains.answer, remains.reasoning);
+        session.state.put(if self.failed { None } else { Some(outcome.state) });
+        let whole = outcome.finish.as_ref().filter(|finish| finish.reason != FinishReason::Cancelled);
+        let (text, reasoning) = (outcome.answer, outcome.reasoning);
         if let Some(finish) = whole {
             let calls = finish.tool_calls.clone().unwrap_or_default();
             let content = if calls.is_empty() { text.as_str() } else { text_before_calls(&text) };
@@ -112,9 +112,9 @@ impl<'s> ReplyStream<'s> {
             session.messages.push(message);
             return;
         }
-        let kept = match (self.failed, std::mem::take(&mut self.on_cut)) {
+        let text = match (self.failed, std::mem::take(&mut self.on_cut)) {
             (true, _) | (false, CutReply::RollBack) => {
-                if self.asked {
+                if self.added_message {
                     session.messages.pop();
                 }
                 return;
@@ -122,8 +122,8 @@ impl<'s> ReplyStream<'s> {
             (false, CutReply::Keep) => text,
             (false, CutReply::KeepText(spoken)) => spoken,
         };
-        if !kept.trim().is_empty() {
-            session.messages.push(Message::assistant(kept).with_reasoning(reasoning));
+        if !text.trim().is_empty() {
+            session.messages.push(Message::assistant(text).with_reasoning(reasoning));
         }
     }
 }
@@ -134,10 +134,10 @@ impl Iterator for ReplyStream<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let item = self.run.as_mut()?.next();
         match &item {
-            Some(Ok(Chunk::Finish(finish))) if finish.reason != FinishReason::Cancelled => self.settle(),
+            Some(Ok(Chunk::Finish(finish))) if finish.reason != FinishReason::Cancelled => self.close(),
             Some(Err(_)) => {
                 self.failed = true;
-                self.settle();
+                self.close();
             }
             _ => {}
         }
@@ -147,6 +147,6 @@ impl Iterator for ReplyStream<'_> {
 
 impl Drop for ReplyStream<'_> {
     fn drop(&mut self) {
-        self.settle();
+        self.close();
     }
 }

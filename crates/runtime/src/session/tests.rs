@@ -1,4 +1,4 @@
-//! Conversations whose every logit depends on every token before it: a wrongly reused state cannot hide.
+//! Conversations with a fake model whose logits depend on every token before: reusing a wrong state changes the reply.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ fn a_conversation_grows_by_both_sides() {
     assert_eq!(texts(&session), ["S"]);
 }
 
-/// The last turns of a long conversation compute what is new, and the reply before it that the template rewrote.
+/// The last turns of a long conversation compute the new tokens, and the previous reply, which the template rewrites.
 #[test]
 fn later_turns_compute_only_what_is_new() {
     let chat = babbler(&LoadOptions::default());
@@ -225,7 +225,7 @@ fn sessions_and_streams_may_move_to_other_threads() {
     assert_eq!(alone, together);
 }
 
-/// One step of a random life of two interleaved sessions.
+/// One step of a random test of two interleaved sessions.
 #[derive(Clone, Debug)]
 enum Step {
     Ask { session: usize, words: usize, thinking: bool },
@@ -251,10 +251,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// Every reply equals that of a fresh chat without any cache, to the bit of every log-probability.
-fn replies_equal_cold_ones(steps: &[Step], grid: usize, budget: u64) -> Result<(), TestCaseError> {
+fn replies_equal_cold_ones(steps: &[Step], alignment: usize, budget: u64) -> Result<(), TestCaseError> {
     let options = LoadOptions::default().with_prompt_cache(budget);
-    let warm = FakeModel::babbling().on_grid(grid).chat(&options);
-    let cold = FakeModel::babbling().on_grid(grid).chat(&options.clone().with_prompt_cache(0));
+    let warm = FakeModel::babbling().with_alignment(alignment).chat(&options);
+    let cold = FakeModel::babbling().with_alignment(alignment).chat(&options.clone().with_prompt_cache(0));
     let mut sessions = [warm.session().with_system("Frame. ".repeat(5)), warm.session()];
     for (number, step) in steps.iter().enumerate() {
         match step {
@@ -298,14 +298,14 @@ proptest! {
     }
 
     #[test]
-    fn also_on_a_grid(steps in steps(), grid in prop_oneof![Just(16usize), Just(64usize)]) {
-        replies_equal_cold_ones(&steps, grid, 1 << 20)?;
+    fn also_on_a_grid(steps in steps(), alignment in prop_oneof![Just(16usize), Just(64usize)]) {
+        replies_equal_cold_ones(&steps, alignment, 1 << 20)?;
     }
 }
 
 #[test]
 fn on_a_grid_less_than_one_chunk_is_computed_again() {
-    let chat = FakeModel::babbling().on_grid(16).chat(&LoadOptions::default());
+    let chat = FakeModel::babbling().with_alignment(16).chat(&LoadOptions::default());
     let mut session = chat.session().with_system("Instructions. ".repeat(20));
     session.ask("One", &short()).unwrap();
     let before = session.messages().last().unwrap().content.len();

@@ -1,4 +1,4 @@
-//! Replies for the ear: sentence by sentence, as soon as each is complete.
+//! Spoken replies: sentences, each delivered as soon as it is complete.
 
 mod sentences;
 mod speakable;
@@ -14,7 +14,7 @@ use crate::{ChatError, Chunk, CutReply, Finish, ReplyStream};
 /// One item of a spoken reply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Utterance {
-    /// A piece to speak: plain words, no markup.
+    /// A sentence, or part of a long one: plain words without markup.
     Sentence(String),
     /// The last item.
     Finish(Finish),
@@ -36,27 +36,27 @@ pub enum Utterance {
 /// # Ok::<(), q35_runtime::ChatError>(())
 /// ```
 ///
-/// Dropping it cuts the reply off; [`SentenceStream::cut`] says what of it stays in the conversation.
+/// Dropping the stream cuts the reply off; [`SentenceStream::cut`] chooses what stays in the conversation.
 pub struct SentenceStream<'s> {
     reply: ReplyStream<'s>,
     sentences: Sentences,
     queue: std::collections::VecDeque<Utterance>,
-    /// Answer text that may be the beginning of a tool call.
+    /// Answer text held back: a possible beginning of a tool call.
     held: String,
-    calling: bool,
+    in_call: bool,
     started: Instant,
     first: Option<Duration>,
 }
 
 impl<'s> ReplyStream<'s> {
-    /// Hands over speakable sentences instead of chunks.
+    /// Converts the stream of chunks to one of speakable sentences.
     pub fn sentences(self) -> SentenceStream<'s> {
         SentenceStream {
             reply: self,
             sentences: Sentences::new(),
             queue: std::collections::VecDeque::new(),
             held: String::new(),
-            calling: false,
+            in_call: false,
             started: Instant::now(),
             first: None,
         }
@@ -69,19 +69,19 @@ impl SentenceStream<'_> {
         self.first
     }
 
-    /// Stops here and says what becomes of the reply.
-    pub fn cut(self, what: CutReply) {
-        self.reply.cut(what);
+    /// Stops the reply and sets its treatment.
+    pub fn cut(self, treatment: CutReply) {
+        self.reply.cut(treatment);
     }
 
-    fn hear(&mut self, text: &str) {
-        if self.calling {
+    fn push_answer(&mut self, text: &str) {
+        if self.in_call {
             return;
         }
         self.held.push_str(text);
         let end = match self.held.find(CALL) {
             Some(at) => {
-                self.calling = true;
+                self.in_call = true;
                 at
             }
             None => self.held.len() - held_back(&self.held, &[CALL]),
@@ -92,7 +92,7 @@ impl SentenceStream<'_> {
     }
 
     fn end(&mut self, finish: Finish) {
-        if !self.calling {
+        if !self.in_call {
             let held = std::mem::take(&mut self.held);
             self.queue.extend(self.sentences.push(&held).into_iter().map(Utterance::Sentence));
         }
@@ -113,7 +113,7 @@ impl Iterator for SentenceStream<'_> {
                 return Some(Ok(utterance));
             }
             match self.reply.next()? {
-                Ok(Chunk::Answer(text)) => self.hear(&text),
+                Ok(Chunk::Answer(text)) => self.push_answer(&text),
                 Ok(Chunk::Finish(finish)) => self.end(finish),
                 Ok(Chunk::Reasoning(_) | Chunk::Token(_)) => {}
                 Err(error) => return Some(Err(error)),
@@ -122,7 +122,7 @@ impl Iterator for SentenceStream<'_> {
     }
 }
 
-/// A voice. Ten lines adapt any text-to-speech engine:
+/// A text-to-speech engine. An adapter takes ten lines:
 ///
 /// ```
 /// use q35_runtime::{Speaker, Speech};
@@ -136,48 +136,48 @@ impl Iterator for SentenceStream<'_> {
 /// }
 /// ```
 pub trait Speaker {
-    /// What may go wrong with the voice.
+    /// The engine's error.
     type Error;
 
-    /// Speaks a sentence, or queues it, and says whether the human has interrupted meanwhile.
+    /// Speaks a sentence, or queues it, and reports if the user has interrupted meanwhile.
     ///
     /// # Errors
-    /// The voice failed.
+    /// The engine failed.
     fn speak(&mut self, sentence: &str) -> Result<Speech, Self::Error>;
 }
 
-/// Whether to go on speaking.
+/// The result of speaking a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speech {
     /// The sentence was spoken, or will be.
     GoOn,
-    /// The human spoke up while or before the sentence was spoken: it does not count as said.
+    /// The user interrupted during or before the sentence: it does not count as spoken.
     Interrupted,
 }
 
-/// How a spoken reply went.
+/// The result of a spoken reply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spoken {
-    /// What was said, sentence by sentence.
+    /// The spoken sentences, joined by spaces.
     pub text: String,
-    /// Time to the first sentence.
+    /// Time from the beginning of the stream to the first sentence.
     pub first_sentence: Option<Duration>,
-    /// How the reply ended; `None` if it was interrupted.
+    /// The end of the reply; `None` if it was interrupted.
     pub finish: Option<Finish>,
 }
 
-/// Why a spoken reply stopped.
+/// An error of speaking a reply.
 #[derive(Debug, thiserror::Error)]
 pub enum SpeakError<E> {
     /// The reply failed.
     #[error(transparent)]
     Chat(#[from] ChatError),
-    /// The voice failed; what was said before is kept in the conversation.
+    /// The engine failed; the sentences spoken before stay in the conversation.
     #[error("the voice failed: {0}")]
     Voice(E),
 }
 
-/// Speaks a reply. When the human interrupts, the computation stops and exactly what was said stays in the
+/// Speaks a reply. When the user interrupts, generation stops, and exactly the spoken sentences stay in the
 /// conversation.
 ///
 /// ```
@@ -198,28 +198,28 @@ pub enum SpeakError<E> {
 /// ```
 ///
 /// # Errors
-/// The reply or the voice failed.
-pub fn speak<S: Speaker>(reply: ReplyStream<'_>, voice: &mut S) -> Result<Spoken, SpeakError<S::Error>> {
+/// The reply or the engine failed.
+pub fn speak<S: Speaker>(reply: ReplyStream<'_>, speaker: &mut S) -> Result<Spoken, SpeakError<S::Error>> {
     let mut stream = reply.sentences();
-    let mut said: Vec<String> = Vec::new();
+    let mut spoken: Vec<String> = Vec::new();
     while let Some(utterance) = stream.next() {
         match utterance? {
             Utterance::Finish(finish) => {
                 let first_sentence = stream.time_to_first_sentence();
-                return Ok(Spoken { text: said.join(" "), first_sentence, finish: Some(finish) });
+                return Ok(Spoken { text: spoken.join(" "), first_sentence, finish: Some(finish) });
             }
-            Utterance::Sentence(sentence) => match voice.speak(&sentence) {
-                Ok(Speech::GoOn) => said.push(sentence),
+            Utterance::Sentence(sentence) => match speaker.speak(&sentence) {
+                Ok(Speech::GoOn) => spoken.push(sentence),
                 Ok(Speech::Interrupted) => break,
                 Err(error) => {
-                    stream.cut(CutReply::KeepText(said.join(" ")));
+                    stream.cut(CutReply::KeepText(spoken.join(" ")));
                     return Err(SpeakError::Voice(error));
                 }
             },
         }
     }
     let first_sentence = stream.time_to_first_sentence();
-    let text = said.join(" ");
+    let text = spoken.join(" ");
     stream.cut(CutReply::KeepText(text.clone()));
     Ok(Spoken { text, first_sentence, finish: None })
 }

@@ -1,7 +1,7 @@
-//! Sentence boundaries in text that is still being written.
+//! Sentence boundaries in streamed text.
 
-/// Cuts a growing Markdown text into sentences, each handed over as soon as it is certainly complete, and cleaned by
-/// [`crate::speakable`]. Pieces with nothing to say (rules, code blocks, lone emoji) are left out.
+/// Splits streamed Markdown into sentences. Each is returned as soon as it is certainly complete, cleaned by
+/// [`crate::speakable`]. Parts without words (rules, code blocks, lone emoji) are left out.
 ///
 /// ```
 /// let mut sentences = q35_runtime::Sentences::new();
@@ -19,11 +19,11 @@ pub struct Sentences {
     longest: usize,
 }
 
-/// Longest piece by default, in characters: about fifteen seconds of speech.
+/// Default maximum length of a part, in characters: about fifteen seconds of speech.
 const LONGEST: usize = 240;
 
 /// Words whose full stop never ends a sentence.
-const NEVER_LAST: &[&str] = &[
+const ABBREVIATIONS: &[&str] = &[
     "mr", "mrs", "ms", "dr", "prof", "st", "mt", "rev", "gen", "col", "capt", "lt", "sgt", "hon", "gov",
     "sen", "rep", "vs", "e.g", "i.e", "cf", "approx", "ca", "ed", "eds", "al", "bzw", "z.b", "d.h", "u.s",
     "u.k",
@@ -42,55 +42,55 @@ impl Default for Sentences {
 }
 
 impl Sentences {
-    /// Nothing yet.
+    /// A splitter without text.
     pub fn new() -> Self {
         Self { pending: String::new(), in_code: false, longest: LONGEST }
     }
 
-    /// Cuts pieces that grow beyond `characters` at a comma or a space, so that a voice need not wait for a sentence
-    /// that does not end.
+    /// Sets the maximum length in characters. Longer sentences are split at a comma or a space, so that a voice need not
+    /// wait for a sentence that does not end.
     pub fn with_longest(mut self, characters: usize) -> Self {
         self.longest = characters.max(16);
         self
     }
 
-    /// Adds text; returns the pieces that it completed.
+    /// Adds text; returns the sentences that it completed.
     pub fn push(&mut self, text: &str) -> Vec<String> {
         self.pending.push_str(text);
-        let mut pieces = Vec::new();
+        let mut complete = Vec::new();
         while let Some(end) = self.boundary() {
             let rest = self.pending.split_off(end);
-            let piece = std::mem::replace(&mut self.pending, rest);
-            pieces.extend(self.clean(&piece));
+            let sentence = std::mem::replace(&mut self.pending, rest);
+            complete.extend(self.clean(&sentence));
         }
-        pieces
+        complete
     }
 
-    /// What is left when the text has ended.
+    /// Ends the text; returns the rest.
     pub fn finish(&mut self) -> Option<String> {
-        let piece = std::mem::take(&mut self.pending);
-        let said = self.clean(&piece);
+        let rest = std::mem::take(&mut self.pending);
+        let sentence = self.clean(&rest);
         self.in_code = false;
-        said
+        sentence
     }
 
-    /// Whole lines of code and fences are not spoken.
-    fn clean(&mut self, piece: &str) -> Option<String> {
-        if is_fence(piece) {
+    /// The speakable form of a sentence; `None` for code lines, fences and parts without words.
+    fn clean(&mut self, sentence: &str) -> Option<String> {
+        if is_fence(sentence) {
             self.in_code = !self.in_code;
             return None;
         }
         if self.in_code {
             return None;
         }
-        let said = crate::speakable(piece);
-        said.chars().any(char::is_alphanumeric).then_some(said)
+        let words = crate::speakable(sentence);
+        words.chars().any(char::is_alphanumeric).then_some(words)
     }
 
-    /// Byte offset behind the first piece that is certainly complete.
+    /// Byte offset of the end of the first sentence that is certainly complete.
     fn boundary(&self) -> Option<usize> {
         let line_end = self.pending.find('\n').map(|at| at + 1);
-        // A line that may still become a fence, or is inside one, is taken as a whole.
+        // A line inside a fence, or one that may still become a fence, is processed as a whole.
         let start = self.pending.trim_start_matches([' ', '\t']);
         if self.in_code || start.starts_with("```") || "```".starts_with(start) {
             return line_end;
@@ -99,16 +99,16 @@ impl Sentences {
         let mut searched = list_marker(line);
         while let Some(at) = line[searched..].find(ends_sentence).map(|at| at + searched) {
             match judge(line, at, line_end.is_some()) {
-                Verdict::Ends(end) => return Some(end),
-                Verdict::GoesOn(next) => searched = next,
-                Verdict::Unsure => break,
+                Boundary::Ends(end) => return Some(end),
+                Boundary::GoesOn(next) => searched = next,
+                Boundary::Unsure => break,
             }
         }
-        line_end.or_else(|| self.forced(line))
+        line_end.or_else(|| self.forced_boundary(line))
     }
 
-    /// A place to breathe in a piece that is too long: behind the last comma, else the last space, before the limit.
-    fn forced(&self, line: &str) -> Option<usize> {
+    /// Split point of a sentence that is too long: after the last comma, otherwise the last space, before the limit.
+    fn forced_boundary(&self, line: &str) -> Option<usize> {
         let (limit, _) = line.char_indices().nth(self.longest)?;
         let head = &line[..limit];
         let comma = head.rfind([',', ';', ':', '，', '、', '；', '：']).filter(|at| *at > limit / 4);
@@ -118,12 +118,13 @@ impl Sentences {
     }
 }
 
-enum Verdict {
+/// The judgement of an end mark.
+enum Boundary {
     /// The sentence ends before this offset.
     Ends(usize),
-    /// It does not; look again from this offset.
+    /// The sentence continues; the search continues from this offset.
     GoesOn(usize),
-    /// More text is needed.
+    /// The decision needs more text.
     Unsure,
 }
 
@@ -157,56 +158,56 @@ fn closes(c: char) -> bool {
     )
 }
 
-/// Judges the run of end marks that begins at `at`. `whole` tells that the line cannot grow.
-fn judge(line: &str, at: usize, whole: bool) -> Verdict {
+/// Judges the run of end marks that begins at `at`. `complete` is true if the line cannot grow.
+fn judge(line: &str, at: usize, complete: bool) -> Boundary {
     let marks: &str = &line[at..];
     let run: usize = marks.chars().take_while(|c| ends_sentence(*c)).map(char::len_utf8).sum();
     let closing: usize = marks[run..].chars().take_while(|c| closes(*c)).map(char::len_utf8).sum();
     let end = at + run + closing;
     let mut after = line[end..].chars();
     let Some(next) = after.next() else {
-        return if whole { Verdict::Ends(end) } else { Verdict::Unsure };
+        return if complete { Boundary::Ends(end) } else { Boundary::Unsure };
     };
     if marks[..run].chars().any(is_wide_end) {
-        return Verdict::Ends(end);
+        return Boundary::Ends(end);
     }
     if !next.is_whitespace() {
-        return Verdict::GoesOn(end);
+        return Boundary::GoesOn(end);
     }
     let dots_only = marks[..run].chars().all(|c| matches!(c, '.' | '…'));
     let following = line[end..].chars().find(|c| !c.is_whitespace());
     if dots_only && run == 1 {
         let word = last_word(&line[..at]);
-        if never_last(word) {
-            return Verdict::GoesOn(end);
+        if is_abbreviation(word) {
+            return Boundary::GoesOn(end);
         }
         if before_numbers(word) && following.is_some_and(|first| first.is_ascii_digit()) {
-            return Verdict::GoesOn(end);
+            return Boundary::GoesOn(end);
         }
     }
     if !dots_only && closing == 0 {
-        return Verdict::Ends(end);
+        return Boundary::Ends(end);
     }
-    // After dots, or a quoted end, a small letter goes on with the same sentence.
+    // After dots, or a quoted end, a lower-case letter continues the sentence.
     match following {
-        Some(first) if first.is_lowercase() => Verdict::GoesOn(end),
-        Some(_) => Verdict::Ends(end),
-        None if whole => Verdict::Ends(end),
-        None => Verdict::Unsure,
+        Some(first) if first.is_lowercase() => Boundary::GoesOn(end),
+        Some(_) => Boundary::Ends(end),
+        None if complete => Boundary::Ends(end),
+        None => Boundary::Unsure,
     }
 }
 
-/// The word before a full stop.
+/// The last word of the text before a full stop.
 fn last_word(before: &str) -> &str {
     let start = |c: char| c.is_whitespace() || matches!(c, '(' | '[' | '"' | '“' | '\'' | '*' | '_');
     before.rsplit(start).next().unwrap_or_default()
 }
 
-/// Whether a word is an abbreviation or an initial.
-fn never_last(word: &str) -> bool {
+/// True if a word is an abbreviation or an initial.
+fn is_abbreviation(word: &str) -> bool {
     let mut letters = word.chars();
     let initial = matches!((letters.next(), letters.next()), (Some(c), None) if c.is_uppercase() && c != 'I');
-    initial || NEVER_LAST.contains(&word.to_lowercase().as_str())
+    initial || ABBREVIATIONS.contains(&word.to_lowercase().as_str())
 }
 
 fn before_numbers(word: &str) -> bool {

@@ -1,7 +1,7 @@
-//! Markdown and pictures made speakable, or taken out.
+//! Conversion of Markdown to words that a voice can speak.
 
-/// The words of a piece of Markdown: emphasis, headings, list bullets, links, tables, HTML tags and code marks go, and
-/// so do emoji; a link keeps its words, a bare address its host. White space becomes single spaces.
+/// The words of Markdown text, without emphasis, heading marks, list bullets, link targets, table rules, HTML tags,
+/// code marks and emoji. A link keeps its words, a bare address its host. White space becomes single spaces.
 ///
 /// ```
 /// assert_eq!(q35_runtime::speakable("- see [the *docs*](https://a.b/c) 🚀"), "see the docs");
@@ -85,11 +85,11 @@ fn spaced(neighbour: Option<char>) -> bool {
 
 struct Link {
     words: String,
-    /// Characters from `[` to behind `)`.
+    /// Number of characters from `[` to `)`, both included.
     length: usize,
 }
 
-/// `[words](address)`, `[words][reference]`.
+/// Parses `[words](address)` or `[words][reference]`.
 fn link(chars: &[char]) -> Option<Link> {
     let middle = chars.iter().position(|c| *c == ']')?;
     let close = match chars.get(middle + 1)? {
@@ -101,7 +101,7 @@ fn link(chars: &[char]) -> Option<Link> {
     Some(Link { words: chars[1..middle].iter().collect(), length: end + 1 })
 }
 
-/// Characters of an HTML tag that begins here.
+/// Number of characters of an HTML tag at the start of `chars`.
 fn tag(chars: &[char]) -> Option<usize> {
     let first = chars.get(1)?;
     if !first.is_ascii_alphabetic() && *first != '/' && *first != '!' {
@@ -111,7 +111,7 @@ fn tag(chars: &[char]) -> Option<usize> {
     (!chars[1..end].contains(&'<')).then_some(end + 1)
 }
 
-/// Characters of a web address that begins here.
+/// Number of characters of a web address at the start of `chars`.
 fn address(chars: &[char]) -> Option<usize> {
     let starts = |prefix: &str| prefix.chars().enumerate().all(|(i, c)| chars.get(i) == Some(&c));
     if !starts("http://") && !starts("https://") && !starts("www.") {
@@ -127,7 +127,7 @@ fn address(chars: &[char]) -> Option<usize> {
     Some(end)
 }
 
-/// What one says of an address: its host without `www`.
+/// The host of an address, without `www`.
 fn host(chars: &[char]) -> String {
     let address: String = chars.iter().collect();
     let rest = address.split_once("://").map_or(address.as_str(), |(_, rest)| rest);
@@ -135,19 +135,19 @@ fn host(chars: &[char]) -> String {
     host.trim_start_matches("www.").to_owned()
 }
 
-/// Emoji, pictographs, their joiners and modifiers, arrows and ornaments: what a voice would spell out or stumble over.
+/// True for emoji, pictographs, their joiners and modifiers, arrows and ornaments, which a voice would spell out.
 fn is_picture(c: char) -> bool {
     matches!(c as u32,
         0x200D | 0x20E3 | 0xFE00..=0xFE0F | 0x2190..=0x21FF | 0x2300..=0x23FF | 0x2500..=0x27BF | 0x2900..=0x297F
         | 0x2B00..=0x2BFF | 0x1F000..=0x1FAFF | 0xE0020..=0xE007F)
 }
 
-/// Single spaces, and none before punctuation.
+/// Collapses white space to single spaces, and to none before punctuation.
 fn collapse(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for word in text.split_whitespace() {
-        let leans_on_the_last = word.chars().all(|c| matches!(c, ',' | '.' | '!' | '?' | ';'));
-        if !out.is_empty() && !leans_on_the_last {
+        let is_punctuation = word.chars().all(|c| matches!(c, ',' | '.' | '!' | '?' | ';'));
+        if !out.is_empty() && !is_punctuation {
             out.push(' ');
         }
         out.push_str(word);

@@ -1,4 +1,4 @@
-//! Files for the suite's backends.
+//! Model files for the backend tests.
 
 use std::sync::{Mutex, Weak};
 
@@ -7,13 +7,13 @@ use q35_format_coreml::{Options, Provenance};
 use q35_runtime::Chat;
 use tempfile::TempDir;
 
-/// The suite's backend that opens `files`.
+/// A backend under test that opens `files`.
 pub fn backend(name: &'static str, files: ModelFiles) -> Backend {
     Backend::new(name, move |options| Chat::open(files.path_str(), options, &|_| {}))
 }
 
 /// The embedded model as a Core ML package with 512 tokens of context.
-#[allow(dead_code, reason = "not every test has a use for it")]
+#[allow(dead_code, reason = "not every test uses it")]
 pub fn nano_coreml() -> ModelFiles {
     static SHARED: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
     ModelFiles::shared(&SHARED, |dir| {

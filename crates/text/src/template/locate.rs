@@ -1,4 +1,4 @@
-//! Where a model's directory keeps its template.
+//! Location of the template in a model's directory.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use super::{BUILT_IN_TEMPLATE, ChatTemplate, TemplateError};
 use crate::SpecialTokens;
 
 impl ChatTemplate {
-    /// The template of a model's directory: `chat_template.jinja`, or else `chat_template` in
-    /// `tokenizer_config.json` (a text, or a list of named ones of which `default` counts), or else
+    /// Opens the template of a model's directory: `chat_template.jinja`, or else `chat_template` in
+    /// `tokenizer_config.json` (a string, or a list of named templates with one called `default`), or else
     /// [`BUILT_IN_TEMPLATE`].
     ///
     /// # Errors

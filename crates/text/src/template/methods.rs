@@ -1,10 +1,10 @@
-//! String methods that templates call; Python's idea of white space where it differs from Rust's.
+//! String methods that templates call, with Python's definition of white space.
 
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Methods on values: ours where white space is involved, pycompat's otherwise.
+/// Calls a method of a value: methods that depend on white space are implemented here, the others by pycompat.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if value.kind() == ValueKind::String {
         let text = value.as_str().unwrap_or_default();
@@ -32,7 +32,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     unknown_method_callback(state, value, method, args)
 }
 
-/// `str.strip`: of the characters in `chars`, or of white space.
+/// `str.strip` of the characters in `chars`, or of white space.
 pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>) -> &'a str {
     strip_ends(text, chars, true, true)
 }

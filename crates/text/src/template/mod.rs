@@ -2,7 +2,7 @@
 //!
 //! transformers runs the template in a Jinja2 sandbox with `trim_blocks`, `lstrip_blocks`, loop controls, a `tojson`
 //! that does not escape for HTML, and the functions `raise_exception` and `strftime_now`; values print as Python
-//! prints them. minijinja is a Jinja2 that agrees but for those points, and this module supplies them.
+//! prints them. minijinja agrees with Jinja2 except on those points, which this module adds.
 
 mod clock;
 mod locate;
@@ -17,10 +17,10 @@ use serde_json::Value as Json;
 use crate::SpecialTokens;
 pub use clock::Clock;
 
-/// A template for directories that have none: ChatML with Qwen3.5's thinking tags and tool form.
+/// The template for directories without one: ChatML with Qwen3.5's thinking tags and tool-call markup.
 pub const BUILT_IN_TEMPLATE: &str = include_str!("built_in.jinja");
 
-/// Why a conversation could not be rendered.
+/// An error of reading a template or rendering a conversation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
@@ -29,7 +29,7 @@ pub enum TemplateError {
     Read {
         /// The file.
         path: std::path::PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The template itself is not valid.
@@ -37,13 +37,13 @@ pub enum TemplateError {
     Syntax {
         /// Line of the template, from 1; 0 if unknown.
         line: usize,
-        /// What is wrong.
+        /// The parser's message.
         message: String,
     },
-    /// The template refused the conversation by `raise_exception`; the message is its own.
+    /// The template refused the conversation by `raise_exception`.
     #[error("{message}")]
     Refused {
-        /// The template's words.
+        /// The argument of `raise_exception`.
         message: String,
     },
     /// An expression of the template failed on this conversation.
@@ -51,39 +51,39 @@ pub enum TemplateError {
     Failed {
         /// Line of the template, from 1; 0 if unknown.
         line: usize,
-        /// What went wrong.
+        /// The renderer's message.
         message: String,
     },
 }
 
-/// What is rendered.
+/// The variables of one rendering.
 #[derive(Clone, Debug)]
 pub struct RenderInput<'a> {
-    /// The conversation, each an object with at least `role`.
+    /// The conversation: objects with at least `role`.
     pub messages: &'a [Json],
     /// Tools on offer, in the JSON form that the template prints.
     pub tools: Option<&'a Json>,
-    /// Whether the opening of an assistant turn follows.
+    /// True if the rendering ends with the opening of an assistant turn.
     pub add_generation_prompt: bool,
-    /// `enable_thinking` for the template; `None` leaves it undefined, and the template's own default holds.
+    /// The variable `enable_thinking`; `None` leaves it undefined, so that the template's default applies.
     pub enable_thinking: Option<bool>,
-    /// Further variables, as `add_vision_id`.
+    /// Further variables, for example `add_vision_id`.
     pub extra: Vec<(String, Json)>,
 }
 
 impl<'a> RenderInput<'a> {
-    /// These messages, a generation prompt, and everything else left to the template.
+    /// Input with these messages, a generation prompt, and no other variables.
     pub fn new(messages: &'a [Json]) -> Self {
         Self { messages, tools: None, add_generation_prompt: true, enable_thinking: None, extra: Vec::new() }
     }
 
-    /// Offers tools.
+    /// Sets the tools on offer.
     pub fn with_tools(mut self, tools: Option<&'a Json>) -> Self {
         self.tools = tools;
         self
     }
 
-    /// Sets whether the opening of an assistant turn follows.
+    /// Sets the generation prompt: the opening of an assistant turn at the end.
     pub fn with_generation_prompt(mut self, add: bool) -> Self {
         self.add_generation_prompt = add;
         self
@@ -103,13 +103,13 @@ pub struct ChatTemplate {
     special_tokens: SpecialTokens,
 }
 
-/// Marks an error as the template's own refusal.
+/// The source of an error that `raise_exception` raised.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refusal(String);
 
 impl ChatTemplate {
-    /// Checks the template and keeps it.
+    /// Parses the template.
     ///
     /// # Errors
     /// It is not valid Jinja.
@@ -144,7 +144,7 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The conversation as the model's prompt.
+    /// Renders the conversation as the model's prompt.
     ///
     /// # Errors
     /// The template refuses the conversation, or fails on it.
@@ -175,7 +175,7 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// No extension that would switch escaping on.
+/// A name without an extension, which would switch escaping on.
 const NAME: &str = "chat_template";
 
 fn environment() -> Result<Environment<'static>, Error> {
@@ -221,7 +221,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     python::json(value, &form).map(Value::from_safe_string)
 }
 
-/// `{% generation %}` marks the assistant's part for training; what is inside is rendered as it stands.
+/// Replaces the `{% generation %}` tags, which mark the assistant's part for training, by a true condition.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -264,7 +264,7 @@ mod tests {
         ChatTemplate::new(template)?.render(&RenderInput::new(messages))
     }
 
-    /// Left: a template over `messages[0]` called `m`. Right: what Jinja2 3.1 in transformers 5.23 prints.
+    /// Left: a template over `messages[0]` called `m`. Right: the rendering of Jinja2 3.1 in transformers 5.23.
     #[test]
     fn values_print_as_python_prints_them() {
         let message = json!({

@@ -122,11 +122,11 @@ fn float_repr(float: f64) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// The options of `json.dumps` that a template can reach.
+/// The options of `json.dumps` that the filter `tojson` has.
 pub(super) struct JsonForm {
     pub(super) ensure_ascii: bool,
     pub(super) indent: Option<usize>,
-    /// Between items, and between key and value.
+    /// Separators between items, and between key and value.
     pub(super) separators: Option<(String, String)>,
     pub(super) sort_keys: bool,
 }
@@ -245,7 +245,7 @@ impl JsonWriter<'_> {
     }
 }
 
-/// Keys that are not strings become what `json.dumps` makes of them.
+/// A key as `json.dumps` writes it; keys that are not strings are converted.
 fn key_text(key: &Value) -> String {
     match key.kind() {
         ValueKind::None => "null".into(),

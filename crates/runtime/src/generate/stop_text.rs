@@ -1,8 +1,8 @@
-//! Stop texts.
+//! Stop texts: strings that end the answer.
 
 use super::channels::held_back;
 
-/// Lets text through up to the first stop text, and never a part of one.
+/// Passes text through up to the first stop text, and never a part of one.
 #[derive(Clone, Debug)]
 pub(crate) struct StopMatcher {
     stops: Vec<String>,
@@ -15,7 +15,7 @@ impl StopMatcher {
         Self { stops: stops.to_vec(), pending: String::new(), hit: false }
     }
 
-    /// Adds text; gives what can no longer be part of a stop text.
+    /// Adds text; returns the text that can no longer be part of a stop text.
     pub(crate) fn push(&mut self, text: &str) -> String {
         if self.hit {
             return String::new();
@@ -33,12 +33,12 @@ impl StopMatcher {
         std::mem::replace(&mut self.pending, rest)
     }
 
-    /// Whether a stop text came.
+    /// True once a stop text is complete.
     pub(crate) fn is_hit(&self) -> bool {
         self.hit
     }
 
-    /// The text has ended: a mere beginning of a stop text is text.
+    /// Ends the text: an incomplete stop text is returned as text.
     pub(crate) fn finish(&mut self) -> String {
         let rest = std::mem::take(&mut self.pending);
         if self.hit { String::new() } else { rest }

@@ -1,31 +1,32 @@
-//! Snapshots of prompts, so that what was computed once is not computed again.
+//! The prompt cache: snapshots of prompts, so that a repeated prefix is not computed again.
 //!
-//! The recurrent state of a linear layer cannot be rewound, so a cache cannot be trimmed to a common prefix: it is
-//! either a true prefix of the new prompt, as a whole, or useless. Snapshots are therefore taken where prompts stay
-//! the same from turn to turn, and looked up by their tokens alone, which is right whatever a template rewrites.
+//! The recurrent state of a linear-attention layer cannot be rewound, so a snapshot cannot be trimmed to a common
+//! prefix: either all of its tokens are a prefix of the new prompt, or it is useless. Snapshots are therefore taken at
+//! lengths at which prompts stay the same from turn to turn, and are looked up by their tokens alone, which stays
+//! correct even if a template rewrites history.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use q35_inference::{RunError, Snapshot};
 
-use crate::allocator::give_back_freed;
+use crate::allocator::release_freed_memory;
 
-/// Snapshots by the tokens that led to them; the least recently used go first.
-pub(crate) struct PrefixCache {
+/// Snapshots by their tokens, evicted in least-recently-used order.
+pub(crate) struct PromptCache {
     budget_bytes: u64,
     entries: Mutex<Entries>,
 }
 
 #[derive(Default)]
 struct Entries {
-    kept: Vec<Entry>,
+    snapshots: Vec<Entry>,
     clock: u64,
-    /// Bytes of snapshots dropped since freed memory was last given back.
-    dropped_bytes: u64,
+    /// Bytes of snapshots evicted since freed memory was last released to the system.
+    evicted_bytes: u64,
 }
 
-/// When this part of the budget was dropped, freed memory is given back.
-const GIVE_BACK_PART: u64 = 4;
+/// Freed memory is released to the system after evictions of one part in this many of the budget.
+const RELEASE_PART: u64 = 4;
 
 struct Entry {
     ids: Vec<u32>,
@@ -39,7 +40,7 @@ impl Entry {
     }
 }
 
-impl PrefixCache {
+impl PromptCache {
     pub(crate) fn new(budget_bytes: u64) -> Self {
         Self { budget_bytes, entries: Mutex::default() }
     }
@@ -49,14 +50,14 @@ impl PrefixCache {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The longest snapshot whose tokens are a prefix of `ids`, shorter than `ids` as a whole: at least one token must
-    /// be computed to have logits.
+    /// The longest snapshot whose tokens are a proper prefix of `ids`: at least one token must be computed to have
+    /// logits. Returns its length and the snapshot.
     pub(crate) fn longest_prefix(&self, ids: &[u32]) -> Option<(usize, Arc<Snapshot>)> {
         let mut entries = self.entries();
         entries.clock += 1;
         let now = entries.clock;
         let mut best: Option<(usize, Arc<Snapshot>)> = None;
-        for entry in &mut entries.kept {
+        for entry in &mut entries.snapshots {
             if entry.ids.len() < ids.len() && ids.starts_with(&entry.ids) {
                 entry.used = now;
                 if best.as_ref().is_none_or(|(length, _)| *length < entry.ids.len()) {
@@ -67,12 +68,12 @@ impl PrefixCache {
         best
     }
 
-    /// Whether there is a snapshot of exactly these tokens.
+    /// The snapshot of exactly these tokens.
     pub(crate) fn get(&self, ids: &[u32]) -> Option<Arc<Snapshot>> {
-        self.entries().kept.iter().find(|entry| entry.ids == ids).map(|entry| entry.snapshot.clone())
+        self.entries().snapshots.iter().find(|entry| entry.ids == ids).map(|entry| entry.snapshot.clone())
     }
 
-    /// Keeps a snapshot of these tokens, unless there is one or the budget is smaller than it.
+    /// Inserts a snapshot of these tokens, unless there is one already or it is larger than the budget.
     pub(crate) fn insert(
         &self,
         ids: &[u32],
@@ -81,7 +82,7 @@ impl PrefixCache {
         if self.budget_bytes == 0 || self.get(ids).is_some() {
             return Ok(());
         }
-        // Taken outside the lock: a large copy.
+        // The large copy is made outside the lock.
         let snapshot = Arc::new(take()?);
         let mut entries = self.entries();
         entries.clock += 1;
@@ -89,36 +90,36 @@ impl PrefixCache {
         if entry.size_bytes() > self.budget_bytes {
             return Ok(());
         }
-        entries.kept.push(entry);
-        while entries.kept.iter().map(Entry::size_bytes).sum::<u64>() > self.budget_bytes {
+        entries.snapshots.push(entry);
+        while entries.snapshots.iter().map(Entry::size_bytes).sum::<u64>() > self.budget_bytes {
             let oldest =
-                entries.kept.iter().enumerate().min_by_key(|(_, entry)| entry.used).map(|(at, _)| at);
+                entries.snapshots.iter().enumerate().min_by_key(|(_, entry)| entry.used).map(|(at, _)| at);
             match oldest {
-                Some(at) => entries.dropped_bytes += entries.kept.swap_remove(at).size_bytes(),
+                Some(at) => entries.evicted_bytes += entries.snapshots.swap_remove(at).size_bytes(),
                 None => break,
             }
         }
-        let give_back = entries.dropped_bytes >= self.budget_bytes / GIVE_BACK_PART;
-        if give_back {
-            entries.dropped_bytes = 0;
+        let release = entries.evicted_bytes >= self.budget_bytes / RELEASE_PART;
+        if release {
+            entries.evicted_bytes = 0;
         }
         drop(entries);
-        if give_back {
-            give_back_freed();
+        if release {
+            release_freed_memory();
         }
         Ok(())
     }
 
     pub(crate) fn clear(&self) {
-        self.entries().kept = Vec::new();
+        self.entries().snapshots = Vec::new();
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.entries().kept.iter().map(Entry::size_bytes).sum()
+        self.entries().snapshots.iter().map(Entry::size_bytes).sum()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries().kept.len()
+        self.entries().snapshots.len()
     }
 }
 
@@ -137,17 +138,17 @@ mod tests {
         Snapshot { position, layout: "test".into(), tensors: vec![tensor] }
     }
 
-    fn keep(cache: &PrefixCache, ids: &[u32], bytes: usize) {
+    fn keep(cache: &PromptCache, ids: &[u32], bytes: usize) {
         cache.insert(ids, || Ok(snapshot(ids.len(), bytes))).unwrap();
     }
 
-    fn found(cache: &PrefixCache, ids: &[u32]) -> Option<usize> {
+    fn found(cache: &PromptCache, ids: &[u32]) -> Option<usize> {
         cache.longest_prefix(ids).map(|(length, _)| length)
     }
 
     #[test]
     fn only_true_prefixes_count() {
-        let cache = PrefixCache::new(1 << 20);
+        let cache = PromptCache::new(1 << 20);
         keep(&cache, &[1, 2], 10);
         keep(&cache, &[1, 2, 3, 4], 10);
         keep(&cache, &[1, 2, 9], 10);
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_goes_first() {
-        let cache = PrefixCache::new(300);
+        let cache = PromptCache::new(300);
         keep(&cache, &[1], 100);
         keep(&cache, &[2], 100);
         assert_eq!(found(&cache, &[1, 7]), Some(1));

@@ -1,13 +1,13 @@
-//! Text that goes in circles.
+//! Detection of text that repeats itself.
 
 use crate::LoopGuard;
 
-/// Notices that the latest tokens are one passage, over and over.
+/// Detects that the latest tokens are repetitions of one passage.
 #[derive(Clone, Debug)]
 pub(crate) struct LoopDetector {
     guard: LoopGuard,
     tokens: Vec<u32>,
-    /// At `p - 1`: how many of the latest tokens in a row equal the one `p` places before.
+    /// At `p - 1`: number of latest consecutive tokens that equal the token `p` positions earlier.
     runs: Vec<usize>,
 }
 
@@ -16,15 +16,15 @@ impl LoopDetector {
         Self { runs: vec![0; guard.longest_passage], tokens: Vec::new(), guard }
     }
 
-    /// Adds a token; whether the text is now going in circles.
+    /// Adds a token; returns true if the text now repeats itself.
     pub(crate) fn push(&mut self, id: u32) -> bool {
-        let place = self.tokens.len();
+        let position = self.tokens.len();
         self.tokens.push(id);
         let LoopGuard { repeats, span, .. } = self.guard;
         let mut found = false;
         for (index, run) in self.runs.iter_mut().enumerate() {
             let passage = index + 1;
-            let again = place >= passage && self.tokens[place - passage] == id;
+            let again = position >= passage && self.tokens[position - passage] == id;
             *run = if again { *run + 1 } else { 0 };
             found |= *run + passage >= (passage * repeats).max(span);
         }
