@@ -5,11 +5,18 @@ use std::path::{Path, PathBuf};
 use q35_backend::BackendError;
 use q35_checkpoint::CheckpointError;
 use q35_format_mlx::MlxError;
+use q35_hub::HubError;
 
 /// A directory that holds no usable model. Causes are boxed: they are large.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArtefactError {
+    /// The name could not be resolved to a directory.
+    #[error(transparent)]
+    Hub(Box<HubError>),
+    /// The embedded model cannot be written to a temporary directory.
+    #[error("cannot unpack the embedded model: {0}")]
+    Unpack(std::io::Error),
     /// The directory holds nothing that looks like a model.
     #[error(
         "`{}` holds no model\n  expected: config.json with model.safetensors, or Core ML packages\n  found:    {found}",
@@ -66,6 +73,14 @@ pub enum ArtefactError {
     /// The float checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(Box<CheckpointError>),
+    /// The float checkpoint cannot be quantized.
+    #[error("cannot quantize the float checkpoint `{}`: {message}", dir.display())]
+    Quantize {
+        /// The directory.
+        dir: PathBuf,
+        /// The failure.
+        message: String,
+    },
     /// The MLX model cannot be read.
     #[error(transparent)]
     Mlx(Box<MlxError>),
@@ -85,6 +100,12 @@ pub enum ArtefactError {
         /// The float reference's message.
         message: String,
     },
+}
+
+impl From<HubError> for ArtefactError {
+    fn from(cause: HubError) -> Self {
+        Self::Hub(Box::new(cause))
+    }
 }
 
 impl From<CheckpointError> for ArtefactError {

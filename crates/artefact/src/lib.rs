@@ -1,9 +1,10 @@
 //! Recognises what a directory or a hub repository holds (a float checkpoint, an MLX model, Core ML packages), and opens
 //! it as a model.
 //!
-//! The runtime, the parity check and every command ask this crate, so that they agree: [`ArtefactDir::recognise`] is the
-//! only place that decides what a directory is and which of several variants in it is meant, [`select_files`] the only
-//! list of the files that are fetched from a hub.
+//! The runtime, the parity check and every command ask this crate, so that they agree: [`find_model`] turns a name into a
+//! directory, [`ArtefactDir::recognise`] is the only place that decides what a directory is and which of several variants
+//! in it is meant, [`select_files`] the only list of the files that are fetched from a hub. [`quantize_checkpoint`] makes
+//! an MLX model of a float checkpoint for those who want to talk with it at once, and caches it.
 //!
 //! | directory | [`ArtefactKind`] |
 //! |---|---|
@@ -14,7 +15,7 @@
 //! | one sub-directory `int4/`, `int8/`, ... that holds a model | that model |
 //! | several of them | an error that names them, unless a variant is requested |
 //!
-//! The crate must not know conversion, conversations, or the command line.
+//! The crate must not know provenance and checks of a conversion, conversations, or the command line.
 //!
 //! ```no_run
 //! use q35_artefact::ArtefactDir;
@@ -30,11 +31,15 @@
 
 mod error;
 mod files;
+mod find;
 mod kind;
 mod open;
+mod quantize;
 mod recognise;
 
 pub use error::ArtefactError;
 pub use files::select_files;
+pub use find::{FoundModel, NANO, find_model};
 pub use kind::ArtefactKind;
+pub use quantize::{QuantizeEvent, QuantizeOptions, QuantizedModel, quantize_checkpoint};
 pub use recognise::ArtefactDir;

@@ -143,8 +143,12 @@ impl DownloadProgress {
                 }
             }
             Event::Finished { .. } => drop(self.step.take()),
-            Event::Cached { commit } => {
-                note(format!("the hub cannot be reached; using commit {commit} from the cache"));
+            Event::Cached { commit, status } => {
+                let cause = match status {
+                    Some(status) => format!("the hub answered {status}"),
+                    None => "the hub cannot be reached".to_owned(),
+                };
+                note(format!("{cause}; using commit {commit} from the cache"));
             }
             _ => {}
         }

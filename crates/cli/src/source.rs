@@ -1,16 +1,13 @@
 //! The source of a model: a directory, a repository on the hub, or the model embedded in this program.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
-use q35_artefact::select_files;
+use q35_artefact::{FoundModel, find_model};
 use q35_hub::HubOptions;
-use tempfile::TempDir;
 
 use crate::progress::{DownloadProgress, Watcher};
 
-/// The name of the embedded model.
-pub const NANO: &str = "q35-nano";
+pub use q35_artefact::NANO;
 
 /// `--model` and `--revision`.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,8 +30,8 @@ pub struct Source {
     pub id: Option<String>,
     /// The commit on the hub.
     pub revision: Option<String>,
-    /// Removes the embedded model's files when dropped.
-    _unpacked: Option<TempDir>,
+    /// Owns the embedded model's files.
+    _found: FoundModel,
 }
 
 impl Source {
@@ -64,16 +61,9 @@ pub fn resolve(
     variant: Option<&str>,
     watcher: Watcher,
 ) -> anyhow::Result<Source> {
-    if model == NANO && !Path::new(model).exists() {
-        let unpacked = tempfile::tempdir().context("cannot unpack the embedded model")?;
-        q35_nano::write_to(unpacked.path()).context("cannot unpack the embedded model")?;
-        let (dir, id) = (unpacked.path().to_owned(), Some(NANO.to_owned()));
-        return Ok(Source { dir, id, revision: None, _unpacked: Some(unpacked) });
-    }
     let downloads = DownloadProgress::new(watcher);
-    let select = |files: &[&str]| select_files(files, variant);
-    let found = q35_hub::resolve(model, &hub_options(revision), &select, &|event| downloads.show(event))?;
-    Ok(Source { dir: found.dir, id: found.id, revision: found.commit, _unpacked: None })
+    let found = find_model(model, variant, &hub_options(revision), &|event| downloads.show(event))?;
+    Ok(Source { dir: found.dir.clone(), id: found.id.clone(), revision: found.commit.clone(), _found: found })
 }
 
 /// Options of the hub client from the environment.

@@ -23,7 +23,12 @@ impl Workspace {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        Command::new(program).args(arguments).current_dir(self.path()).output().unwrap()
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.path());
+        // The cache of quantized models, and a hub that must not be reached.
+        command.env("XDG_CACHE_HOME", self.path().join(".cache")).env("HOME", self.path());
+        command.env("HF_ENDPOINT", "http://127.0.0.1:1");
+        command.output().unwrap()
     }
 
     fn convert(&self, out: &str, bits: &str) {
@@ -108,4 +113,60 @@ fn all_commands_agree_on_what_they_do_not_read() {
     }
     workspace.all_refuse("empty", None, &["holds no model", "found:    nothing"]);
     workspace.all_refuse("compiled", None, &["compiled Core ML packages", "found:    decoder.mlmodelc"]);
+}
+
+#[test]
+fn a_float_checkpoint_is_talked_with() {
+    let workspace = Workspace::new();
+    let source = workspace.path().join("source");
+    q35_nano::write_to(&source).unwrap();
+    let arguments = ["--model", "source", "--prompt", "My name is Ada.", "--temperature", "0", "--no-think"];
+    let first = workspace.run(CHAT, &arguments);
+    assert!(first.status.success(), "{}", stderr(&first));
+    let note = stderr(&first);
+    assert!(note.contains("quantized to INT8 in") && note.lines().count() == 1, "{note}");
+    let second = workspace.run(CHAT, &arguments);
+    assert_eq!((stderr(&second).as_str(), &second.stdout), ("", &first.stdout));
+    let refused = workspace.run(CHAT, &[&arguments[..], &["--bits", "7"]].concat());
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
+fn a_mistyped_directory_is_not_looked_up_on_the_hub() {
+    let workspace = Workspace::new();
+    std::fs::create_dir_all(workspace.path().join("models/int4")).unwrap();
+    for dir in ["./model", "models/int8", "a/b/c"] {
+        for (name, output) in workspace.every_command(dir, None) {
+            assert_eq!(output.status.code(), Some(2), "{name}");
+            assert!(stderr(&output).contains("no such directory"), "{name}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn tokenize_writes_what_logits_reads() {
+    let workspace = Workspace::new();
+    let done = workspace.run(CONVERT, &["tokenize", "--model", "q35-nano", "My name is Ada."]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    std::fs::write(workspace.path().join("ids.json"), &done.stdout).unwrap();
+    let by_ids = ["logits", "--model", "q35-nano", "--ids-file", "ids.json", "--out", "by-ids"];
+    let by_prompt = ["logits", "--model", "q35-nano", "--prompt", "My name is Ada.", "--out", "by-prompt"];
+    for arguments in [by_ids, by_prompt] {
+        let done = workspace.run(CONVERT, &arguments);
+        assert!(done.status.success(), "{}", stderr(&done));
+    }
+    let read = |name: &str| std::fs::read(workspace.path().join(name)).unwrap();
+    assert!(read("by-ids") == read("by-prompt"));
+    let object = workspace.run(CONVERT, &["tokenize", "--model", "q35-nano", "--chat", "--json", "Hi"]);
+    let object: serde_json::Value = serde_json::from_slice(&object.stdout).unwrap();
+    assert_eq!(object["tokens"][0], "<|im_start|>");
+    assert_eq!(object["ids"].as_array().unwrap().len(), object["tokens"].as_array().unwrap().len());
+}
+
+#[test]
+fn eval_has_a_text_of_its_own() {
+    let workspace = Workspace::new();
+    let done = workspace.run(CONVERT, &["eval", "--model", "q35-nano", "--tokens", "64"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("perplexity over 63 tokens"));
 }

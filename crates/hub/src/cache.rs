@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
 
-use crate::HubOptions;
+use crate::{HubOptions, SelectFiles};
 
 pub(crate) struct RepositoryCache {
     root: PathBuf,
@@ -21,7 +21,7 @@ impl RepositoryCache {
         Self { root, revision: options.revision.clone() }
     }
 
-    /// The commit that the revision stood for when it was last asked.
+    /// The commit of the revision at the last look-up.
     pub fn known_commit(&self) -> Option<String> {
         let by_ref = fs::read_to_string(self.reference()).ok().map(|text| text.trim().to_owned());
         by_ref.or_else(|| self.snapshot(&self.revision).is_dir().then(|| self.revision.clone()))
@@ -33,6 +33,20 @@ impl RepositoryCache {
         fs::write(path, commit)
     }
 
+    /// True if the cache holds all files of a commit that `select` chooses, as far as the cache can tell: none of them
+    /// is a dangling link and no transfer of the commit is unfinished.
+    pub fn is_complete(&self, commit: &str, select: &SelectFiles<'_>) -> bool {
+        let snapshot = self.snapshot(commit);
+        let files = list_below(&snapshot, "");
+        let names: Vec<&str> = files.iter().map(String::as_str).collect();
+        let chosen = select(&names);
+        let unfinished = fs::read_dir(self.root.join("blobs")).into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(&format!("{commit}-")) && name.ends_with(".incomplete")
+        });
+        !chosen.is_empty() && !unfinished && chosen.iter().all(|file| snapshot.join(file).exists())
+    }
+
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         self.root.join("snapshots").join(commit)
     }
@@ -41,14 +55,14 @@ impl RepositoryCache {
         self.root.join("blobs").join(etag)
     }
 
-    /// Where a file of a commit grows until it is whole. A commit's files never change, so what lies here may always
-    /// be continued.
+    /// The path of a file of a commit until it is complete. A commit's files never change, so an unfinished transfer can
+    /// always be resumed.
     pub fn unfinished(&self, commit: &str, file: &str) -> PathBuf {
         let name = format!("{commit}-{}.incomplete", file.replace(['/', '\\'], "--"));
         self.root.join("blobs").join(name)
     }
 
-    /// Gives the finished file its name in the snapshot.
+    /// Moves the finished file to its blob and links it into the snapshot.
     pub fn publish(&self, unfinished: &Path, etag: &str, commit: &str, file: &str) -> io::Result<()> {
         let (blob, link) = (self.blob(etag), self.snapshot(commit).join(file));
         fs::rename(unfinished, &blob)?;
@@ -62,6 +76,20 @@ impl RepositoryCache {
     fn reference(&self) -> PathBuf {
         self.root.join("refs").join(&self.revision)
     }
+}
+
+/// The paths of all files below `dir`, with `/` between components.
+fn list_below(dir: &Path, prefix: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match entry.path().is_dir() {
+            true => found.extend(list_below(&entry.path(), &format!("{name}/"))),
+            false => found.push(name),
+        }
+    }
+    found.sort();
+    found
 }
 
 #[cfg(unix)]

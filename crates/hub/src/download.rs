@@ -1,4 +1,4 @@
-//! One file from the hub into the cache, whatever happens to the connection.
+//! Download of one file into the cache, resumed when the connection breaks.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -11,9 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::cache::RepositoryCache;
 use crate::http::{Answer, Client};
+use crate::resolve::backoff;
 use crate::{Event, HubError};
 
-/// A file of one commit.
+/// A file of one commit to download.
 pub(crate) struct Wanted<'a> {
     pub id: &'a str,
     pub commit: &'a str,
@@ -22,20 +23,20 @@ pub(crate) struct Wanted<'a> {
     pub retries: u32,
 }
 
-/// Why one attempt ended early.
+/// An attempt that ended early.
 enum Broken {
-    /// Worth another attempt: the connection, or a busy server.
-    Transfer(String),
+    /// Another attempt may succeed: the connection broke, or the server is busy and may name a pause.
+    Transfer(HubError, Option<Duration>),
     Final(HubError),
 }
 
-/// What the hub declares of a file.
+/// The hub's declaration of a file.
 struct Declared {
     etag: Option<String>,
     size: Option<u64>,
 }
 
-/// Fetches `wanted` into the cache unless its snapshot has it.
+/// Fetches `wanted` into the cache.
 pub(crate) fn fetch(
     client: &Client,
     cache: &RepositoryCache,
@@ -57,14 +58,14 @@ pub(crate) fn fetch(
         match attempt(client, wanted, &mut file, &path, events) {
             Ok(declared) => break declared,
             Err(Broken::Final(error)) => return Err(error),
-            Err(Broken::Transfer(message)) => {
-                // Progress renews the patience: only a connection that gives nothing at all is given up.
+            Err(Broken::Transfer(error, pause)) => {
+                // Progress resets the count: only a connection that delivers nothing at all is given up.
                 let moved = length(&file).map_err(io_error)? > before;
                 attempts = if moved { 1 } else { attempts + 1 };
                 if attempts > wanted.retries {
-                    return Err(HubError::Connection { url: wanted.url.clone(), message });
+                    return Err(error);
                 }
-                thread::sleep(Duration::from_millis(50 << attempts.min(6)));
+                thread::sleep(pause.unwrap_or_else(|| backoff(attempts)));
             }
         }
     };
@@ -73,7 +74,7 @@ pub(crate) fn fetch(
         return Err(error);
     }
     file.sync_all().map_err(io_error)?;
-    // The blob of a file that the hub says nothing of is named by what it holds.
+    // Without a declared ETag the blob is named by the file's SHA-256.
     let blob = match declared.etag {
         Some(etag) => etag,
         None => digest(&mut file, Sha256::new()).map_err(io_error)?,
@@ -91,18 +92,22 @@ fn attempt(
     events: &dyn Fn(Event<'_>),
 ) -> Result<Declared, Broken> {
     let io_error = |source: io::Error| Broken::Final(HubError::Io { path: path.to_owned(), source });
+    let interrupted = |message: String| HubError::Connection { url: wanted.url.clone(), message };
     let have = length(file).map_err(io_error)?;
     let answer = client.get(&wanted.url, have).map_err(|error| match error {
-        HubError::Connection { message, .. } => Broken::Transfer(message),
+        error @ (HubError::Connection { .. } | HubError::Unreachable { .. }) => Broken::Transfer(error, None),
         other => Broken::Final(other),
     })?;
     let from = match answer.status {
         206 => have,
         200 => 0,
-        // The range begins at or past the end: whole already, or not this file. The check of size and hash decides.
+        // The range begins at or past the end: the file is complete, or another one. The check of size and hash decides.
         416 => return Ok(declared(&answer, Some(have))),
-        429 | 500..=599 => return Err(Broken::Transfer(format!("the hub answered {}", answer.status))),
-        status => return Err(Broken::Final(refused(status, &wanted.url))),
+        _ if answer.is_transient() => {
+            let message = format!("the hub answered {}", answer.status);
+            return Err(Broken::Transfer(interrupted(message), answer.retry_after()));
+        }
+        _ => return Err(Broken::Final(answer.refusal(&wanted.url, client.has_token()))),
     };
     if from == 0 && have > 0 {
         file.set_len(0).map_err(io_error)?;
@@ -118,19 +123,21 @@ fn attempt(
             Ok(0) => break,
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Broken::Transfer(error.to_string())),
+            Err(error) => return Err(Broken::Transfer(interrupted(error.to_string()), None)),
         };
         file.write_all(&buffer[..read]).map_err(io_error)?;
         events(Event::Progress { file: wanted.file, bytes: read as u64 });
     }
     let have = length(file).map_err(io_error)?;
     match declared.size {
-        Some(size) if have < size => Err(Broken::Transfer(format!("cut off at {have} of {size} bytes"))),
+        Some(size) if have < size => {
+            Err(Broken::Transfer(interrupted(format!("cut off at {have} of {size} bytes")), None))
+        }
         _ => Ok(declared),
     }
 }
 
-/// Large files are described by the hub itself (`x-linked-*`), small ones by the answer that carries them.
+/// The hub describes large files itself (`x-linked-*`); small ones are described by the answer that carries them.
 fn declared(answer: &Answer, carried: Option<u64>) -> Declared {
     let linked = answer.header("x-linked-size").and_then(|text| text.parse().ok());
     let whole = answer.last_header("content-range").and_then(|range| range.rsplit('/').next()?.parse().ok());
@@ -138,13 +145,14 @@ fn declared(answer: &Answer, carried: Option<u64>) -> Declared {
     Declared { etag: etag.filter(|etag| !etag.is_empty()), size: linked.or(whole).or(carried) }
 }
 
-/// Without quotes and weak mark, and nothing in it that could leave the blobs directory.
+/// An ETag without quotes, weak mark, and characters that could leave the blobs directory.
 fn clean_etag(etag: &str) -> String {
     let bare = etag.trim().trim_start_matches("W/").trim_matches('"');
     bare.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect()
 }
 
-/// Large files carry their SHA-256 as ETag, small ones git's SHA-1 of the blob; anything else says nothing.
+/// Verifies size and hash: large files have their SHA-256 as ETag, small ones git's SHA-1 of the blob; any other ETag is
+/// not a hash.
 fn verify(file: &mut File, path: &Path, wanted: &Wanted<'_>, declared: &Declared) -> Result<(), HubError> {
     let io_error = |source: io::Error| HubError::Io { path: path.to_owned(), source };
     let damaged = |expected: String, found: String| {
@@ -178,13 +186,4 @@ fn digest<D: Digest>(file: &mut File, mut hasher: D) -> io::Result<String> {
 
 fn length(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
-}
-
-pub(crate) fn refused(status: u16, url: &str) -> HubError {
-    let hint = match status {
-        401 | 403 => "the model is private or gated: accept its terms on the hub and set HF_TOKEN",
-        404 => "check the model's id, the revision and HF_ENDPOINT",
-        _ => "try again later",
-    };
-    HubError::Status { status, url: url.to_owned(), hint }
 }

@@ -1,21 +1,29 @@
-//! What can go wrong between a model's name and its files.
+//! Errors between a model's name and its files.
 
 use std::path::PathBuf;
 
-/// Why a model's files could not be had.
+/// A model whose files could not be found or fetched.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// Neither a directory nor a hub id.
+    /// The name is neither a directory nor a hub id.
     #[error(
         "cannot find model `{model}`\n  expected: a directory, or a hub id such as Qwen/Qwen3.5-0.8B\n  found:    \
          no such directory, and not of the form owner/name"
     )]
     Name {
-        /// What was asked for.
+        /// The name.
         model: String,
     },
-    /// Offline, and not (wholly) in the cache.
+    /// The name is a path, and there is no such directory. Paths are never looked up on the hub.
+    #[error("cannot find model `{model}`\n  expected: a directory\n  found:    {found}")]
+    Path {
+        /// The path.
+        model: String,
+        /// The part of the path that exists, and names in it that are similar.
+        found: String,
+    },
+    /// Offline, and the cache does not hold the model completely.
     #[error(
         "offline, and `{id}` at revision `{revision}` is not in the cache {cache}\n\
          hint: unset HF_HUB_OFFLINE, or point HF_HOME at a cache that holds it"
@@ -23,35 +31,78 @@ pub enum HubError {
     Offline {
         /// Hub id.
         id: String,
-        /// Revision asked for.
+        /// The requested revision.
         revision: String,
         /// Cache directory.
         cache: PathBuf,
     },
     /// The hub refused.
-    #[error("the hub answered {status} to {url}\nhint: {hint}")]
+    #[error("the hub answered {status} to {url}{}\nhint: {hint}", reason(message))]
     Status {
         /// HTTP status.
         status: u16,
-        /// What was asked for.
+        /// The requested address.
         url: String,
-        /// What to do about it.
+        /// The hub's own explanation, if it sent one.
+        message: Option<String>,
+        /// Advice.
         hint: &'static str,
     },
-    /// The hub could not be reached, or the connection kept breaking.
+    /// The hub cannot be reached at all.
+    #[error(
+        "cannot fetch {url}: {message}\nhint: check the network connection, HF_ENDPOINT and the proxy (HTTPS_PROXY); \
+         HF_HUB_OFFLINE=1 uses the cache alone"
+    )]
+    Unreachable {
+        /// The requested address.
+        url: String,
+        /// The failure.
+        message: String,
+    },
+    /// The server's certificate is not trusted.
+    #[error(
+        "cannot fetch {url}: {message}\nhint: where a company's proxy inspects connections, point SSL_CERT_FILE at its \
+         certificate authority"
+    )]
+    Certificate {
+        /// The requested address.
+        url: String,
+        /// The failure.
+        message: String,
+    },
+    /// The file of certificate authorities cannot be used.
+    #[error("cannot read the certificates in {path}: {message}\nhint: SSL_CERT_FILE names a PEM file")]
+    CertificateFile {
+        /// The file.
+        path: PathBuf,
+        /// The failure.
+        message: String,
+    },
+    /// The proxy setting cannot be used. No request is sent past it.
+    #[error(
+        "cannot use the proxy `{proxy}`: {message}\n  expected: http, https, socks4, socks4a, socks5 or socks5h, as in \
+         socks5://127.0.0.1:1080"
+    )]
+    Proxy {
+        /// The setting, without its password.
+        proxy: String,
+        /// The failure.
+        message: String,
+    },
+    /// The connection kept breaking.
     #[error("cannot fetch {url}: {message}\nhint: run the same command again: it goes on where it stopped")]
     Connection {
-        /// What was asked for.
+        /// The requested address.
         url: String,
         /// The last failure.
         message: String,
     },
-    /// An answer that is not the hub's protocol.
+    /// The answer does not follow the hub's protocol.
     #[error("the answer to {url} is not a hub's: {message}")]
     Protocol {
-        /// What was asked for.
+        /// The requested address.
         url: String,
-        /// What is wrong with it.
+        /// The deviation.
         message: String,
     },
     /// A file arrived with another size or hash than declared.
@@ -74,20 +125,24 @@ pub enum HubError {
         /// The unfinished file.
         path: PathBuf,
     },
-    /// The repository holds nothing of what is wanted.
+    /// The repository holds none of the files that a model needs.
     #[error("`{id}` holds none of the files that a model needs (found: {found})")]
     Nothing {
         /// Hub id.
         id: String,
-        /// Names it does hold, shortened.
+        /// The first names in the repository.
         found: String,
     },
     /// The file system failed.
     #[error("cannot write {path}: {source}")]
     Io {
-        /// Path in question.
+        /// The path.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: std::io::Error,
     },
+}
+
+fn reason(message: &Option<String>) -> String {
+    message.as_ref().map(|message| format!(": {message}")).unwrap_or_default()
 }

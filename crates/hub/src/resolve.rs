@@ -1,16 +1,18 @@
-//! From what a user typed to a directory.
+//! Resolves a model's name to a directory.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::cache::RepositoryCache;
-use crate::download::{Wanted, fetch, refused};
+use crate::download::{Wanted, fetch};
 use crate::http::Client;
 use crate::{HubError, HubOptions};
 
-/// What a look-up reports. Events come on the calling thread, in order: `Started`, any number of `Progress`, then
-/// `Finished`; a transfer that is taken up again starts anew. No `Finished` follows a failure.
+/// Progress of a look-up. Events come on the calling thread, in order: `Started`, any number of `Progress`, then
+/// `Finished`; a transfer that is resumed starts anew. No `Finished` follows a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -20,7 +22,7 @@ pub enum Event<'a> {
         file: &'a str,
         /// Its whole size, if declared.
         size_bytes: Option<u64>,
-        /// Bytes that an earlier transfer left.
+        /// Bytes of an earlier transfer.
         resumed_at_bytes: u64,
     },
     /// More bytes have arrived.
@@ -30,19 +32,21 @@ pub enum Event<'a> {
         /// Bytes since the last event.
         bytes: u64,
     },
-    /// A file is whole, verified and in place.
+    /// A file is complete, verified and in place.
     Finished {
         /// File in the repository.
         file: &'a str,
     },
-    /// The hub could not be reached; the cached commit is used.
+    /// The hub cannot be reached or refuses; the cached commit is used.
     Cached {
         /// The commit.
         commit: &'a str,
+        /// HTTP status of the refusal; `None` if the hub cannot be reached.
+        status: Option<u16>,
     },
 }
 
-/// Where a model lies.
+/// A model on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The directory with its files.
@@ -70,9 +74,13 @@ pub type SelectFiles<'a> = dyn Fn(&[&str]) -> Vec<String> + 'a;
 /// Finds `model`: an existing directory, or a hub id of whose files those that `select` chooses are fetched unless the
 /// cache has them.
 ///
+/// A name that is a path (it starts with `.`, `/` or `~`, has other than two components, a file's extension, or begins
+/// with a directory that exists) is not looked up on the hub. When the hub cannot be reached, or answers 401, 404, 429
+/// or 5xx, a complete commit in the cache is used.
+///
 /// # Errors
-/// The name is neither; the hub refuses, cannot be reached while the cache lacks the model, or sends damaged files; the
-/// disk fails.
+/// The name is neither; the hub refuses or cannot be reached while the cache lacks the model, or sends damaged files;
+/// the disk fails.
 pub fn resolve(
     model: &str,
     options: &HubOptions,
@@ -83,6 +91,9 @@ pub fn resolve(
     if path.is_dir() {
         return Ok(Resolved { dir: path.to_owned(), id: None, commit: None });
     }
+    if is_path(model) {
+        return Err(HubError::Path { model: model.to_owned(), found: describe_nearest(path) });
+    }
     if !is_hub_id(model) {
         return Err(HubError::Name { model: model.to_owned() });
     }
@@ -92,23 +103,29 @@ pub fn resolve(
         id: Some(model.to_owned()),
         commit: Some(commit),
     };
-    let cached = || cache.known_commit().filter(|commit| cache.snapshot(commit).is_dir());
+    let cached = cache.known_commit().filter(|commit| cache.is_complete(commit, select));
     if options.offline {
-        return cached().map(found).ok_or_else(|| HubError::Offline {
+        return cached.map(found).ok_or_else(|| HubError::Offline {
             id: model.to_owned(),
             revision: options.revision.clone(),
             cache: options.cache_dir.clone(),
         });
     }
-    let client = Client::new(options);
-    let info = match ask(&client, model, options) {
+    let client = Client::new(options)?;
+    // With a complete cache to fall back to, patience would only delay the start.
+    let retries = if cached.is_some() { options.retries.min(1) } else { options.retries };
+    let info = match list_files(&client, model, options, retries) {
         Ok(info) => info,
-        Err(error @ HubError::Connection { .. }) => {
-            let commit = cached().ok_or(error)?;
-            events(Event::Cached { commit: &commit });
+        Err(error) => {
+            let status = match &error {
+                HubError::Connection { .. } | HubError::Unreachable { .. } => None,
+                HubError::Status { status: status @ (401 | 404 | 429 | 500..=599), .. } => Some(*status),
+                _ => return Err(error),
+            };
+            let commit = cached.ok_or(error)?;
+            events(Event::Cached { commit: &commit, status });
             return Ok(found(commit));
         }
-        Err(error) => return Err(error),
     };
     let names: Vec<&str> = info.siblings.iter().map(|sibling| sibling.rfilename.as_str()).collect();
     let files = select(&names);
@@ -133,21 +150,46 @@ pub fn resolve(
     Ok(found(info.sha))
 }
 
-fn ask(client: &Client, id: &str, options: &HubOptions) -> Result<Info, HubError> {
+/// Pause before attempt number `attempt`, counted from 1: 100 ms, doubled each time.
+pub(crate) fn backoff(attempt: u32) -> Duration {
+    Duration::from_millis(50 << attempt.min(6))
+}
+
+fn list_files(client: &Client, id: &str, options: &HubOptions, retries: u32) -> Result<Info, HubError> {
     let revision = options.revision.replace('/', "%2F");
     let url = format!("{}/api/models/{id}/revision/{revision}", options.endpoint.trim_end_matches('/'));
-    let protocol = |message: String| HubError::Protocol { url: url.clone(), message };
-    let mut answer = client.get(&url, 0)?;
-    if answer.status != 200 {
-        return Err(refused(answer.status, &url));
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let (error, pause) = match client.get(&url, 0) {
+            Ok(answer) if answer.is_transient() => {
+                (answer.refusal(&url, client.has_token()), answer.retry_after())
+            }
+            Ok(answer) if answer.status != 200 => return Err(answer.refusal(&url, client.has_token())),
+            Ok(mut answer) => match answer.body.read_to_string() {
+                Ok(text) => return parse_info(&url, &text),
+                Err(error) => {
+                    (HubError::Connection { url: url.clone(), message: error.to_string() }, None)
+                }
+            },
+            Err(error @ (HubError::Connection { .. } | HubError::Unreachable { .. })) => (error, None),
+            Err(error) => return Err(error),
+        };
+        if attempt > retries {
+            return Err(error);
+        }
+        thread::sleep(pause.unwrap_or_else(|| backoff(attempt)));
     }
-    let text = answer.body.read_to_string().map_err(|error| protocol(error.to_string()))?;
-    let info: Info = serde_json::from_str(&text).map_err(|error| protocol(error.to_string()))?;
+}
+
+fn parse_info(url: &str, text: &str) -> Result<Info, HubError> {
+    let protocol = |message: String| HubError::Protocol { url: url.to_owned(), message };
+    let info: Info = serde_json::from_str(text).map_err(|error| protocol(error.to_string()))?;
     let plain = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric());
     if !plain(&info.sha) {
         return Err(protocol(format!("`{}` is no commit", info.sha)));
     }
-    // A name that climbs out of the snapshot is an attack, not a file.
+    // A name that leaves the snapshot is an attack, not a file.
     match info.siblings.iter().find(|s| !is_inside(&s.rfilename)) {
         Some(bad) => Err(protocol(format!("`{}` is no file name", bad.rfilename))),
         None => Ok(info),
@@ -171,6 +213,44 @@ fn is_hub_id(model: &str) -> bool {
     matches!(model.split_once('/'), Some((owner, name)) if part(owner) && part(name))
 }
 
+/// True for a name that can only be meant as a path, although nothing is there.
+fn is_path(model: &str) -> bool {
+    const EXTENSIONS: [&str; 5] = [".safetensors", ".gguf", ".mlpackage", ".mlmodelc", ".json"];
+    let first = Path::new(model).components().next();
+    let begins_with_a_directory =
+        model.contains('/') && first.is_some_and(|first| Path::new(first.as_os_str()).is_dir());
+    model.starts_with(['.', '/', '~'])
+        || model.contains('\\')
+        || model.ends_with('/')
+        || model.matches('/').count() > 1
+        || EXTENSIONS.iter().any(|extension| model.ends_with(extension))
+        || Path::new(model).is_file()
+        || begins_with_a_directory
+}
+
+/// The nearest existing parent of a path that does not exist, with the names in it.
+fn describe_nearest(path: &Path) -> String {
+    if path.is_file() {
+        return "a file".to_owned();
+    }
+    let parent = path.ancestors().skip(1).find(|parent| parent.is_dir() || parent.as_os_str().is_empty());
+    let shown = match parent {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let entries = std::fs::read_dir(shown).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| !name.starts_with('.'));
+    names.sort();
+    let more = if names.len() > 8 { ", ..." } else { "" };
+    names.truncate(8);
+    match names.is_empty() {
+        true => format!("no such directory; `{}` is empty", shown.display()),
+        false => format!("no such directory; `{}` holds {}{more}", shown.display(), names.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,11 +258,22 @@ mod tests {
     #[test]
     fn only_owner_slash_name_is_a_hub_id() {
         for id in ["Qwen/Qwen3.5-0.8B", "a/b_c.d-e"] {
-            assert!(is_hub_id(id), "{id}");
+            assert!(is_hub_id(id) && !is_path(id), "{id}");
         }
         for other in ["", "model", "./model", "/abs/path", "a/b/c", "a/", "../x", "~/x", "a b/c"] {
             assert!(!is_hub_id(other), "{other}");
         }
+    }
+
+    #[test]
+    fn paths_are_no_hub_ids_although_nothing_is_there() {
+        let below_a_directory = format!("src/{}", "missing");
+        let paths = ["./model", "/abs/path", "a/b/c", "owner/", "../x", "~/x", "a\\b", "owner/model.gguf"];
+        for path in paths.into_iter().chain([below_a_directory.as_str()]) {
+            assert!(is_path(path), "{path}");
+        }
+        let found = describe_nearest(Path::new("src/missing"));
+        assert!(found.starts_with("no such directory; `src` holds cache.rs, download.rs"), "{found}");
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub use memory::MemoryFootprint;
 pub use message::{Message, Role};
 pub use open::{MemoryEstimate, OpenError, OpenEvent};
 pub use options::{LoadOptions, WindowPolicy};
-pub use q35_artefact::{ArtefactDir, ArtefactError, ArtefactKind};
+pub use q35_artefact::{ArtefactDir, ArtefactError, ArtefactKind, QuantizeEvent, QuantizeOptions};
 pub use q35_backend::{Backend, ComputeUnits, Device, Precision, RunOptions};
 pub use q35_hub::HubOptions;
 pub use q35_inference::CancelToken;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use q35_backend::{Backend, ComputeUnits, Device, Precision, RunOptions};
+use q35_artefact::QuantizeOptions;
 use q35_hub::HubOptions;
 
 use crate::ChatError;
@@ -43,6 +44,8 @@ pub struct LoadOptions {
     pub run: RunOptions,
     /// The variant of a directory with several, such as `int4`. `None`: the only one; several are an error.
     pub variant: Option<String>,
+    /// Bits and cache of a float checkpoint, which is quantized as it is opened.
+    pub quantize: QuantizeOptions,
     /// Size of the context window in tokens. 4096, or less where the model allows less.
     pub max_context: usize,
     /// Upper limit of the estimated memory in bytes; loading is refused above it.
@@ -64,6 +67,7 @@ impl Default for LoadOptions {
         Self {
             run: RunOptions::default(),
             variant: None,
+            quantize: QuantizeOptions::default(),
             max_context: 4096,
             memory_limit_bytes: None,
             prompt_cache_bytes: 256 << 20,
@@ -109,6 +113,12 @@ impl LoadOptions {
     /// Sets the variant to open.
     pub fn with_variant(mut self, variant: impl Into<String>) -> Self {
         self.variant = Some(variant.into());
+        self
+    }
+
+    /// Sets the bits and the cache of a float checkpoint that is quantized as it is opened.
+    pub fn with_quantize(mut self, quantize: QuantizeOptions) -> Self {
+        self.quantize = quantize;
         self
     }
 

@@ -28,6 +28,8 @@ pub enum Fault {
     Redirects(String),
     /// Every request is answered with this status.
     Refuses(u16),
+    /// Answers 503 to the first so many requests.
+    Busy(usize),
 }
 
 /// A recorded request.
@@ -60,6 +62,9 @@ struct State {
 impl HubServer {
     /// The commit of everything served.
     pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// Name for [`Self::with_fault`] of the request that lists the files.
+    pub const LISTING: &str = "";
 
     /// Serves these files as repository `id`, at revision `main`.
     ///
@@ -145,7 +150,21 @@ impl HubServer {
         if request.path == format!("/api/models/{}/revision/main", state.id) {
             let siblings: Value = state.files.keys().map(|name| json!({"rfilename": name})).collect();
             let body = json!({"sha": Self::COMMIT, "siblings": siblings}).to_string();
-            return respond(&mut stream, "200 OK", &[], body.as_bytes(), usize::MAX);
+            let count = state.transfers.entry(Self::LISTING.to_owned()).or_default();
+            *count += 1;
+            let (status, at_most) = match state.faults.get(Self::LISTING) {
+                Some(Fault::Refuses(status)) => (format!("{status} No"), 0),
+                Some(Fault::Busy(times)) if state.transfers[Self::LISTING] <= *times => {
+                    ("503 Busy".to_owned(), 0)
+                }
+                Some(Fault::DropsConnection(times)) if state.transfers[Self::LISTING] <= *times => {
+                    ("200 OK".to_owned(), body.len() / 2)
+                }
+                _ => ("200 OK".to_owned(), usize::MAX),
+            };
+            drop(state);
+            let body = if at_most == 0 { "" } else { &body };
+            return respond(&mut stream, &status, &[], body.as_bytes(), at_most);
         }
         let found = file.and_then(|name| Some((name, state.files.get(name)?.clone())));
         let Some((name, bytes)) = found else {
@@ -173,6 +192,11 @@ fn send(
     };
     if let Some(Fault::Refuses(status)) = fault {
         return respond(stream, &format!("{status} No"), &[], b"", usize::MAX);
+    }
+    if let Some(Fault::Busy(times)) = fault
+        && transfer <= *times
+    {
+        return respond(stream, "503 Busy", &[], b"", usize::MAX);
     }
     if let Some(Fault::Redirects(address)) = fault {
         let headers = [

@@ -23,9 +23,14 @@ pub struct Chat {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// A converted model's directory, its hub id, or q35-nano for the small model in this program
+    /// A model: a directory, a hub id, or q35-nano for the small model in this program. A float checkpoint is quantized as
+    /// it is opened, and the result cached
     #[arg(long, value_name = "DIR|ID", required_unless_present = "render")]
     pub model: Option<String>,
+
+    /// Bits of a weight to which a float checkpoint is quantized as it is opened: 2, 3, 4, 5, 6 or 8
+    #[arg(long, default_value_t = 8, value_parser = parse_bits)]
+    pub bits: u32,
 
     /// Branch, tag or commit on the hub
     #[arg(long, value_name = "REV")]
@@ -237,6 +242,14 @@ impl SamplingArgs {
         }
         sampling.check()?;
         Ok(sampling)
+    }
+}
+
+/// Bits of a weight that the MLX format has.
+fn parse_bits(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(bits @ (2..=6 | 8)) => Ok(bits),
+        _ => Err("expected 2, 3, 4, 5, 6 or 8".to_owned()),
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use q35_artefact::{QuantizeOptions, quantize_checkpoint};
 use q35_inference::{LogitsFor, Observer, Sequence};
 use serde::Serialize;
 
-use super::open::convert_nano;
 use crate::backend::VariantArg;
 use crate::exit::Outcome;
 use crate::open::{RunArgs, open};
@@ -91,19 +91,16 @@ impl Bench {
     /// The model cannot be opened or run.
     pub(super) fn run(&self) -> anyhow::Result<Outcome> {
         ensure!(self.prompt + self.generate > 0, "nothing to measure: both --prompt and --generate are 0");
-        let converted = match self.model == NANO && !std::path::Path::new(NANO).exists() {
-            true => Some(convert_nano()?),
+        let (watcher, variant) = (Watcher::detect(self.json), self.variant.name());
+        let source = source::resolve(&self.model, self.revision.as_deref(), variant, watcher)?;
+        // The embedded model is measured as chat runs it; any other float checkpoint on the float reference.
+        let quantized = match source.id.as_deref() == Some(NANO) {
+            true => Some(quantize_checkpoint(&source.dir, &QuantizeOptions::default(), &|_| {})?),
             false => None,
         };
-        let dir = match &converted {
-            Some(converted) => converted.path().to_owned(),
-            None => {
-                let watcher = Watcher::detect(self.json);
-                source::resolve(&self.model, self.revision.as_deref(), self.variant.name(), watcher)?.dir
-            }
-        };
+        let dir = quantized.as_ref().map_or(&source.dir, |quantized| &quantized.artefact.dir);
         let start = Instant::now();
-        let model = open(&dir, self.variant.name(), self.how)?;
+        let model = open(dir, variant, self.how)?;
         let load = start.elapsed();
         let mut sequence = model.new_sequence(self.depth + self.prompt.max(self.generate))?;
         let ids = random_ids(self.depth + self.prompt.max(self.generate), model.config().vocab_size);

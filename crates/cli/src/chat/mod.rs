@@ -31,14 +31,14 @@ impl Chat {
         // Invalid settings and scripts are reported before anything is loaded.
         let mut sampling = self.sampling.build()?;
         let script = self.script.as_deref().map(Script::read).transpose()?;
-        let opened = open::open(&self)?;
+        let chat = open::open(&self)?;
         if self.checkpoint_sampling {
-            sampling = self.sampling.apply_to(opened.chat.checkpoint_sampling()?)?;
+            sampling = self.sampling.apply_to(chat.checkpoint_sampling()?)?;
         }
         match (&script, &self.prompt) {
-            (Some(script), _) => script::run(&self, &opened.chat, script, &sampling),
-            (None, Some(prompt)) => once::run(&self, &opened.chat, prompt, &sampling),
-            (None, None) => interactive::run(&self, &opened.chat, sampling),
+            (Some(script), _) => script::run(&self, &chat, script, &sampling),
+            (None, Some(prompt)) => once::run(&self, &chat, prompt, &sampling),
+            (None, None) => interactive::run(&self, &chat, sampling),
         }
     }
 }

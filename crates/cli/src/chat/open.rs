@@ -1,45 +1,30 @@
 //! Opens the model of `--model`.
 
+use std::cell::RefCell;
+
 use anyhow::Context as _;
+use q35_artefact::{QuantizeEvent, QuantizeOptions};
 use q35_backend::{Backend, Precision};
-use q35_checkpoint::Checkpoint;
-use q35_format_mlx::{RoundToNearest, WriteOptions};
-use q35_quant::affine::AffineSpec;
 use q35_runtime::{LoadOptions, OpenEvent, WindowPolicy};
-use tempfile::TempDir;
 
 use super::args::Chat;
 use crate::output::note;
-use crate::progress::{DownloadProgress, Watcher};
+use crate::progress::{DownloadProgress, Step, Watcher};
 use crate::source::{NANO, hub_options};
 
-/// A loaded model.
-pub(super) struct Opened {
-    pub(super) chat: q35_runtime::Chat,
-    /// Removes the embedded model's files when dropped.
-    _converted: Option<TempDir>,
-}
-
-pub(super) fn open(args: &Chat) -> anyhow::Result<Opened> {
+pub(super) fn open(args: &Chat) -> anyhow::Result<q35_runtime::Chat> {
     let watcher = Watcher::detect(args.quiet || args.json);
     let model = args.model.as_deref().unwrap_or(NANO);
-    let converted = match model == NANO && !std::path::Path::new(model).exists() {
-        true => Some(convert_nano().context("cannot convert the embedded model")?),
-        false => None,
-    };
-    let place = match &converted {
-        Some(dir) => dir.path().to_str().context("the temporary directory has no UTF-8 name")?,
-        None => model,
-    };
-    let downloads = DownloadProgress::new(watcher);
-    let chat = q35_runtime::Chat::open(place, &options(args)?, &|event| match event {
+    let (downloads, quantization) = (DownloadProgress::new(watcher), QuantizeProgress::new(watcher));
+    let chat = q35_runtime::Chat::open(model, &options(args)?, &|event| match event {
         OpenEvent::Hub(event) => downloads.show(event),
+        OpenEvent::Quantize(event) => quantization.show(event),
         OpenEvent::Ready(description) if watcher == Watcher::Terminal => {
             note(format!("{model}: {description}"))
         }
         _ => {}
     })?;
-    Ok(Opened { chat, _converted: converted })
+    Ok(chat)
 }
 
 fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
@@ -54,6 +39,7 @@ fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
     Ok(LoadOptions {
         run: args.backend.options(Backend::Auto, args.threads, precision),
         variant: args.variant.variant.clone(),
+        quantize: QuantizeOptions { bits: args.bits, ..defaults.quantize },
         max_context: args.max_context,
         memory_limit_bytes: args.memory_limit.map(|megabytes| megabytes.saturating_mul(1_000_000)),
         prompt_cache_bytes: if args.no_prompt_cache { 0 } else { defaults.prompt_cache_bytes },
@@ -64,12 +50,42 @@ fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
     })
 }
 
-/// The embedded model as an INT4 MLX directory.
-pub(super) fn convert_nano() -> anyhow::Result<TempDir> {
-    let (source, target) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    q35_nano::write_to(source.path())?;
-    let checkpoint = Checkpoint::open(source.path())?;
-    let recipe = RoundToNearest(AffineSpec::new(4, 64)?);
-    q35_format_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), target.path(), &|_| {})?;
-    Ok(target)
+/// Progress of quantizing a float checkpoint as it is opened: a bar, then one line.
+pub(super) struct QuantizeProgress {
+    watcher: Watcher,
+    step: RefCell<Option<Step>>,
+}
+
+impl QuantizeProgress {
+    pub(super) fn new(watcher: Watcher) -> Self {
+        Self { watcher, step: RefCell::new(None) }
+    }
+
+    pub(super) fn show(&self, event: QuantizeEvent<'_>) {
+        match event {
+            QuantizeEvent::Started { bits, bytes } => {
+                let title = format!("quantizing to INT{bits}");
+                // A log gets the line at the end only.
+                let bar = if self.watcher == Watcher::Terminal { self.watcher } else { Watcher::Quiet };
+                self.step.replace(Some(bar.bytes_step(&title, bytes)));
+            }
+            QuantizeEvent::Converted { bytes } => {
+                if let Some(step) = &*self.step.borrow() {
+                    step.advance(bytes);
+                }
+            }
+            QuantizeEvent::Finished { bits, dir, cached: false, temporary, elapsed } => {
+                drop(self.step.take());
+                if self.watcher != Watcher::Quiet {
+                    let place = match temporary {
+                        true => "not cached, since the cache directory cannot be written".to_owned(),
+                        false => format!("cached in {}", dir.display()),
+                    };
+                    let seconds = elapsed.as_secs_f64();
+                    note(format!("float checkpoint quantized to INT{bits} in {seconds:.1} s, {place}"));
+                }
+            }
+            _ => {}
+        }
+    }
 }

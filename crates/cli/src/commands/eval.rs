@@ -8,7 +8,7 @@ use q35_backend::{Backend, Running};
 use q35_inference::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
 use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_replies};
-use q35_parity::{Artefact, CheckpointText, ParityError, TextEncoder};
+use q35_parity::{Artefact, CheckpointText, DEFAULT_SUITE, ParityError, Suite, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::backend::{BackendArgs, VariantArg};
@@ -34,8 +34,9 @@ pub struct Args {
     #[arg(long, value_name = "CKPT")]
     pub against: Option<String>,
 
-    /// Perplexity on this text, and KL and top-1 against the float model
-    #[arg(long, value_name = "FILE", required_unless_present = "chat")]
+    /// Perplexity on this text, and KL and top-1 against the float model [default without --chat: the texts of the parity
+    /// suite]
+    #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
     /// Task scores on dialogues with known answers, one JSON object a line
@@ -106,8 +107,16 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let mut rows = against.chain(models).collect::<anyhow::Result<Vec<_>>>()?;
     let cancel = crate::interrupt::token()?;
     let mut tokens = 0;
-    if let Some(path) = &args.text {
-        tokens = text(&mut rows, path, windows, args, &cancel, context)?;
+    let evaluated = match (&args.text, &args.chat) {
+        (Some(path), _) => Some((
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+            path.display().to_string(),
+        )),
+        (None, None) => Some((default_text()?, "the texts of the parity suite".to_owned())),
+        (None, Some(_)) => None,
+    };
+    if let Some((text, name)) = &evaluated {
+        tokens = score(&mut rows, text, name, windows, args, &cancel, context)?;
     }
     if let Some(path) = &args.chat {
         chat(&mut rows, path, args, &cancel, context)?;
@@ -141,19 +150,25 @@ fn interrupted(error: ParityError) -> anyhow::Error {
     }
 }
 
-fn text(
+/// The texts of the default parity suite, conversations excluded. No recipe calibrates on them.
+fn default_text() -> anyhow::Result<String> {
+    let suite = Suite::from_json(DEFAULT_SUITE)?;
+    Ok(suite.items.into_iter().filter_map(|item| item.text).collect::<Vec<_>>().join("\n\n"))
+}
+
+fn score(
     rows: &mut [Row],
-    path: &Path,
+    text: &str,
+    name: &str,
     windows: Windows,
     args: &Args,
     cancel: &CancelToken,
     context: Context,
 ) -> anyhow::Result<usize> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let encoder = CheckpointText::open(rows[0].artefact.dir()).map_err(anyhow::Error::msg)?;
-    let ids = encoder.encode(&text).map_err(anyhow::Error::msg)?;
+    let ids = encoder.encode(text).map_err(anyhow::Error::msg)?;
     let used = ids.len().min(windows.most_tokens);
-    ensure!(used >= 2, "{}: fewer than two tokens", path.display());
+    ensure!(used >= 2, "{name}: fewer than two tokens");
     let run = |title: &str, models: &[&dyn Model]| {
         let step: OnceCell<Step> = OnceCell::new();
         let seen = Cell::new(0);

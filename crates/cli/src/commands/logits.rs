@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::backend::VariantArg;
 use crate::commands::Context;
+use crate::commands::tokenize::encode;
 use crate::exit::Outcome;
 use crate::open::{RunArgs, open};
 use crate::output::{json as print_json, line};
@@ -26,9 +27,13 @@ pub struct Args {
     #[command(flatten)]
     variant: VariantArg,
 
-    /// A JSON list of token ids
-    #[arg(long, value_name = "FILE")]
-    ids_file: PathBuf,
+    /// A JSON list of token ids, as `q35-convert tokenize` writes it
+    #[arg(long, value_name = "FILE", required_unless_present = "prompt")]
+    ids_file: Option<PathBuf>,
+
+    /// A text instead, encoded by the model's tokenizer as it is, without the chat template
+    #[arg(long, value_name = "TEXT", conflicts_with = "ids_file")]
+    prompt: Option<String>,
 
     /// Number of greedy tokens to generate after the given ones
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -52,9 +57,14 @@ pub struct Args {
 /// # Errors
 /// The model cannot be opened or run, or the file cannot be written.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
-    let ids = read_ids(&args.ids_file)?;
+    let ids = args.ids_file.as_deref().map(read_ids).transpose()?;
     let variant = args.variant.name();
     let source = resolve(&args.source.model, args.source.revision.as_deref(), variant, context.watcher)?;
+    let ids = match (ids, &args.prompt) {
+        (Some(ids), _) => ids,
+        (None, Some(prompt)) => encode(&source.dir, variant, prompt)?,
+        (None, None) => bail!("expected --ids-file or --prompt"),
+    };
     let model = open(&source.dir, variant, args.how)?;
     let config = model.config().clone();
     let (vocab, rows) = (config.vocab_size, ids.len() + args.steps);

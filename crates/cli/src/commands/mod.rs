@@ -13,6 +13,7 @@ pub mod logits;
 pub mod mlx;
 pub mod parity;
 pub mod plan;
+pub mod tokenize;
 pub mod verify;
 
 /// Converts Qwen3.5 checkpoints for Apple devices, and checks the result
@@ -41,6 +42,8 @@ pub enum Command {
     Verify(Printing<verify::Args>),
     /// Show the tensors and packages of a checkpoint, a converted model or a file
     Inspect(Printing<inspect::Args>),
+    /// Print the token ids of a text, for logits and parity
+    Tokenize(Printing<tokenize::Args>),
     /// Write a model's logits for given tokens to a file
     Logits(Printing<logits::Args>),
     /// Is a converted model still the model? Numbers, reasons, and an exit code
@@ -86,6 +89,7 @@ impl Convert {
             Command::Coreml(with) => coreml::run(&with.args, context(with.json)),
             Command::Verify(with) => verify::run(&with.args, context(with.json)),
             Command::Inspect(with) => inspect::run(&with.args, context(with.json)),
+            Command::Tokenize(with) => tokenize::run(&with.args, context(with.json)),
             Command::Logits(with) => logits::run(&with.args, context(with.json)),
             Command::Parity(args) => parity::run(&args, context(false)),
             Command::Plan(with) => plan::run(&with.args, context(with.json)),

@@ -10,21 +10,9 @@ use super::MemoryEstimate;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The name could not be resolved to a directory.
-    #[error(transparent)]
-    Hub(Box<q35_hub::HubError>),
-    /// The directory holds no model, not the requested variant, or one that the backend cannot run.
+    /// There is no such model, or one that cannot be read or that the backend cannot run.
     #[error(transparent)]
     Artefact(Box<ArtefactError>),
-    /// The directory holds a float checkpoint.
-    #[error(
-        "`{}` is a float checkpoint\n  expected: a converted model\nhint: q35-convert mlx --model {} --out DIR",
-        dir.display(), dir.display()
-    )]
-    NotConverted {
-        /// The directory.
-        dir: PathBuf,
-    },
     /// The model is estimated not to fit.
     #[error(
         "the model does not fit in memory: {estimate}\n  limit:    {} MB\n\
@@ -44,12 +32,6 @@ pub enum OpenError {
         /// The defect.
         message: String,
     },
-}
-
-impl From<q35_hub::HubError> for OpenError {
-    fn from(cause: q35_hub::HubError) -> Self {
-        Self::Hub(Box::new(cause))
-    }
 }
 
 impl From<ArtefactError> for OpenError {

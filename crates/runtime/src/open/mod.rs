@@ -5,8 +5,10 @@ mod estimate;
 
 use std::sync::Arc;
 
-use q35_artefact::{ArtefactDir, ArtefactKind, select_files};
-use q35_backend::RunOptions;
+use q35_artefact::{
+    ArtefactDir, ArtefactError, ArtefactKind, QuantizeEvent, QuantizedModel, find_model, quantize_checkpoint,
+};
+use q35_backend::{Backend, BackendError, RunOptions};
 use q35_inference::Model;
 
 use crate::engine::Loaded;
@@ -23,6 +25,8 @@ pub enum OpenEvent<'a> {
     Hub(q35_hub::Event<'a>),
     /// The model was recognised.
     Found(&'a ArtefactDir),
+    /// Progress of quantizing a float checkpoint.
+    Quantize(QuantizeEvent<'a>),
     /// The memory that the model will need.
     Estimated(MemoryEstimate),
     /// The model is loaded; a description of its backend.
@@ -30,7 +34,11 @@ pub enum OpenEvent<'a> {
 }
 
 impl Chat {
-    /// Opens a model with default options: a directory, or a hub id whose files are fetched unless the cache has them.
+    /// Opens a model with default options: a directory, a hub id whose files are fetched unless the cache has them, or
+    /// `"q35-nano"`, the small model in this crate (with the default feature `nano`).
+    ///
+    /// A float checkpoint is quantized to INT8 as it is opened, each weight rounded to nearest, and the result is cached
+    /// ([`LoadOptions::quantize`]).
     ///
     /// ```no_run
     /// let chat = q35_runtime::Chat::from_pretrained("mlx-community/Qwen3.5-0.8B-4bit")?;
@@ -74,15 +82,17 @@ impl Chat {
     ) -> Result<Self, ChatError> {
         options.check()?;
         let variant = options.variant.as_deref();
-        let select = |files: &[&str]| select_files(files, variant);
-        let resolved = q35_hub::resolve(model, &options.hub, &select, &|event| events(OpenEvent::Hub(event)))
+        let found = find_model(model, variant, &options.hub, &|event| events(OpenEvent::Hub(event)))
             .map_err(OpenError::from)?;
-        let artefact = ArtefactDir::recognise(&resolved.dir, variant).map_err(OpenError::from)?;
+        let mut artefact = ArtefactDir::recognise(&found.dir, variant).map_err(OpenError::from)?;
         events(OpenEvent::Found(&artefact));
-        match artefact.kind {
-            ArtefactKind::Checkpoint => return Err(OpenError::NotConverted { dir: artefact.dir }.into()),
+        let quantized = match artefact.kind {
+            ArtefactKind::Checkpoint => Some(quantize(&artefact, options, events)?),
             ArtefactKind::CompiledCoreMl => return Err(OpenError::from(artefact.refuse_compiled()).into()),
-            _ => {}
+            _ => None,
+        };
+        if let Some(quantized) = &quantized {
+            artefact = quantized.artefact.clone();
         }
         let estimate = MemoryEstimate::of(&artefact, options)?;
         events(OpenEvent::Estimated(estimate));
@@ -92,11 +102,29 @@ impl Chat {
             return Err(OpenError::Memory { estimate, limit_bytes }.into());
         }
         let (directory, reload_options) = (artefact.dir.clone(), options.clone());
-        let loader = Box::new(move || load(&artefact, &reload_options));
+        let loader = Box::new(move || {
+            // The loader owns the quantized model's files, which may be temporary.
+            let _files = &quantized;
+            load(&artefact, &reload_options)
+        });
         let chat = Self { engine: Arc::new(crate::engine::Engine::new(loader, options.clone(), directory)?) };
         events(OpenEvent::Ready(&chat.describe()?));
         Ok(chat)
     }
+}
+
+fn quantize(
+    checkpoint: &ArtefactDir,
+    options: &LoadOptions,
+    events: &dyn Fn(OpenEvent<'_>),
+) -> Result<QuantizedModel, OpenError> {
+    if options.run.backend == Backend::CoreMl {
+        let (backend, form) = (options.run.backend.name(), "an MLX model, which a float checkpoint becomes");
+        let source = BackendError::Unsuitable { backend, form };
+        return Err(ArtefactError::Backend { dir: checkpoint.dir.clone(), source }.into());
+    }
+    let show = |event: QuantizeEvent<'_>| events(OpenEvent::Quantize(event));
+    Ok(quantize_checkpoint(&checkpoint.dir, &options.quantize, &show)?)
 }
 
 fn load(artefact: &ArtefactDir, options: &LoadOptions) -> Result<Loaded, ChatError> {
