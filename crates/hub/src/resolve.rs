@@ -176,7 +176,11 @@ fn list_files(client: &Client, id: &str, options: &HubOptions, retries: u32) -> 
             Err(error) => return Err(error),
         };
         if attempt > retries {
-            return Err(error);
+            // Nothing was transferred that a later run could resume.
+            return Err(match error {
+                HubError::Connection { url, message } => HubError::Unreachable { url, message },
+                error => error,
+            });
         }
         thread::sleep(pause.unwrap_or_else(|| backoff(attempt)));
     }
