@@ -118,7 +118,10 @@ impl Client {
                 None => return Ok(Answer { status, headers, body }),
             }
         }
-        Err(HubError::Protocol { url: url.to_owned(), message: format!("more than {MAX_REDIRECTS} redirects") })
+        Err(HubError::Protocol {
+            url: url.to_owned(),
+            message: format!("more than {MAX_REDIRECTS} redirects"),
+        })
     }
 }
 

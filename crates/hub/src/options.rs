@@ -105,7 +105,11 @@ mod tests {
         assert_eq!(options.token.as_deref(), Some("secret"));
         assert_eq!(options.endpoint, "http://127.0.0.1:1");
         assert!(options.offline);
-        assert_eq!(options.proxy.as_deref(), Some("socks5://127.0.0.1:9"), "the one of the endpoint's scheme");
+        assert_eq!(
+            options.proxy.as_deref(),
+            Some("socks5://127.0.0.1:9"),
+            "the one of the endpoint's scheme"
+        );
         assert_eq!(options.no_proxy.as_deref(), Some("localhost"));
         assert_eq!(options.certificates, Some(PathBuf::from("/etc/company.pem")));
     }

@@ -168,9 +168,7 @@ fn list_files(client: &Client, id: &str, options: &HubOptions, retries: u32) -> 
             Ok(answer) if answer.status != 200 => return Err(answer.refusal(&url, client.has_token())),
             Ok(mut answer) => match answer.body.read_to_string() {
                 Ok(text) => return parse_info(&url, &text),
-                Err(error) => {
-                    (HubError::Connection { url: url.clone(), message: error.to_string() }, None)
-                }
+                Err(error) => (HubError::Connection { url: url.clone(), message: error.to_string() }, None),
             },
             Err(error @ (HubError::Connection { .. } | HubError::Unreachable { .. })) => (error, None),
             Err(error) => return Err(error),

@@ -107,7 +107,11 @@ fn socks_proxies_are_used() {
         let options = HubOptions { proxy: Some(format!("{scheme}://{proxy}")), ..options(&hub, &cache) };
         let found = find(&options).unwrap_or_else(|error| panic!("{scheme}: {error}"));
         assert_eq!(std::fs::read(found.dir.join("config.json")).unwrap(), b"{}");
-        assert_eq!(connections.load(Ordering::SeqCst), hub.requests().len(), "{scheme}: all through the proxy");
+        assert_eq!(
+            connections.load(Ordering::SeqCst),
+            hub.requests().len(),
+            "{scheme}: all through the proxy"
+        );
         let direct = HubOptions { no_proxy: Some("example.com, 127.0.0.1".to_owned()), ..options };
         find(&direct).unwrap();
         assert!(connections.load(Ordering::SeqCst) < hub.requests().len(), "{scheme}: none for this host");
@@ -169,7 +173,8 @@ fn an_unfinished_download_does_not_serve() {
 #[test]
 fn the_first_request_is_repeated_like_the_others() {
     for fault in [Fault::DropsConnection(2), Fault::Busy(2)] {
-        let (hub, cache) = (hub().with_fault(HubServer::LISTING, fault.clone()), tempfile::tempdir().unwrap());
+        let (hub, cache) =
+            (hub().with_fault(HubServer::LISTING, fault.clone()), tempfile::tempdir().unwrap());
         find(&options(&hub, &cache)).unwrap_or_else(|error| panic!("{fault:?}: {error}"));
     }
     let (hub, cache) = (hub().with_fault(HubServer::LISTING, Fault::Busy(3)), tempfile::tempdir().unwrap());
@@ -217,7 +222,9 @@ fn a_mistyped_path_is_not_looked_up() {
 fn a_certificate_file_that_cannot_be_used_is_an_error() {
     let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
     let file = cache.path().join("certificates.pem");
-    for contents in [None, Some("no certificate"), Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")] {
+    for contents in
+        [None, Some("no certificate"), Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")]
+    {
         if let Some(contents) = contents {
             std::fs::write(&file, contents).unwrap();
         }
@@ -242,15 +249,17 @@ mod tls {
     fn tls_server(hub: &HubServer) -> String {
         let certificate = CertificateDer::from_pem_file(data("localhost.pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(data("localhost.key")).unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
-            .unwrap();
+        let config =
+            rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate], key)
+                .unwrap();
         let (config, target) = (Arc::new(config), hub.address().trim_start_matches("http://").to_owned());
         let (address, _) = serve(move |client| {
-            let connection = rustls::ServerConnection::new(Arc::clone(&config)).map_err(std::io::Error::other)?;
+            let connection =
+                rustls::ServerConnection::new(Arc::clone(&config)).map_err(std::io::Error::other)?;
             let mut stream = rustls::StreamOwned::new(connection, client);
             relay(&mut stream, &target)?;
             stream.conn.send_close_notify();

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use q35_backend::{Backend, ComputeUnits, Device, Precision, RunOptions};
 use q35_artefact::QuantizeOptions;
+use q35_backend::{Backend, ComputeUnits, Device, Precision, RunOptions};
 use q35_hub::HubOptions;
 
 use crate::ChatError;
