@@ -133,6 +133,11 @@ impl Suite {
         Ok(suite)
     }
 
+    /// All plain texts, separated by blank lines: a text for perplexity.
+    pub fn plain_text(&self) -> String {
+        self.items.iter().filter_map(|item| item.text.as_deref()).collect::<Vec<_>>().join("\n\n")
+    }
+
     /// Tokenizes all items, or the short ones. At most `max_positions` positions are compared in total: the prompt that
     /// exceeds it is cut, later ones are left out.
     ///
@@ -207,6 +212,7 @@ mod tests {
         let prompts = suite.prompts(&ByteEncoder, false, None).unwrap();
         assert_eq!((prompts[0].ids.len(), prompts[0].scored_from, prompts[0].scored()), (8, 5, 3));
         assert_eq!(prompts[1].ids.len(), 5);
+        assert_eq!(suite.plain_text(), "0123456789");
         assert_eq!(suite.prompts(&ByteEncoder, true, None).unwrap().len(), 1);
         let cut = suite.prompts(&ByteEncoder, false, Some(5)).unwrap();
         assert_eq!(cut.iter().map(Prompt::scored).collect::<Vec<_>>(), [3, 2]);

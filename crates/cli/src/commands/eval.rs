@@ -8,14 +8,14 @@ use q35_backend::{Backend, Running};
 use q35_inference::{CancelToken, Model};
 use q35_parity::perplexity::{TextScore, Windows, score_text};
 use q35_parity::tasks::{KindScore, Task, TaskScores, greedy_replies};
-use q35_parity::{Artefact, CheckpointText, ParityError, TextEncoder};
+use q35_parity::{Artefact, CheckpointText, DEFAULT_SUITE, ParityError, Suite, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::backend::{BackendArgs, VariantArg};
 use crate::commands::Context;
 use crate::commands::parity::{ArithmeticArgs, threads};
 use crate::exit::Outcome;
-use crate::output::{Table, grouped, json as print_json, line};
+use crate::output::{Table, grouped, json as print_json, line, note};
 use crate::progress::Step;
 use crate::source::{Source, resolve};
 
@@ -30,12 +30,13 @@ pub struct Args {
     #[command(flatten)]
     pub variant: VariantArg,
 
-    /// The float checkpoint to compare with
+    /// The model to compare with, usually the float checkpoint
     #[arg(long, value_name = "CKPT")]
     pub against: Option<String>,
 
-    /// Perplexity on this text, and KL and top-1 against the float model
-    #[arg(long, value_name = "FILE", required_unless_present = "chat")]
+    /// Perplexity on this text, and KL and top-1 against the float model [default: the texts of manifests/suite.json,
+    /// unless --chat is given]
+    #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
     /// Task scores on dialogues with known answers, one JSON object a line
@@ -104,10 +105,17 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let against = args.against.iter().map(|name| open(name, None, args, context));
     let models = args.model.iter().map(|name| open(name, args.variant.name(), args, context));
     let mut rows = against.chain(models).collect::<anyhow::Result<Vec<_>>>()?;
+    if let (Some(name), kind) = (&args.against, rows[0].artefact.kind())
+        && !matches!(kind.as_str(), "float" | "mlx-float")
+    {
+        note(format!(
+            "note: {name} is quantized itself ({kind}): differences are against it, not a float model"
+        ));
+    }
     let cancel = crate::interrupt::token()?;
     let mut tokens = 0;
-    if let Some(path) = &args.text {
-        tokens = text(&mut rows, path, windows, args, &cancel, context)?;
+    if args.text.is_some() || args.chat.is_none() {
+        tokens = text(&mut rows, windows, args, &cancel, context)?;
     }
     if let Some(path) = &args.chat {
         chat(&mut rows, path, args, &cancel, context)?;
@@ -143,17 +151,22 @@ fn interrupted(error: ParityError) -> anyhow::Error {
 
 fn text(
     rows: &mut [Row],
-    path: &Path,
     windows: Windows,
     args: &Args,
     cancel: &CancelToken,
     context: Context,
 ) -> anyhow::Result<usize> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (name, text) = match &args.text {
+        Some(path) => {
+            let text = std::fs::read_to_string(path);
+            (path.display().to_string(), text.with_context(|| format!("cannot read {}", path.display()))?)
+        }
+        None => ("the suite".into(), Suite::from_json(DEFAULT_SUITE)?.plain_text()),
+    };
     let encoder = CheckpointText::open(rows[0].artefact.dir()).map_err(anyhow::Error::msg)?;
     let ids = encoder.encode(&text).map_err(anyhow::Error::msg)?;
     let used = ids.len().min(windows.most_tokens);
-    ensure!(used >= 2, "{}: fewer than two tokens", path.display());
+    ensure!(used >= 2, "{name}: fewer than two tokens");
     let run = |title: &str, models: &[&dyn Model]| {
         let step: OnceCell<Step> = OnceCell::new();
         let seen = Cell::new(0);
