@@ -1,6 +1,7 @@
 //! The report as one self-contained HTML page.
 
-use minijinja::{Environment, context};
+use minijinja::value::Serde;
+use minijinja::{Environment, Value, context};
 
 use super::{
     check_title, comparison_rows, comparisons, mebibytes, metric_title, metric_value, number, percent, plots,
@@ -34,7 +35,7 @@ impl ParityReport {
             plots::tensors(self),
         ];
         environment.get_template("report.html")?.render(context! {
-            report => self,
+            report => Serde(self),
             implementation => self.implementation_phrase(),
             fidelity => self.fidelity_phrase(),
             grade => self.grade().map(|grade| grade.name()),
@@ -87,7 +88,7 @@ impl ParityReport {
         tiles.into_iter().filter_map(|(value, name)| Some((value?, name))).collect()
     }
 
-    fn metric_rows(&self) -> Vec<minijinja::Value> {
+    fn metric_rows(&self) -> Vec<Value> {
         let row = |metric: &FidelityMetric| {
             let (limits, value) = (&metric.limits, |value| metric_value(metric, value));
             let because = match metric.grade {
@@ -117,23 +118,79 @@ impl ParityReport {
         comparison_rows().into_iter().map(|(title, value)| (title, cells(value))).collect()
     }
 
-    fn check_rows(&self) -> Vec<minijinja::Value> {
+    fn check_rows(&self) -> Vec<Value> {
         let row = |check: &crate::Check| {
             context! {
                 passed => check.passed,
                 title => check_title(&check.name),
                 value => number(check.value),
                 limit => format!("{} {}", relation(check), number(check.limit)),
-                because => check.because,
+                because => &check.because,
             }
         };
         self.checks.iter().map(row).collect()
     }
 
     /// All tensors, failed ones first.
-    fn tensor_order(&self) -> Vec<&crate::TensorReport> {
+    fn tensor_order(&self) -> Vec<Value> {
         let tensors = self.weights.iter().flat_map(|check| &check.tensors);
         let (failed, passed): (Vec<_>, Vec<_>) = tensors.partition(|tensor| !tensor.passed);
-        failed.into_iter().chain(passed).collect()
+        failed.into_iter().chain(passed).map(|tensor| Value::from(Serde(tensor))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Relative luminance of an sRGB colour `#rgb` or `#rrggbb`, as WCAG 2 defines it.
+    fn luminance(color: &str) -> f64 {
+        let digits = color.trim_start_matches('#');
+        let width = digits.len() / 3;
+        let channel = |index: usize| {
+            let digits = &digits[index * width..(index + 1) * width];
+            let value = f64::from(u8::from_str_radix(&digits.repeat(3 - width), 16).unwrap()) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * channel(0) + 0.7152 * channel(1) + 0.0722 * channel(2)
+    }
+
+    fn contrast(a: &str, b: &str) -> f64 {
+        let (a, b) = (luminance(a), luminance(b));
+        (a.max(b) + 0.05) / (a.min(b) + 0.05)
+    }
+
+    #[test]
+    fn every_colour_is_readable_in_both_schemes() {
+        assert!((contrast("#fff", "#000000") - 21.0).abs() < 1e-9);
+        let schemes: Vec<&str> =
+            TEMPLATE.split(":root{").skip(1).map(|s| s.split('}').next().unwrap()).collect();
+        assert_eq!(schemes.len(), 2);
+        for scheme in schemes {
+            let color = |name: &str| {
+                let start = scheme.find(&format!("--{name}:")).unwrap() + name.len() + 3;
+                scheme[start..].split(';').next().unwrap()
+            };
+            for name in [
+                "text",
+                "soft",
+                "good",
+                "near",
+                "warn",
+                "bad",
+                "implementation",
+                "conversion",
+                "total",
+                "wrong",
+            ] {
+                for ground in ["ground", "card"] {
+                    let found = contrast(color(name), color(ground));
+                    assert!(found >= 4.5, "{name} on {ground}: {found:.2}");
+                }
+            }
+            for badge in ["good", "near", "warn", "bad", "soft"] {
+                assert!(contrast(color("on-badge"), color(badge)) >= 4.5, "badge {badge}");
+            }
+        }
     }
 }

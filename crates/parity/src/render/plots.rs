@@ -76,7 +76,7 @@ pub(super) fn kl_distribution(report: &ParityReport) -> Option<String> {
     let mut plot = Plot::new(x, Scale::Linear(0.0, most as f64 * 1.08), "KL (nats)", "positions");
     let edge = |bin: f64| 10f64.powf(f64::from(first.histogram_from) + bin / f64::from(per));
     let share = 1.0 / series.len() as f64;
-    for (index, (name, color, comparison)) in series.iter().enumerate() {
+    for (index, (name, color, comparison)) in series.into_iter().enumerate() {
         for bin in used(comparison) {
             let from = bin as f64 + index as f64 * share;
             let tooltip = format!(
