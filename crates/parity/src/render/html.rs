@@ -4,8 +4,8 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
 
 use super::{
-    check_title, comparison_rows, comparisons, mebibytes, metric_title, metric_value, number, percent, plots,
-    relation, signed_percent,
+    check_title, comparison_rows, comparisons, mebibytes, metric_title, metric_value, number, one_line,
+    percent, plots, relation, signed_percent,
 };
 use crate::{FidelityMetric, ParityReport};
 
@@ -24,6 +24,7 @@ impl ParityReport {
         let mut environment = Environment::new();
         environment.add_filter("number", number);
         environment.add_filter("percent", percent);
+        environment.add_filter("one_line", |text: String| one_line(&text));
         // The name's extension turns HTML escaping on.
         environment.add_template("report.html", TEMPLATE)?;
         let figures = [
