@@ -72,14 +72,15 @@ fn a_right_conversion_is_within_and_writes_its_reports() {
         "pass",
     ]);
     assert_eq!(done.status.code(), Some(0), "{}{}", text(&done.stdout), text(&done.stderr));
-    assert!(text(&done.stdout).contains("within its thresholds"));
+    assert!(text(&done.stdout).contains("implementation: computed right"), "{}", text(&done.stdout));
+    assert!(text(&done.stdout).contains("fidelity:       "));
     let report = json(&work.at("r.json"));
     assert_eq!((&report["schema_version"], &report["passed"]), (&1.into(), &true.into()));
     assert!(report["implementation"]["kl"]["mean"].as_f64().unwrap() < 1e-6);
     assert!(report["conversion"]["kl"]["mean"].as_f64().unwrap() > 1e-5);
     let html = std::fs::read_to_string(work.at("r.html")).unwrap();
     assert!(html.contains("<svg") && !html.contains("http://") && !html.contains("https://"));
-    assert!(std::fs::read_to_string(work.at("r.md")).unwrap().contains("within its thresholds"));
+    assert!(std::fs::read_to_string(work.at("r.md")).unwrap().contains("computed right"));
 
     // The saved pass gives the same numbers, and is refused for other tokens.
     let again = work.parity(&["--json", "again.json", "--use-reference", "pass"]);
@@ -108,6 +109,75 @@ fn a_wrong_one_is_outside_and_says_where() {
     let done = work.parity(&[]);
     assert_eq!(done.status.code(), Some(1), "{}{}", text(&done.stdout), text(&done.stderr));
     assert!(text(&done.stdout).contains("rms_norm_eps"), "{}", text(&done.stdout));
+}
+
+/// INT8, four bits and two bits to nearest of the embedded model: all computed right, not all still the model.
+#[test]
+fn both_verdicts_are_apart_and_the_exit_code_follows_the_required_grade() {
+    let work = Work::new();
+    let judge = |name: &str, more: &[&str]| {
+        let mut arguments = vec!["parity", "--reference", "q35-nano", "--candidate", name, "--short"];
+        arguments.extend(["--greedy", "16", "--json", "r.json", "--markdown", "r.md", "--html", "r.html"]);
+        arguments.extend(more);
+        let done = work.run(&arguments);
+        let report = json(&work.at("r.json"));
+        assert_eq!(report["passed"], true, "the implementation of {name} is right");
+        (done.status.code(), report["fidelity"]["grade"].as_str().unwrap().to_owned())
+    };
+    for bits in ["8", "4", "2"] {
+        let convert = ["mlx", "--model", "q35-nano", "--out", bits, "--recipe", "rtn", "--bits", bits];
+        let done = work.run(&[&convert[..], &["--no-verify", "--quiet"]].concat());
+        assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    }
+    assert_eq!(judge("8", &["--require", "faithful"]), (Some(0), "faithful".into()));
+    assert_eq!(judge("4", &[]), (Some(1), "degraded".into()));
+    assert_eq!(judge("4", &["--require", "degraded"]).0, Some(0));
+    assert_eq!(judge("2", &["--require", "degraded"]), (Some(1), "destroyed".into()));
+    assert_eq!(judge("2", &["--require", "destroyed"]).0, Some(0));
+    assert_eq!(judge("2", &["--require", "none"]).0, Some(0));
+    assert_eq!(judge("2", &[]).0, Some(1));
+
+    let report = json(&work.at("r.json"));
+    assert_eq!(report["required"], "close");
+    let greedy = &report["greedy"][0];
+    assert_ne!(greedy["texts"]["reference"], greedy["texts"]["candidate"]);
+    assert!(!greedy["texts"]["reference"].as_str().unwrap().is_empty());
+    assert!(report["worst_position"]["reference"][0]["text"].is_string());
+    assert!(report["date"].as_str().unwrap().starts_with("20"));
+    assert_eq!(report["reference"]["hash"].as_str().unwrap().len(), 64);
+    assert!(report["candidate"]["recipe"].as_str().unwrap().contains("rtn"));
+    for file in ["r.md", "r.html"] {
+        let rendered = std::fs::read_to_string(work.at(file)).unwrap();
+        for expected in ["destroyed", "computed right", "elow the required grade", "greedy agreement"] {
+            assert!(rendered.contains(expected), "{file} without `{expected}`");
+        }
+    }
+
+    let refused = work.run(&["parity", "--reference", "q35-nano", "--candidate", "8", "--require", "good"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("faithful, close, degraded or destroyed"));
+}
+
+#[test]
+fn a_quantized_reference_is_refused() {
+    let work = Work::new();
+    work.convert();
+    let done = work.run(&["parity", "--reference", "int4", "--candidate", "int4"]);
+    assert_eq!(done.status.code(), Some(2));
+    let message = text(&done.stderr);
+    assert!(message.contains("the reference is quantized: int4") && message.contains("mlx-4"), "{message}");
+    let done = work.run(&["eval", "--against", "int4", "--model", "source", "--tokens", "16"]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    assert!(text(&done.stderr).contains("int4 is quantized itself"), "{}", text(&done.stderr));
+}
+
+#[test]
+fn eval_has_a_text_of_its_own() {
+    let work = Work::new();
+    let done = work.run(&["eval", "--model", "source", "--tokens", "16", "--json"]);
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(found["models"][0]["perplexity"].as_f64().unwrap() > 1.0);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use crate::report::ComparisonBuilder;
 use crate::runner::{Participant, compare_or_infinite};
 use crate::{
-    Finding, Limits, ParityError, ParityReport, PerplexityReport, Position, Prompt, PromptReport, StateReport,
+    Finding, Limits, ParityError, ParityReport, PerplexityReport, Position, Prompt, PromptReport,
+    StateReport, WorstPosition,
 };
 
 /// Running sums of a whole check.
@@ -23,6 +24,8 @@ pub(crate) struct ComparisonAccumulator {
     dequantized_perplexity: Perplexity,
     executed_perplexity: Perplexity,
     states: BTreeMap<usize, StateReport>,
+    /// The position with the largest KL from the reference.
+    worst: Option<WorstPosition>,
     /// Index in `positions` of the first candidate logits that hold NaN or infinities.
     first_non_finite: Option<usize>,
 }
@@ -60,6 +63,7 @@ impl ComparisonAccumulator {
             dequantized_perplexity: Perplexity::default(),
             executed_perplexity: Perplexity::default(),
             states: BTreeMap::new(),
+            worst: None,
             first_non_finite: None,
         }
     }
@@ -97,6 +101,12 @@ impl ComparisonAccumulator {
             let PositionComparison { conversion, executed } = comparison?;
             let next = prompt.ids.get(position + 1).map(|id| *id as usize);
             let next_logit = |logits: &[f32]| next.map(|token| f64::from(logits[offset * vocab + token]));
+            let kl = executed.as_ref().map_or(conversion.kl, |executed| executed.total.kl);
+            if self.worst.as_ref().is_none_or(|worst| kl > worst.kl) {
+                let reference = row(logits.reference, offset, vocab);
+                let candidate = row(logits.executed.unwrap_or(logits.dequantized), offset, vocab);
+                self.worst = Some(WorstPosition::new(prompt, position, kl, reference, candidate));
+            }
             report.conversion_kl.push(conversion.kl);
             self.conversion.push(&conversion);
             if let Some(logit) = next_logit(logits.reference) {
@@ -173,6 +183,7 @@ impl ComparisonAccumulator {
                 ),
             });
         }
+        report.worst_position = self.worst;
         report.states = self.states.into_values().collect();
     }
 }

@@ -31,6 +31,21 @@ impl CheckpointText {
     }
 }
 
+impl CheckpointText {
+    /// The text of `ids` with special tokens written out.
+    pub fn visible_text(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.tokenizer.bytes_of(*id)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The text of a reply up to its end-of-turn token.
+    pub fn reply_text(&self, ids: &[u32]) -> String {
+        let ends = ["<|im_end|>", "<|endoftext|>"].map(|token| self.tokenizer.id_of(token));
+        let end = ids.iter().position(|id| ends.contains(&Some(*id))).unwrap_or(ids.len());
+        self.visible_text(&ids[..end])
+    }
+}
+
 impl TextEncoder for CheckpointText {
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         self.tokenizer.encode(text).map_err(|error| error.to_string())

@@ -97,6 +97,8 @@ pub enum Stage {
     Dequantized,
     /// The candidate, compared with both passes of the float reference.
     Candidate,
+    /// Greedy continuations by the float model.
+    ReferenceGreedy,
     /// Prefill against decode, split prompts and a snapshot.
     Consistency,
     /// Search for the cause of a failure.
@@ -111,6 +113,7 @@ impl std::fmt::Display for Stage {
             Self::Reference => "float reference",
             Self::Dequantized => "candidate's weights in float",
             Self::Candidate => "candidate",
+            Self::ReferenceGreedy => "float model's greedy tokens",
             Self::Consistency => "prefill, decode and cuts",
             Self::Diagnosis => "looking for the cause",
         })

@@ -31,20 +31,7 @@ impl Continuation {
         advance: &mut dyn FnMut(),
     ) -> Result<Self, ParityError> {
         let context = &prompt.ids[..prompt.ids.len().min(CONTEXT)];
-        let capacity = context.len() + count;
-        let recorder = LogitRecorder::new(cancel);
-        let mut running =
-            RunningSequence::start(Participant::Candidate, model, &prompt.name, capacity, recorder)?;
-        running.feed(context, LogitsFor::LastToken)?;
-        let mut tokens = Vec::with_capacity(count);
-        while tokens.len() < count {
-            let Some(token) = argmax(&running.recorder.logits) else { break };
-            tokens.push(token as u32);
-            advance();
-            if tokens.len() < count {
-                running.feed(&[token as u32], LogitsFor::LastToken)?;
-            }
-        }
+        let tokens = greedy_tokens(model, &prompt.name, context, count, &[], cancel, advance)?;
         let all_but_last = &tokens[..tokens.len().saturating_sub(1)];
         let continued = Prompt {
             ids: [context, all_but_last].concat(),
@@ -52,6 +39,11 @@ impl Continuation {
             ..prompt.clone()
         };
         Ok(Self { prompt: continued, tokens })
+    }
+
+    /// The tokens of the prompt that are continued.
+    pub(crate) fn context(&self) -> &[u32] {
+        &self.prompt.ids[..self.prompt.scored_from + 1]
     }
 
     /// Number of leading tokens that a model with these `logits` [tokens, vocab] would choose too. An exact tie counts
@@ -64,6 +56,34 @@ impl Continuation {
         };
         logits.chunks_exact(vocab).zip(&self.tokens).take_while(agrees).count()
     }
+}
+
+/// Generates at most `count` greedy tokens after `context`, ending before any of `eos_ids`. `advance` is called for each.
+pub(crate) fn greedy_tokens(
+    model: &dyn Model,
+    name: &str,
+    context: &[u32],
+    count: usize,
+    eos_ids: &[u32],
+    cancel: &CancelToken,
+    advance: &mut dyn FnMut(),
+) -> Result<Vec<u32>, ParityError> {
+    let (capacity, recorder) = (context.len() + count, LogitRecorder::new(cancel));
+    let mut running = RunningSequence::start(Participant::Candidate, model, name, capacity, recorder)?;
+    running.feed(context, LogitsFor::LastToken)?;
+    let mut tokens = Vec::with_capacity(count);
+    while tokens.len() < count {
+        let Some(token) = argmax(&running.recorder.logits).map(|token| token as u32) else { break };
+        if eos_ids.contains(&token) {
+            break;
+        }
+        tokens.push(token);
+        advance();
+        if tokens.len() < count {
+            running.feed(&[token], LogitsFor::LastToken)?;
+        }
+    }
+    Ok(tokens)
 }
 
 #[cfg(test)]

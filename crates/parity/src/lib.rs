@@ -10,7 +10,9 @@
 //!    difference is the loss of quantization, or a faulty transform.
 //!
 //! [`check`] does all three over a [`Suite`] and returns a [`ParityReport`], which renders as a table, Markdown, JSON
-//! and HTML. [`perplexity`] and [`tasks`] measure the cost of a quantization.
+//! and HTML. It has two verdicts. The implementation verdict says whether the artefact is computed right: every
+//! [`Check`] is within its limit. The fidelity verdict ([`Fidelity`]) says whether it is still the model: an absolute
+//! [`Grade`], whatever the encoding. [`perplexity`] and [`tasks`] measure the cost of a quantization.
 //!
 //! ```no_run
 //! use q35_backend::{Precision, RunOptions};
@@ -30,6 +32,7 @@
 //! let candidate = Candidate {
 //!     name: "converted".into(),
 //!     kind: converted.kind(),
+//!     recipe: None,
 //!     size_bytes: Some(converted.weight_bytes()),
 //!     weights: converted.weights(),
 //!     storage: &|spec| converted.storage(spec),
@@ -70,6 +73,7 @@ mod consistency;
 mod diagnosis;
 mod encoder;
 mod error;
+mod fidelity;
 mod float_pass;
 mod greedy;
 mod hidden;
@@ -85,6 +89,7 @@ mod suite;
 pub mod tasks;
 mod thresholds;
 mod weights;
+mod worst_position;
 
 pub use artefact::{Artefact, OpenError, float_model};
 pub use check::{Candidate, CheckOptions, Source, check};
@@ -92,6 +97,7 @@ pub use config::{ConfigDifference, compare_configs};
 pub use diagnosis::Finding;
 pub use encoder::CheckpointText;
 pub use error::{ParityError, Progress, Stage};
+pub use fidelity::{Fidelity, FidelityLimits, FidelityMetric, Grade, GradeLimits};
 pub use limit_checks::Check;
 pub use qwen3_5_faults::{FaultyWeights, KnownFault};
 pub use reference_pass::ReferencePass;
@@ -100,6 +106,7 @@ pub use storage::Storage;
 pub use suite::{Prompt, Suite, SuiteError, SuiteItem, TextEncoder};
 pub use thresholds::{Limit, Limits, ReferenceTraits, SMALL_MODEL_WEIGHTS, Thresholds};
 pub use weights::{TensorReport, WeightCheck, WorstElement, compare_weights};
+pub use worst_position::{TokenProbability, WorstPosition};
 
 /// The default suite, `manifests/suite.json`.
 pub const DEFAULT_SUITE: &str = include_str!("../../../manifests/suite.json");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::consistency::ConsistencyReport;
 pub use crate::hidden::SiteReport;
-use crate::{Check, ConfigDifference, Finding, WeightCheck};
+use crate::{Check, CheckpointText, ConfigDifference, Fidelity, Finding, Grade, WeightCheck, WorstPosition};
 
 /// Version of the JSON format; increased when a field changes its meaning or is removed.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -19,8 +19,17 @@ pub struct ParityReport {
     pub schema_version: u32,
     /// Name and version of the program.
     pub tool: String,
-    /// True if every check is within its limit.
+    /// Time of the check, RFC 3339 in UTC.
+    #[serde(default)]
+    pub date: String,
+    /// The implementation verdict: true if every check is within its limit.
     pub passed: bool,
+    /// The fidelity verdict; none if nothing was run.
+    #[serde(default)]
+    pub fidelity: Option<Fidelity>,
+    /// The lowest accepted grade; none if the fidelity verdict is not required.
+    #[serde(default)]
+    pub required: Option<Grade>,
     /// The float model.
     pub reference: ModelInfo,
     /// The converted model.
@@ -51,6 +60,9 @@ pub struct ParityReport {
     pub states: Vec<StateReport>,
     /// The same tokens computed other ways.
     pub consistency: Vec<ConsistencyReport>,
+    /// The position with the largest KL between the executed candidate and the original.
+    #[serde(default)]
+    pub worst_position: Option<WorstPosition>,
     /// Greedy continuations.
     pub greedy: Vec<GreedyReport>,
     /// Seconds by stage.
@@ -68,7 +80,10 @@ pub struct ModelInfo {
     pub kind: String,
     /// Arithmetic, the key of the implementation limits: "f32", "f16".
     pub execution: String,
-    /// Hash of the source files.
+    /// Recipe or encoding options that the artefact's manifest records.
+    #[serde(default)]
+    pub recipe: Option<String>,
+    /// SHA-256 of config.json and the weight files.
     pub hash: Option<String>,
     /// Size of the weight files.
     pub size_bytes: Option<u64>,
@@ -203,6 +218,41 @@ pub struct GreedyReport {
     pub same_as_own_float: usize,
     /// Number of leading tokens that the float model would choose too.
     pub same_as_reference: usize,
+    /// The float model's greedy continuation.
+    #[serde(default)]
+    pub reference_tokens: Vec<u32>,
+    /// Number of `reference_tokens` that the candidate would choose too, given the float model's tokens before.
+    #[serde(default)]
+    pub agreeing: usize,
+    /// The candidate's greedy continuation.
+    #[serde(default)]
+    pub candidate_tokens: Vec<u32>,
+    /// The continued tokens of the prompt.
+    #[serde(default)]
+    pub context: Vec<u32>,
+    /// The three token lists as text.
+    #[serde(default)]
+    pub texts: Option<GreedyTexts>,
+}
+
+/// A prompt and both continuations as text.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct GreedyTexts {
+    /// End of the continued prompt.
+    pub prompt: String,
+    /// The float model's continuation.
+    pub reference: String,
+    /// The candidate's continuation.
+    pub candidate: String,
+}
+
+impl GreedyReport {
+    /// Share of the float model's greedy tokens that the candidate would choose too; none without tokens.
+    pub fn agreement(reports: &[Self]) -> Option<f64> {
+        let tokens: usize = reports.iter().map(|report| report.reference_tokens.len()).sum();
+        let agreeing: usize = reports.iter().map(|report| report.agreeing).sum();
+        (tokens > 0).then(|| agreeing as f64 / tokens as f64)
+    }
 }
 
 /// Accumulates a [`Comparison`].
@@ -256,7 +306,66 @@ impl ComparisonBuilder {
     }
 }
 
+/// Tokens at the end of a prompt that are shown as text.
+const SHOWN_CONTEXT: usize = 48;
+
 impl ParityReport {
+    /// True if the artefact is computed right and its grade is not below the required one.
+    pub fn accepted(&self) -> bool {
+        let close_enough = match (self.required, &self.fidelity) {
+            (Some(required), Some(fidelity)) => fidelity.grade >= required,
+            // Without a run there is no fidelity verdict to require.
+            (_, None) | (None, _) => true,
+        };
+        self.passed && close_enough
+    }
+
+    /// The grade of the fidelity verdict, if anything was run.
+    pub fn grade(&self) -> Option<Grade> {
+        self.fidelity.as_ref().map(|fidelity| fidelity.grade)
+    }
+
+    /// The implementation verdict as a phrase: "computed right", or the number of failed checks.
+    pub fn implementation_phrase(&self) -> String {
+        match self.failed_checks().count() {
+            0 => format!("computed right ({} checks)", self.checks.len()),
+            failed => format!("NOT computed right: {failed} of {} checks failed", self.checks.len()),
+        }
+    }
+
+    /// The fidelity verdict as a phrase, with its metrics.
+    pub fn fidelity_phrase(&self) -> String {
+        match &self.fidelity {
+            Some(fidelity) => fidelity.to_string(),
+            None => "not judged, since nothing was run".into(),
+        }
+    }
+
+    /// Both verdicts as one sentence without a full stop, for model cards and the end of a conversion.
+    pub fn sentence(&self) -> String {
+        format!("{}; {}", self.fidelity_phrase(), self.implementation_phrase())
+    }
+
+    /// Checks outside their limits.
+    pub fn failed_checks(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| !check.passed)
+    }
+
+    /// Adds the texts of all reported tokens.
+    pub fn decode_tokens(&mut self, text: &CheckpointText) {
+        for greedy in &mut self.greedy {
+            let shown = greedy.context.len().saturating_sub(SHOWN_CONTEXT);
+            greedy.texts = Some(GreedyTexts {
+                prompt: text.visible_text(&greedy.context[shown..]),
+                reference: text.reply_text(&greedy.reference_tokens),
+                candidate: text.reply_text(&greedy.candidate_tokens),
+            });
+        }
+        if let Some(worst) = &mut self.worst_position {
+            worst.decode(&|ids| text.visible_text(ids));
+        }
+    }
+
     /// The report as JSON.
     ///
     /// # Panics
@@ -277,11 +386,12 @@ impl ParityReport {
         };
         serde_json::json!({
             "passed": self.passed,
+            "grade": self.grade(),
             "implementation": numbers(&self.implementation),
             "conversion": numbers(&self.conversion),
             "total": numbers(&self.total),
             "perplexity_change": self.perplexity.as_ref().map(PerplexityReport::change),
-            "failed_checks": self.checks.iter().filter(|c| !c.passed).map(|c| c.name.as_str()).collect::<Vec<_>>(),
+            "failed_checks": self.failed_checks().map(|check| check.name.as_str()).collect::<Vec<_>>(),
         })
     }
 }

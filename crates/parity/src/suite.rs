@@ -133,6 +133,29 @@ impl Suite {
         Ok(suite)
     }
 
+    /// All plain texts, separated by blank lines: a text for perplexity.
+    pub fn plain_text(&self) -> String {
+        self.items.iter().filter_map(|item| item.text.as_deref()).collect::<Vec<_>>().join("\n\n")
+    }
+
+    /// Tokenizes the short items for a quick check: every prompt is cut to the same number of compared positions, at most
+    /// `max_positions` in total, so that all kinds of text have the same weight.
+    ///
+    /// # Errors
+    /// The tokenizer or the template fails on an item.
+    pub fn quick_prompts(
+        &self,
+        encoder: &dyn TextEncoder,
+        max_positions: usize,
+    ) -> Result<Vec<Prompt>, SuiteError> {
+        let mut prompts = self.prompts(encoder, true, None)?;
+        let share = max_positions / prompts.len().max(1);
+        for prompt in &mut prompts {
+            prompt.ids.truncate(prompt.scored_from + share.max(2));
+        }
+        Ok(prompts)
+    }
+
     /// Tokenizes all items, or the short ones. At most `max_positions` positions are compared in total: the prompt that
     /// exceeds it is cut, later ones are left out.
     ///
@@ -207,7 +230,10 @@ mod tests {
         let prompts = suite.prompts(&ByteEncoder, false, None).unwrap();
         assert_eq!((prompts[0].ids.len(), prompts[0].scored_from, prompts[0].scored()), (8, 5, 3));
         assert_eq!(prompts[1].ids.len(), 5);
+        assert_eq!(suite.plain_text(), "0123456789");
         assert_eq!(suite.prompts(&ByteEncoder, true, None).unwrap().len(), 1);
+        let quick = suite.quick_prompts(&ByteEncoder, 3).unwrap();
+        assert_eq!(quick.iter().map(Prompt::scored).collect::<Vec<_>>(), [3]);
         let cut = suite.prompts(&ByteEncoder, false, Some(5)).unwrap();
         assert_eq!(cut.iter().map(Prompt::scored).collect::<Vec<_>>(), [3, 2]);
         assert_eq!(suite.prompts(&ByteEncoder, false, Some(2)).unwrap().len(), 1);

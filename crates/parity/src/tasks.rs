@@ -7,12 +7,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use q35_inference::{CancelToken, LogitsFor, Model};
-use q35_metrics::argmax;
+use q35_inference::{CancelToken, Model};
 use serde::Deserialize;
 
 use crate::ParityError;
-use crate::runner::{LogitRecorder, Participant, RunningSequence};
+use crate::greedy::greedy_tokens;
 
 /// A dialogue and its expected answer.
 #[derive(Clone, Debug, Deserialize)]
@@ -109,21 +108,7 @@ pub fn greedy_reply(
     eos_ids: &[u32],
     cancel: &CancelToken,
 ) -> Result<Vec<u32>, ParityError> {
-    let (capacity, recorder) = (prompt.len() + max_tokens, LogitRecorder::new(cancel));
-    let mut running = RunningSequence::start(Participant::Candidate, model, "task", capacity, recorder)?;
-    running.feed(prompt, LogitsFor::LastToken)?;
-    let mut reply = Vec::new();
-    while reply.len() < max_tokens {
-        let Some(token) = argmax(&running.recorder.logits).map(|token| token as u32) else { break };
-        if eos_ids.contains(&token) {
-            break;
-        }
-        reply.push(token);
-        if reply.len() < max_tokens {
-            running.feed(&[token], LogitsFor::LastToken)?;
-        }
-    }
-    Ok(reply)
+    greedy_tokens(model, "task", prompt, max_tokens, eos_ids, cancel, &mut || {})
 }
 
 /// [`greedy_reply`] to each of `prompts`, in their order, `workers` of them concurrently; `done` is called after each.

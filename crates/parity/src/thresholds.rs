@@ -1,8 +1,11 @@
 //! Limits of the comparisons, with their reasons.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+
+use crate::FidelityLimits;
 
 /// A limit and its reason.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -60,6 +63,9 @@ pub struct Thresholds {
     /// rounding changes.
     #[serde(default)]
     pub untrained_conversion: BTreeMap<String, Limits>,
+    /// Limits of the grades of the fidelity verdict; the default ones if absent.
+    #[serde(default)]
+    pub fidelity: Option<FidelityLimits>,
 }
 
 /// Properties of the reference that select the conversion limits.
@@ -96,6 +102,16 @@ impl Thresholds {
             1 => Ok(thresholds),
             found => Err(format!("thresholds of schema version {found}; this program reads version 1")),
         }
+    }
+
+    /// Limits of the grades of the fidelity verdict.
+    pub fn fidelity(&self) -> &FidelityLimits {
+        static DEFAULT: OnceLock<FidelityLimits> = OnceLock::new();
+        let default = || {
+            let thresholds = Self::from_json(crate::DEFAULT_THRESHOLDS).ok();
+            thresholds.and_then(|thresholds| thresholds.fidelity).unwrap_or_default()
+        };
+        self.fidelity.as_ref().unwrap_or_else(|| DEFAULT.get_or_init(default))
     }
 
     /// Implementation limits for the arithmetic `execution`.

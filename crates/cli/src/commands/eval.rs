@@ -15,7 +15,7 @@ use crate::backend::{BackendArgs, VariantArg};
 use crate::commands::Context;
 use crate::commands::parity::{ArithmeticArgs, threads};
 use crate::exit::Outcome;
-use crate::output::{Table, grouped, json as print_json, line};
+use crate::output::{Table, grouped, json as print_json, line, note};
 use crate::progress::Step;
 use crate::source::{Source, resolve};
 
@@ -30,7 +30,7 @@ pub struct Args {
     #[command(flatten)]
     pub variant: VariantArg,
 
-    /// The float checkpoint to compare with
+    /// The model to compare with, usually the float checkpoint
     #[arg(long, value_name = "CKPT")]
     pub against: Option<String>,
 
@@ -105,6 +105,13 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let against = args.against.iter().map(|name| open(name, None, args, context));
     let models = args.model.iter().map(|name| open(name, args.variant.name(), args, context));
     let mut rows = against.chain(models).collect::<anyhow::Result<Vec<_>>>()?;
+    if let (Some(name), kind) = (&args.against, rows[0].artefact.kind())
+        && !matches!(kind.as_str(), "float" | "mlx-float")
+    {
+        note(format!(
+            "note: {name} is quantized itself ({kind}): differences are against it, not a float model"
+        ));
+    }
     let cancel = crate::interrupt::token()?;
     let mut tokens = 0;
     let evaluated = match (&args.text, &args.chat) {

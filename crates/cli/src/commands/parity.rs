@@ -10,7 +10,7 @@ use q35_checkpoint::Checkpoint;
 use q35_inference::CancelToken;
 use q35_output_dir::Manifest;
 use q35_parity::{
-    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, ParityError,
+    Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, Grade, ParityError,
     ParityReport, Progress, Prompt, ReferencePass, Source, Stage, Suite, Thresholds, check,
 };
 
@@ -36,19 +36,23 @@ pub struct Args {
     #[command(flatten)]
     pub variant: VariantArg,
 
-    /// Texts to compare on, as manifests/suite.json has them [default: those]
+    /// Lowest grade to accept: faithful, close, degraded or destroyed; none judges the implementation alone
+    #[arg(long, value_name = "GRADE", default_value = "close", value_parser = required_grade)]
+    pub require: RequiredGrade,
+
+    /// Texts to compare on, a file like manifests/suite.json [default: that suite]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids_file"])]
     pub suite: Option<PathBuf>,
 
-    /// Compare on this text instead
+    /// Compare on this text instead of a suite
     #[arg(long, value_name = "FILE", conflicts_with = "ids_file")]
     pub text: Option<PathBuf>,
 
-    /// Compare on these token ids instead: a JSON list, or a list of lists
+    /// Compare on these token ids instead of a suite: a JSON list, or a list of lists
     #[arg(long, value_name = "FILE")]
     pub ids_file: Option<PathBuf>,
 
-    /// Compare at most so many positions [default: 512 of a text, all of a suite]
+    /// Largest number of positions to compare [default: 512 of a text, all of a suite]
     #[arg(long, value_name = "N")]
     pub positions: Option<usize>,
 
@@ -56,7 +60,7 @@ pub struct Args {
     #[arg(long)]
     pub short: bool,
 
-    /// Limits, as manifests/thresholds.json has them [default: those]
+    /// Limits, a file like manifests/thresholds.json [default: that file]
     #[arg(long, value_name = "FILE")]
     pub thresholds: Option<PathBuf>,
 
@@ -72,19 +76,19 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
 
-    /// Keep what the float reference says, to be used again
+    /// Save the pass of the float reference in a file
     #[arg(long, value_name = "FILE", conflicts_with = "use_reference")]
     pub save_reference: Option<PathBuf>,
 
-    /// Use what the float reference said before, of the same source and texts
+    /// Use a saved pass of the float reference, of the same source and texts
     #[arg(long, value_name = "FILE")]
     pub use_reference: Option<PathBuf>,
 
-    /// Compare weights only; run nothing
+    /// Compare weights only; run nothing, and give no grade
     #[arg(long)]
     pub weights_only: bool,
 
-    /// Greedy tokens to compare
+    /// Length of the greedy continuations to compare, in tokens
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub greedy: usize,
 
@@ -101,7 +105,7 @@ pub struct Args {
     pub backend: BackendArgs,
 }
 
-/// How converted models are computed.
+/// Arithmetic of converted models.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct ArithmeticArgs {
     /// Compute Core ML packages in f32 instead of the f16 that they were written for
@@ -127,10 +131,12 @@ impl ArithmeticArgs {
 /// Runs `q35-convert parity`.
 ///
 /// # Errors
-/// Either model or one of the files cannot be used. A candidate outside its limits is [`Outcome::No`].
+/// Either model or one of the files cannot be used, or the reference is quantized. A candidate that is not computed right,
+/// or below the required grade, is [`Outcome::No`].
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let source = resolve(&args.reference, None, None, context.watcher)?;
     let reference = Artefact::open(&source.dir, None)?;
+    ensure_float(&reference, &args.reference)?;
     let variant = args.variant.name();
     let candidate_source = resolve(&args.candidate, None, variant, context.watcher)?;
     let candidate = Artefact::open(&candidate_source.dir, variant)?;
@@ -139,9 +145,9 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         Some(path) => thresholds(&read(path)?).with_context(|| path.display().to_string())?,
         None => thresholds(DEFAULT_THRESHOLDS)?,
     };
-    let keyed = args.save_reference.is_some() || args.use_reference.is_some();
     let options = CheckOptions {
         run: !args.weights_only,
+        require: args.require.0,
         greedy_tokens: args.greedy,
         use_reference: args.use_reference.as_deref().map(ReferencePass::open).transpose()?,
         save_reference: args.save_reference.clone(),
@@ -152,12 +158,15 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
         candidate_name: args.candidate.clone(),
         reference: &reference,
         candidate: &candidate,
-        hash: if keyed { Some(reference.hash().context("hashing the source")?) } else { None },
+        hash: Some(reference.hash().context("hashing the source")?),
         prompts: &prompts,
         thresholds: &thresholds,
         how: args.backend.options(Backend::Cpu, Some(threads(args.threads)), args.arithmetic.precision()),
     };
-    let report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
+    let mut report = job.run(options, context.watcher, &crate::interrupt::token()?)?;
+    if let Ok(text) = CheckpointText::open(reference.dir()) {
+        report.decode_tokens(&text);
+    }
     line(report.to_table().trim_end())?;
     let files = [
         (&args.json, report.to_json()),
@@ -169,7 +178,30 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
             std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    Ok(if report.passed { Outcome::Done } else { Outcome::No })
+    Ok(if report.accepted() { Outcome::Done } else { Outcome::No })
+}
+
+/// The value of `--require`: the lowest accepted grade, if the fidelity verdict is required at all.
+#[derive(Clone, Copy, Debug)]
+pub struct RequiredGrade(Option<Grade>);
+
+fn required_grade(value: &str) -> Result<RequiredGrade, String> {
+    match value {
+        "none" => Ok(RequiredGrade(None)),
+        value => value.parse().map(|grade| RequiredGrade(Some(grade))),
+    }
+}
+
+/// Refuses a quantized reference: fidelity to it would hide the loss of its own quantization.
+fn ensure_float(reference: &Artefact, name: &str) -> anyhow::Result<()> {
+    let kind = reference.kind();
+    ensure!(
+        matches!(kind.as_str(), "float" | "mlx-float"),
+        "the reference is quantized: {name}\n  expected: a float checkpoint\n  found:    {kind}\n\
+         hint: name the float model that it was converted from; `q35-convert eval --against A --model B` compares any \
+         two models"
+    );
+    Ok(())
 }
 
 /// One check, with what the command line knows of it.
@@ -197,6 +229,7 @@ impl Job<'_> {
         let candidate = Candidate {
             name: self.candidate_name,
             kind: self.candidate.kind(),
+            recipe: recipe(self.candidate.dir()),
             size_bytes: Some(self.candidate.weight_bytes()),
             weights: self.candidate.weights(),
             storage: &|spec| self.candidate.storage(spec),
@@ -204,7 +237,8 @@ impl Job<'_> {
             activations,
         };
         let tool = format!("q35-convert {}", env!("CARGO_PKG_VERSION"));
-        let options = CheckOptions { tool, threads, ..options };
+        let date = jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string();
+        let options = CheckOptions { tool, date, threads, ..options };
         let bars = Bars::new(watcher);
         let report =
             check(&source, &candidate, self.prompts, self.thresholds, options, cancel, &|progress| {
@@ -217,9 +251,23 @@ impl Job<'_> {
     }
 }
 
-/// Threads to use: those asked for, or all.
-pub(crate) fn threads(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+/// The recipe or encoding options that a directory's manifest records.
+fn recipe(dir: &Path) -> Option<String> {
+    let manifest = Manifest::parse(&std::fs::read(dir.join(q35_output_dir::MANIFEST)).ok()?).ok()?;
+    let value = |name: &str| {
+        let value = manifest.settings.get(name)?;
+        Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    let recipe = value("recipe").map(|recipe| format!("recipe {recipe}"));
+    let group = value("group_size").map(|size| format!("groups of {size}"));
+    let encoding = value("encoding").map(|encoding| format!("encoding {encoding}"));
+    let parts: Vec<String> = [recipe, group, encoding].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// The requested number of threads, or one per processor.
+pub(crate) fn threads(requested: Option<usize>) -> usize {
+    requested.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
 }
 
 fn thresholds(text: &str) -> anyhow::Result<Thresholds> {
@@ -263,14 +311,14 @@ fn of_ids(text: &str, most: Option<usize>, reference: &Artefact) -> anyhow::Resu
         Ids::Several(lists) => lists,
     };
     let vocab_size = reference.weights().config().vocab_size;
-    let mut left = most.unwrap_or(usize::MAX);
+    let mut remaining = most.unwrap_or(usize::MAX);
     let mut prompts = Vec::new();
     for (index, mut ids) in lists.into_iter().enumerate() {
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
             bail!("token id {id} is outside the vocabulary of {vocab_size}");
         }
-        ids.truncate(left);
-        left -= ids.len();
+        ids.truncate(remaining);
+        remaining -= ids.len();
         if ids.len() >= 2 {
             prompts.push(Prompt { greedy: index == 0, ..Prompt::new(format!("ids-{index}"), "ids", ids) });
         }

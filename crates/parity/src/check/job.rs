@@ -27,12 +27,16 @@ impl Job<'_> {
         ParityReport {
             schema_version: SCHEMA_VERSION,
             tool: self.options.tool.clone(),
+            date: self.options.date.clone(),
             passed: false,
+            fidelity: None,
+            required: self.options.require,
             reference: ModelInfo {
                 name: self.source.name.clone(),
                 description: "float reference, f32".into(),
                 kind: "float".into(),
                 execution: "f32".into(),
+                recipe: None,
                 hash: self.source.hash.clone(),
                 size_bytes: None,
             },
@@ -41,6 +45,7 @@ impl Job<'_> {
                 description: candidate.model.map_or("not executed".into(), |model| model.describe()),
                 kind: candidate.kind.clone(),
                 execution: candidate.activations.key().into(),
+                recipe: candidate.recipe.clone(),
                 hash: None,
                 size_bytes: candidate.size_bytes,
             },
@@ -57,6 +62,7 @@ impl Job<'_> {
             conversion_sites: Vec::new(),
             states: Vec::new(),
             consistency: Vec::new(),
+            worst_position: None,
             greedy: Vec::new(),
             seconds: BTreeMap::new(),
         }

@@ -4,7 +4,7 @@ use q35_architecture::tensor_table;
 
 use super::job::Job;
 use crate::limit_checks::{check_execution, check_logits, check_sites};
-use crate::{Limits, ParityReport, ReferenceTraits};
+use crate::{Fidelity, Limits, ParityReport, ReferenceTraits};
 
 impl Job<'_> {
     /// Conversion limits of the candidate's encoding for this reference.
@@ -18,6 +18,13 @@ impl Job<'_> {
             perplexity: report.perplexity.map(|perplexity| perplexity.reference),
         };
         self.thresholds.conversion_limits(&self.candidate.kind, reference).cloned().unwrap_or_default()
+    }
+
+    /// Grades the fidelity of the candidate: as executed or, if it is not, of its weights.
+    pub(super) fn grade(&self, report: &mut ParityReport) {
+        let Some(comparison) = report.total.as_ref().or(report.conversion.as_ref()) else { return };
+        let limits = self.thresholds.fidelity();
+        report.fidelity = Fidelity::new(comparison, report.perplexity.as_ref(), &report.greedy, limits);
     }
 
     /// Adds a check for every metric that has a limit.

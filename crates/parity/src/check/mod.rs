@@ -4,6 +4,7 @@ mod diagnosing;
 mod job;
 mod judging;
 mod options;
+mod reference_greedy;
 mod running;
 
 use q35_inference::CancelToken;
@@ -53,6 +54,7 @@ pub fn check(
         job.compare_greedy(&reference, &dequantized, &continuations, &mut report)?;
         job.check_consistency(&mut report)?;
         job.judge(&mut report);
+        job.grade(&mut report);
         job.diagnose(&mut report)?;
     }
     report.passed = report.checks.iter().all(|check| check.passed);

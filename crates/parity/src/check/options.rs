@@ -6,7 +6,7 @@ use q35_architecture::TensorSpec;
 use q35_backend::Activations;
 use q35_inference::{Model, Weights};
 
-use crate::{ReferencePass, Storage};
+use crate::{Grade, ReferencePass, Storage};
 
 /// The original model.
 pub struct Source<'a> {
@@ -24,6 +24,8 @@ pub struct Candidate<'a> {
     pub name: String,
     /// Encoding, the key of the conversion limits: "mlx-4".
     pub kind: String,
+    /// Recipe or encoding options for the report, if known.
+    pub recipe: Option<String>,
     /// Size of its weight files in bytes.
     pub size_bytes: Option<u64>,
     /// Its dequantized weights, in the source's convention.
@@ -41,6 +43,10 @@ pub struct Candidate<'a> {
 pub struct CheckOptions {
     /// Name and version of the program, for the report.
     pub tool: String,
+    /// The lowest accepted grade of the fidelity verdict; none if any is accepted.
+    pub require: Option<Grade>,
+    /// Time of the check for the report, RFC 3339 in UTC; may be empty.
+    pub date: String,
     /// True if tensors are compared.
     pub weights: bool,
     /// True if models are run.
@@ -67,6 +73,8 @@ impl Default for CheckOptions {
     fn default() -> Self {
         Self {
             tool: format!("q35-parity {}", env!("CARGO_PKG_VERSION")),
+            require: None,
+            date: String::new(),
             weights: true,
             run: true,
             threads: 1,

@@ -202,7 +202,8 @@ impl Job<'_> {
     ) -> Result<(), ParityError> {
         let vocab = self.source.weights.config().vocab_size;
         let undecided_margin = self.limits.undecided_margin.as_ref().map_or(0.0, |limit| limit.limit);
-        for (index, continuation) in continuations.iter().enumerate() {
+        let continued = self.continue_reference(reference, continuations)?;
+        for (index, (continuation, float)) in continuations.iter().zip(continued).enumerate() {
             let agreeing = |participant, pass: &FloatPass, weights: &dyn Weights, margin: f64| {
                 let scored = 0..continuation.prompt.scored();
                 let logits = PassLogits::new(participant, pass, weights)?
@@ -217,6 +218,11 @@ impl Job<'_> {
                 tokens: continuation.tokens.len(),
                 same_as_own_float,
                 same_as_reference,
+                reference_tokens: float.tokens,
+                agreeing: float.agreeing,
+                candidate_tokens: continuation.tokens.clone(),
+                context: continuation.context().to_vec(),
+                texts: None,
             });
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! A report for people: a table for the terminal, Markdown, HTML.
+//! Renderings of a report: table for the terminal, Markdown, HTML.
 
 mod html;
 mod markdown;
@@ -6,28 +6,33 @@ mod plots;
 mod svg;
 mod table;
 
-use crate::Check;
+use crate::{Check, Comparison, FidelityMetric, ParityReport, Position, TokenProbability};
 
-/// A number as short as it can be read: plain between 0.001 and 100,000, with an exponent beyond.
+/// Formats a number: plain between 0.001 and 100,000, with an exponent outside.
 pub(crate) fn number(value: f64) -> String {
     match value {
         0.0 => "0".into(),
         v if !v.is_finite() => v.to_string(),
         v if v.abs() < 1e-3 || v.abs() >= 1e5 => format!("{v:.2e}"),
         v if v.fract() == 0.0 => format!("{v}"),
-        // A cosine: what matters is how far it is from one.
+        // Cosines: their distance from one must stay visible.
         v if (0.999..1.0).contains(&v) => format!("{v:.8}"),
         v if v.abs() >= 100.0 => format!("{v:.1}"),
         v => format!("{v:.4}"),
     }
 }
 
-/// A part as a percentage.
-pub(crate) fn percent(part: f64) -> String {
-    match part {
+/// Formats a share as a percentage.
+pub(crate) fn percent(share: f64) -> String {
+    match share {
         1.0 => "100 %".into(),
-        part => format!("{:.2} %", 100.0 * part),
+        share => format!("{:.2} %", 100.0 * share),
     }
+}
+
+/// Formats a relative change as a signed percentage.
+pub(crate) fn signed_percent(change: f64) -> String {
+    format!("{:+.2} %", 100.0 * change)
 }
 
 pub(crate) fn mebibytes(bytes: u64) -> String {
@@ -38,10 +43,10 @@ pub(crate) fn relation(check: &Check) -> &'static str {
     if check.at_least { "at least" } else { "at most" }
 }
 
-/// A check's name in words.
-pub(crate) fn words(name: &str) -> String {
-    let (scope, what) = name.split_once('.').unwrap_or(("", name));
-    let what = match what {
+/// Title of a check.
+pub(crate) fn check_title(name: &str) -> String {
+    let (scope, metric) = name.split_once('.').unwrap_or(("", name));
+    let metric = match metric {
         "mean_kl" => "mean KL",
         "p99_kl" => "99th percentile of KL",
         "max_kl" => "largest KL",
@@ -55,7 +60,75 @@ pub(crate) fn words(name: &str) -> String {
         "differences" => "settings that differ",
         other => other,
     };
-    format!("{scope}: {what}")
+    format!("{scope}: {metric}")
+}
+
+/// Title of a fidelity metric.
+pub(crate) fn metric_title(metric: &FidelityMetric) -> &str {
+    match metric.name.as_str() {
+        "mean_kl" => "mean KL",
+        "top1_agreement" => "top-1 agreement",
+        "perplexity_change" => "perplexity change",
+        "greedy_agreement" => "greedy agreement",
+        other => other,
+    }
+}
+
+/// Formats a value or a limit of a fidelity metric.
+pub(crate) fn metric_value(metric: &FidelityMetric, value: f64) -> String {
+    match metric.name.as_str() {
+        "mean_kl" => number(value),
+        "perplexity_change" => signed_percent(value),
+        _ => percent(value),
+    }
+}
+
+/// The comparisons that a report has, with their names.
+pub(crate) fn comparisons(report: &ParityReport) -> Vec<(&'static str, &Comparison)> {
+    let all = [
+        ("implementation", &report.implementation),
+        ("conversion", &report.conversion),
+        ("total", &report.total),
+    ];
+    all.into_iter().filter_map(|(name, comparison)| comparison.as_ref().map(|c| (name, c))).collect()
+}
+
+type Cell = fn(&Comparison) -> String;
+
+/// Rows of the table of comparisons: title and value.
+pub(crate) fn comparison_rows() -> [(&'static str, Cell); 12] {
+    [
+        ("positions", |c| c.positions.to_string()),
+        ("KL mean", |c| number(c.kl.mean)),
+        ("KL median", |c| number(c.kl.median)),
+        ("KL 99th percentile", |c| number(c.kl.p99)),
+        ("KL largest", |c| number(c.kl.max)),
+        ("top-1 agreement", |c| percent(c.top1_agreement)),
+        ("top-5 overlap", |c| percent(c.top5_overlap)),
+        ("cosine of logits, mean", |c| format!("{:.7}", c.cosine_mean)),
+        ("cosine of logits, worst", |c| format!("{:.7}", c.cosine_min)),
+        ("largest difference", |c| number(c.max_abs_difference)),
+        ("first different top-1", |c| position(c.first_different.as_ref())),
+        ("worst position", |c| position(c.worst.as_ref())),
+    ]
+}
+
+fn position(position: Option<&Position>) -> String {
+    position.map_or("none".into(), |at| format!("{}:{}", at.prompt, at.position))
+}
+
+/// Text of a token list on one line: line breaks and tabs are written as escapes.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t")
+}
+
+/// A predicted token with its probability: "` Paris` 93.1 %".
+pub(crate) fn predicted_token(predicted: &TokenProbability) -> String {
+    let text = match &predicted.text {
+        Some(text) => one_line(text),
+        None => format!("#{}", predicted.token),
+    };
+    format!("`{text}` {:.1} %", 100.0 * predicted.probability)
 }
 
 #[cfg(test)]
@@ -77,5 +150,6 @@ mod tests {
         }
         assert_eq!(percent(1.0), "100 %");
         assert_eq!(percent(0.9999), "99.99 %");
+        assert_eq!(one_line("a\n\\b"), "a\\n\\\\b");
     }
 }

@@ -1,51 +1,52 @@
 //! The plots of a report.
 
-use super::svg::{Plot, Scale};
+use super::svg::{Color, Plot, Scale};
 use super::{number, percent};
 use crate::{Comparison, ParityReport, PromptReport, SiteReport};
 
-/// Distinguishable to most eyes, on light and dark ground.
-const IMPLEMENTATION: &str = "#0072B2";
-const CONVERSION: &str = "#E69F00";
-const TOTAL: &str = "#009E73";
-const WRONG: &str = "#D55E00";
-/// KL below this is rounding of the comparison itself.
-const FLOOR: i32 = -14;
+/// Exponent of the smallest KL that is shown: below it is rounding of the comparison itself.
+const KL_FLOOR: i32 = -14;
 
 /// KL of every scored position, prompt after prompt.
 pub(super) fn kl_over_positions(report: &ParityReport) -> Option<String> {
     type Values = fn(&PromptReport) -> &[f64];
-    let series: [(&str, &'static str, Values); 3] = [
-        ("implementation", IMPLEMENTATION, |p| &p.implementation_kl),
-        ("conversion", CONVERSION, |p| &p.conversion_kl),
-        ("total", TOTAL, |p| &p.total_kl),
+    let series: [(&str, Color, Values); 3] = [
+        ("implementation", Color::Implementation, |p| &p.implementation_kl),
+        ("conversion", Color::Conversion, |p| &p.conversion_kl),
+        ("total", Color::Total, |p| &p.total_kl),
     ];
     let count: usize = report.prompts.iter().map(|p| p.conversion_kl.len()).sum();
     if count == 0 {
         return None;
     }
     let all = series.iter().flat_map(|(_, _, get)| report.prompts.iter().flat_map(*get).copied());
-    let y = Scale::decades(all, FLOOR);
+    let y = Scale::decades(all, KL_FLOOR);
     let mut plot =
         Plot::new(Scale::Linear(0.0, count as f64), y, "scored position, prompt after prompt", "KL (nats)");
     for (name, color, get) in series {
         let values: Vec<f64> = report.prompts.iter().flat_map(get).copied().collect();
-        // The total covers the conversion wherever the implementation is good; drawn are the two that differ.
+        // Where the implementation is good, the total coincides with the conversion and is not drawn.
         if values.is_empty() || (name == "total" && nearly_conversion(report)) {
             continue;
         }
         plot.line(values.iter().enumerate().map(|(i, kl)| (i as f64 + 0.5, *kl)), color);
         plot.legend(name, color);
     }
-    let (mut start, mut places) = (0, Vec::new());
+    let (mut start, mut starts) = (0, Vec::new());
     for prompt in &report.prompts {
-        places.push((start as f64, prompt.name.as_str()));
+        starts.push(start as f64);
         start += prompt.conversion_kl.len();
     }
-    plot.dividers(&places);
-    Some(plot.finish("KL divergence over positions. What is below the lowest line is drawn on it."))
+    plot.segments(&starts);
+    let names = report.prompts.iter().enumerate();
+    let names: Vec<String> = names.map(|(index, prompt)| format!("{} {}", index + 1, prompt.name)).collect();
+    Some(plot.finish(&format!(
+        "KL divergence over positions; smaller values are drawn on the lowest line. Prompts: {}.",
+        names.join(", ")
+    )))
 }
 
+/// True if the total divergence is within 5 % of the conversion's.
 fn nearly_conversion(report: &ParityReport) -> bool {
     match (&report.total, &report.conversion) {
         (Some(total), Some(conversion)) => {
@@ -55,104 +56,104 @@ fn nearly_conversion(report: &ParityReport) -> bool {
     }
 }
 
-/// How many positions have which KL.
+/// Histogram of KL over positions.
 pub(super) fn kl_distribution(report: &ParityReport) -> Option<String> {
     let series = [
-        ("implementation", IMPLEMENTATION, &report.implementation),
-        ("conversion", CONVERSION, &report.conversion),
+        ("implementation", Color::Implementation, &report.implementation),
+        ("conversion", Color::Conversion, &report.conversion),
     ];
-    let present: Vec<(&str, &'static str, &Comparison)> =
+    let series: Vec<(&str, Color, &Comparison)> =
         series.into_iter().filter_map(|(name, color, c)| c.as_ref().map(|c| (name, color, c))).collect();
-    let first = present.first()?.2;
+    let first = series.first()?.2;
     let used =
         |c: &Comparison| -> Vec<usize> { (0..c.histogram.len()).filter(|i| c.histogram[*i] > 0).collect() };
-    let bins: Vec<usize> = present.iter().flat_map(|(_, _, c)| used(c)).collect();
+    let bins: Vec<usize> = series.iter().flat_map(|(_, _, c)| used(c)).collect();
     let (low, high) = (*bins.iter().min()?, *bins.iter().max()? + 1);
     let per = first.histogram_per_decade as i32;
     let decade = |bin: usize| first.histogram_from + (bin as i32).div_euclid(per);
     let x = Scale::Decades(decade(low), decade(high + per as usize - 1).max(decade(low) + 1));
-    let most = present.iter().flat_map(|(_, _, c)| c.histogram.iter()).max().copied().unwrap_or(1);
+    let most = series.iter().flat_map(|(_, _, c)| c.histogram.iter()).max().copied().unwrap_or(1);
     let mut plot = Plot::new(x, Scale::Linear(0.0, most as f64 * 1.08), "KL (nats)", "positions");
     let edge = |bin: f64| 10f64.powf(f64::from(first.histogram_from) + bin / f64::from(per));
-    let share = 1.0 / present.len() as f64;
-    for (index, (name, color, comparison)) in present.iter().enumerate() {
+    let share = 1.0 / series.len() as f64;
+    for (index, (name, color, comparison)) in series.into_iter().enumerate() {
         for bin in used(comparison) {
             let from = bin as f64 + index as f64 * share;
-            let note = format!(
+            let tooltip = format!(
                 "{name}: {} positions with KL from {:.1e} to {:.1e}",
                 comparison.histogram[bin],
                 edge(bin as f64),
                 edge(bin as f64 + 1.0)
             );
-            plot.bar(edge(from), edge(from + share), comparison.histogram[bin] as f64, color, &note);
+            plot.bar(edge(from), edge(from + share), comparison.histogram[bin] as f64, color, &tooltip);
         }
         plot.legend(name, color);
     }
-    Some(plot.finish("Distribution of KL over positions; the lowest bin holds everything below it."))
+    Some(plot.finish("Distribution of KL over positions; the lowest bin holds all smaller values."))
 }
 
 /// 1 - cosine of the residual stream along the layers.
 pub(super) fn layers(report: &ParityReport) -> Option<String> {
     let series = [
-        ("implementation", IMPLEMENTATION, &report.implementation_sites),
-        ("conversion", CONVERSION, &report.conversion_sites),
+        ("implementation", Color::Implementation, &report.implementation_sites),
+        ("conversion", Color::Conversion, &report.conversion_sites),
     ];
-    let present: Vec<(&str, &'static str, &Vec<SiteReport>)> =
+    let series: Vec<(&str, Color, &Vec<SiteReport>)> =
         series.into_iter().filter(|(_, _, sites)| !sites.is_empty()).collect();
-    let count = present.iter().map(|(_, _, sites)| sites.len()).max()?;
+    let count = series.iter().map(|(_, _, sites)| sites.len()).max()?;
     let distance =
         |site: &SiteReport| if site.cosine.is_finite() { (1.0 - site.cosine).max(0.0) } else { 2.0 };
-    let all = present.iter().flat_map(|(_, _, sites)| sites.iter().map(distance).collect::<Vec<_>>());
+    let all = series.iter().flat_map(|(_, _, sites)| sites.iter().map(distance).collect::<Vec<_>>());
     let mut plot = Plot::new(
         Scale::Linear(0.0, count as f64),
         Scale::decades(all, -16),
-        "place in the model: embedding, then mixer and MLP of each layer, final norm",
+        "embedding, mixer and MLP of each layer, final norm",
         "1 - cosine",
     );
-    for (name, color, sites) in present {
+    for (name, color, sites) in series {
         let points = || sites.iter().enumerate().map(|(i, site)| (i as f64 + 0.5, distance(site)));
         plot.line(points(), color);
         for ((x, y), site) in points().zip(sites) {
-            let note = format!(
+            let tooltip = format!(
                 "{name}, {}: cosine {:.9}, relative error {:.2e}",
                 site.site, site.cosine, site.relative
             );
-            plot.dot(x, y, 2.6, color, &note);
+            plot.dot(x, y, 2.6, color, &tooltip);
         }
         plot.legend(name, color);
     }
-    Some(
-        plot.finish(
-            "Hidden states along the layers: distance of the residual stream from what it should be.",
-        ),
-    )
+    Some(plot.finish(
+        "Hidden states along the layers: cosine distance of the residual stream from the expected one.",
+    ))
 }
 
-/// Confidence against agreement.
+/// Calibration curve: confidence against agreement.
 pub(super) fn calibration(report: &ParityReport) -> Option<String> {
     let (name, color, comparison) = match (&report.total, &report.conversion) {
-        (Some(total), _) => ("executed against the original", TOTAL, total),
-        (None, Some(conversion)) => ("own weights in float against the original", CONVERSION, conversion),
+        (Some(total), _) => ("executed against the original", Color::Total, total),
+        (None, Some(conversion)) => {
+            ("own weights in float against the original", Color::Conversion, conversion)
+        }
         (None, None) => return None,
     };
     let unit = Scale::Linear(0.0, 1.0);
     let mut plot = Plot::new(
         unit,
         unit,
-        "candidate's probability of its likeliest token",
-        "part with the original's top-1",
+        "candidate's probability of its top-1 token",
+        "share with the original's top-1",
     );
-    plot.line([(0.0, 0.0), (1.0, 1.0)].into_iter(), "#999");
+    plot.line([(0.0, 0.0), (1.0, 1.0)].into_iter(), Color::Neutral);
     let most = comparison.calibration.iter().map(|bin| bin.positions).max()?.max(1) as f64;
     for bin in comparison.calibration.iter().filter(|bin| bin.positions > 0) {
         let radius = 3.0 + 9.0 * (bin.positions as f64 / most).sqrt();
-        let note = format!(
+        let tooltip = format!(
             "{} positions, confidence {}, agreement {}",
             bin.positions,
             percent(bin.confidence),
             percent(bin.agreement)
         );
-        plot.dot(bin.confidence, bin.agreement, radius, color, &note);
+        plot.dot(bin.confidence, bin.agreement, radius, color, &tooltip);
     }
     plot.legend(name, color);
     Some(plot.finish(
@@ -160,7 +161,7 @@ pub(super) fn calibration(report: &ParityReport) -> Option<String> {
     ))
 }
 
-/// Bits and error of every tensor.
+/// Relative error of every tensor, coloured by bits.
 pub(super) fn tensors(report: &ParityReport) -> Option<String> {
     let weights = report.weights.as_ref()?;
     let errors = weights.tensors.iter().map(|t| t.relative_error);
@@ -171,9 +172,9 @@ pub(super) fn tensors(report: &ParityReport) -> Option<String> {
         "relative error",
     );
     let classes = [
-        ("up to 4.9 bits", 0.0, 4.9, CONVERSION),
-        ("5 to 9 bits", 4.9, 9.5, IMPLEMENTATION),
-        ("floats", 9.5, f64::INFINITY, TOTAL),
+        ("up to 4.9 bits", 0.0, 4.9, Color::Conversion),
+        ("5 to 9 bits", 4.9, 9.5, Color::Implementation),
+        ("floats", 9.5, f64::INFINITY, Color::Total),
     ];
     for (name, from, to, color) in classes {
         let mut any = false;
@@ -182,20 +183,20 @@ pub(super) fn tensors(report: &ParityReport) -> Option<String> {
                 continue;
             }
             any |= tensor.passed;
-            let note = format!(
+            let tooltip = format!(
                 "{}: {} ({:.2} bits), relative error {}",
                 tensor.name,
                 tensor.storage,
                 tensor.bits_per_weight,
                 number(tensor.relative_error)
             );
-            let color = if tensor.passed { color } else { WRONG };
+            let color = if tensor.passed { color } else { Color::Wrong };
             plot.dot(
                 index as f64 + 0.5,
                 tensor.relative_error,
                 if tensor.passed { 3.0 } else { 6.0 },
                 color,
-                &note,
+                &tooltip,
             );
         }
         if any {
@@ -203,12 +204,12 @@ pub(super) fn tensors(report: &ParityReport) -> Option<String> {
         }
     }
     if weights.failed().next().is_some() {
-        plot.legend("beyond its encoding", WRONG);
+        plot.legend("beyond its encoding", Color::Wrong);
     }
     Some(plot.finish("Bits and error of every tensor. A tensor without error is drawn on the lowest line."))
 }
 
-/// Recurrent states after the run.
+/// Cosine distance of the recurrent states after the run.
 pub(super) fn states(report: &ParityReport) -> Option<String> {
     let last = report.states.last()?.layer;
     let distance = |cosine: f64| (1.0 - cosine).max(0.0);
@@ -218,17 +219,17 @@ pub(super) fn states(report: &ParityReport) -> Option<String> {
     let mut plot =
         Plot::new(Scale::Linear(0.0, last as f64 + 1.0), Scale::decades(all, -16), "layer", "1 - cosine");
     for state in &report.states {
-        let note = format!(
+        let tooltip = format!(
             "layer {}: cosine {:.9}, relative error {:.2e}",
             state.layer, state.cosine, state.relative
         );
         let x = state.layer as f64;
-        plot.bar(x + 0.1, x + 0.9, distance(state.cosine), IMPLEMENTATION, &note);
+        plot.bar(x + 0.1, x + 0.9, distance(state.cosine), Color::Implementation, &tooltip);
     }
-    plot.legend("implementation", IMPLEMENTATION);
+    plot.legend("implementation", Color::Implementation);
     if let Some(limit) = limit {
-        plot.limit(limit, WRONG);
-        plot.legend("limit", WRONG);
+        plot.limit(limit, Color::Wrong);
+        plot.legend("limit", Color::Wrong);
     }
     Some(plot.finish("Recurrent states after each prompt, the worst prompt of each layer."))
 }

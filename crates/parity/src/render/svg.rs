@@ -1,25 +1,56 @@
 //! Small plots as inline SVG: axes, points, lines, bars.
+//!
+//! Written by hand and not with `plotters`: its SVG backend writes fixed colours and font sizes, while these plots take
+//! both from the page's style sheet (a light and a dark scheme, larger type on narrow screens) and carry tooltips. What is
+//! needed of a plotting library is 200 lines.
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 280.0;
-const LEFT: f64 = 62.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 14.0;
-const BOTTOM: f64 = 44.0;
+const WIDTH: f64 = 520.0;
+const HEIGHT: f64 = 300.0;
+const LEFT: f64 = 66.0;
+const RIGHT: f64 = 14.0;
+const TOP: f64 = 26.0;
+const BOTTOM: f64 = 52.0;
+/// Height of a line of text on narrow screens, where type is largest.
+const LINE: f64 = 16.0;
+/// Width that a digit needs there.
+const DIGIT: f64 = 9.0;
 
-/// What an axis shows.
+/// A colour of the page's style sheet, as the class that sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Color {
+    Implementation,
+    Conversion,
+    Total,
+    Wrong,
+    Neutral,
+}
+
+impl Color {
+    /// Name of the CSS variable.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Implementation => "var(--implementation)",
+            Self::Conversion => "var(--conversion)",
+            Self::Total => "var(--total)",
+            Self::Wrong => "var(--wrong)",
+            Self::Neutral => "var(--soft)",
+        }
+    }
+}
+
+/// The scale of an axis.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Scale {
-    /// From, to.
+    /// Linear, from and to.
     Linear(f64, f64),
-    /// Powers of ten: lowest and highest exponent. What is below the lowest, zero included, sits on the border.
+    /// Logarithmic, lowest and highest exponent of ten. Smaller values, zero included, are drawn on the border.
     Decades(i32, i32),
 }
 
 impl Scale {
-    /// Decades that hold all positive values, at least one; `floor` is the lowest exponent worth showing.
+    /// Decades that contain all positive values, at least one; `floor` is the lowest exponent that is shown.
     pub(super) fn decades(values: impl Iterator<Item = f64>, floor: i32) -> Self {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|v| v.is_finite() && *v > 0.0) {
@@ -33,21 +64,21 @@ impl Scale {
         Self::Decades(low, high)
     }
 
-    /// Place of a value, 0 to 1.
-    fn place(self, value: f64) -> f64 {
-        let part = match self {
+    /// Position of a value on the axis, 0 to 1.
+    fn position(self, value: f64) -> f64 {
+        let share = match self {
             Self::Linear(from, to) => (value - from) / (to - from),
             Self::Decades(from, to) => {
                 (value.max(f64::MIN_POSITIVE).log10() - f64::from(from)) / f64::from(to - from)
             }
         };
-        if part.is_nan() { 0.0 } else { part.clamp(0.0, 1.0) }
+        if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }
     }
 
     fn ticks(self) -> Vec<(f64, String)> {
         match self {
             Self::Linear(from, to) => {
-                let raw = (to - from) / 6.0;
+                let raw = (to - from) / 5.0;
                 let magnitude = 10f64.powf(raw.log10().floor());
                 let step = [1.0, 2.0, 5.0, 10.0]
                     .into_iter()
@@ -60,7 +91,7 @@ impl Scale {
                 (first..=last).map(|i| (i as f64 * step, format!("{:.decimals$}", i as f64 * step))).collect()
             }
             Self::Decades(from, to) => {
-                let every = ((to - from) / 8).max(0) + 1;
+                let every = ((to - from) / 7).max(0) + 1;
                 (from..=to)
                     .filter(|e| (e - from) % every == 0)
                     .map(|e| (10f64.powi(e), format!("1e{e}")))
@@ -70,12 +101,12 @@ impl Scale {
     }
 }
 
-/// One plot, being drawn.
+/// A plot under construction.
 pub(super) struct Plot {
     body: String,
     x: Scale,
     y: Scale,
-    legend: Vec<(String, &'static str)>,
+    legend: Vec<(String, Color)>,
 }
 
 impl Plot {
@@ -88,7 +119,7 @@ impl Plot {
                  <text x='{:.1}' y='{:.1}' text-anchor='end'>{label}</text>",
                 WIDTH - RIGHT,
                 LEFT - 6.0,
-                at + 3.5
+                at + 4.0
             ));
         }
         for (value, label) in x.ticks() {
@@ -98,14 +129,14 @@ impl Plot {
                  <text x='{at:.1}' y='{:.1}' text-anchor='middle'>{label}</text>",
                 HEIGHT - BOTTOM,
                 HEIGHT - BOTTOM + 4.0,
-                HEIGHT - BOTTOM + 16.0
+                HEIGHT - BOTTOM + LINE + 2.0
             ));
         }
         plot.push(format_args!(
             "<text class='title' x='{:.1}' y='{:.1}' text-anchor='middle'>{}</text>\
              <text class='title' x='14' y='{:.1}' text-anchor='middle' transform='rotate(-90 14 {:.1})'>{}</text>",
             (LEFT + WIDTH - RIGHT) / 2.0,
-            HEIGHT - 8.0,
+            HEIGHT - 10.0,
             escape(x_title),
             (TOP + HEIGHT - BOTTOM) / 2.0,
             (TOP + HEIGHT - BOTTOM) / 2.0,
@@ -119,75 +150,90 @@ impl Plot {
     }
 
     fn at_x(&self, value: f64) -> f64 {
-        LEFT + self.x.place(value) * (WIDTH - LEFT - RIGHT)
+        LEFT + self.x.position(value) * (WIDTH - LEFT - RIGHT)
     }
 
     fn at_y(&self, value: f64) -> f64 {
-        HEIGHT - BOTTOM - self.y.place(value) * (HEIGHT - TOP - BOTTOM)
+        HEIGHT - BOTTOM - self.y.position(value) * (HEIGHT - TOP - BOTTOM)
     }
 
-    /// Names a colour below the plot.
-    pub(super) fn legend(&mut self, name: &str, color: &'static str) {
+    /// Adds an entry to the legend below the plot.
+    pub(super) fn legend(&mut self, name: &str, color: Color) {
         self.legend.push((name.to_owned(), color));
     }
 
-    /// A line through points, in their order.
-    pub(super) fn line(&mut self, points: impl Iterator<Item = (f64, f64)>, color: &str) {
+    /// Draws a line through points, in their order.
+    pub(super) fn line(&mut self, points: impl Iterator<Item = (f64, f64)>, color: Color) {
         let mut path = String::new();
         for (index, (x, y)) in points.enumerate() {
             let command = if index == 0 { 'M' } else { 'L' };
             write!(path, "{command}{:.1} {:.1}", self.at_x(x), self.at_y(y)).expect("a string");
         }
-        self.push(format_args!("<path d='{path}' fill='none' stroke='{color}' stroke-width='1.3'/>"));
-    }
-
-    /// A dot; `note` is shown when the pointer rests on it.
-    pub(super) fn dot(&mut self, x: f64, y: f64, radius: f64, color: &str, note: &str) {
-        let (x, y) = (self.at_x(x), self.at_y(y));
         self.push(format_args!(
-            "<circle cx='{x:.1}' cy='{y:.1}' r='{radius:.1}' fill='{color}' fill-opacity='.75'><title>{}</title></circle>",
-            escape(note)
+            "<path d='{path}' fill='none' style='stroke:{}' stroke-width='1.4'/>",
+            color.variable()
         ));
     }
 
-    /// A bar from the bottom, between two values of x.
-    pub(super) fn bar(&mut self, from: f64, to: f64, y: f64, color: &str, note: &str) {
+    /// Draws a dot with a tooltip.
+    pub(super) fn dot(&mut self, x: f64, y: f64, radius: f64, color: Color, tooltip: &str) {
+        let (x, y) = (self.at_x(x), self.at_y(y));
+        self.push(format_args!(
+            "<circle cx='{x:.1}' cy='{y:.1}' r='{radius:.1}' style='fill:{}' fill-opacity='.8'><title>{}</title></circle>",
+            color.variable(),
+            escape(tooltip)
+        ));
+    }
+
+    /// Draws a bar from the bottom, between two values of x, with a tooltip.
+    pub(super) fn bar(&mut self, from: f64, to: f64, y: f64, color: Color, tooltip: &str) {
         let (left, right, top) = (self.at_x(from), self.at_x(to), self.at_y(y));
         let bottom = HEIGHT - BOTTOM;
         self.push(format_args!(
-            "<rect x='{left:.1}' y='{top:.1}' width='{:.1}' height='{:.1}' fill='{color}' fill-opacity='.8'><title>{}</title></rect>",
+            "<rect x='{left:.1}' y='{top:.1}' width='{:.1}' height='{:.1}' style='fill:{}' fill-opacity='.85'><title>{}</title></rect>",
             (right - left - 0.6).max(0.5),
             (bottom - top).max(0.0),
-            escape(note)
+            color.variable(),
+            escape(tooltip)
         ));
     }
 
-    /// Thin lines from bottom to top, in ascending order of x, each with a word at its head. Words that would cover one
-    /// another move aside, so that a word stands at its line or as near to it as there is room.
-    pub(super) fn dividers(&mut self, places: &[(f64, &str)]) {
-        let lines: Vec<f64> = places.iter().map(|(x, _)| self.at_x(*x)).collect();
-        let words = spread(&lines.iter().map(|at| at + 3.0).collect::<Vec<_>>(), WIDTH - RIGHT - WORD);
-        for ((line, at), (_, word)) in lines.iter().zip(words).zip(places) {
-            self.push(format_args!(
-                "<line class='divider' x1='{line:.1}' x2='{line:.1}' y1='{TOP}' y2='{:.1}'/>\
-                 <text class='small' transform='translate({at:.1} {:.1}) rotate(90)'>{}</text>",
-                HEIGHT - BOTTOM,
-                TOP + 2.0,
-                escape(word)
-            ));
+    /// Divides the plot into consecutive segments that begin at these values of x, and numbers them from 1 in the margin
+    /// above the plot, where no curve is. A number without room is left out.
+    pub(super) fn segments(&mut self, starts: &[f64]) {
+        let mut free_from = 0.0;
+        for (index, &start) in starts.iter().enumerate() {
+            let (left, right) =
+                (self.at_x(start), starts.get(index + 1).map_or(WIDTH - RIGHT, |x| self.at_x(*x)));
+            if index > 0 {
+                self.push(format_args!(
+                    "<line class='divider' x1='{left:.1}' x2='{left:.1}' y1='{TOP}' y2='{:.1}'/>",
+                    HEIGHT - BOTTOM
+                ));
+            }
+            let number = (index + 1).to_string();
+            let (middle, half) = ((left + right) / 2.0, DIGIT * number.len() as f64 / 2.0);
+            if middle - half >= free_from {
+                self.push(format_args!(
+                    "<text x='{middle:.1}' y='{:.1}' text-anchor='middle'>{number}</text>",
+                    TOP - 8.0
+                ));
+                free_from = middle + half + 2.0;
+            }
         }
     }
 
-    /// A dashed line across, at a limit.
-    pub(super) fn limit(&mut self, y: f64, color: &str) {
+    /// Draws a dashed line across the plot.
+    pub(super) fn limit(&mut self, y: f64, color: Color) {
         let at = self.at_y(y);
         self.push(format_args!(
-            "<line x1='{LEFT}' x2='{:.1}' y1='{at:.1}' y2='{at:.1}' stroke='{color}' stroke-dasharray='5 4'/>",
-            WIDTH - RIGHT
+            "<line x1='{LEFT}' x2='{:.1}' y1='{at:.1}' y2='{at:.1}' style='stroke:{}' stroke-dasharray='5 4'/>",
+            WIDTH - RIGHT,
+            color.variable()
         ));
     }
 
-    /// The finished figure.
+    /// The finished figure with its caption.
     pub(super) fn finish(self, caption: &str) -> String {
         let mut out = format!(
             "<figure><svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{}'>{}<rect class='frame' x='{LEFT}' \
@@ -199,7 +245,8 @@ impl Plot {
         );
         for (name, color) in &self.legend {
             out.push_str(&format!(
-                "<span class='key'><i style='background:{color}'></i>{}</span>",
+                "<span class='key'><i style='background:{}'></i>{}</span>",
+                color.variable(),
                 escape(name)
             ));
         }
@@ -208,24 +255,7 @@ impl Plot {
     }
 }
 
-/// Width of a word that stands upright.
-const WORD: f64 = 10.0;
-
-/// Ascending places moved apart to at least [`WORD`], none beyond `last` as long as they fit.
-fn spread(places: &[f64], last: f64) -> Vec<f64> {
-    let mut spread: Vec<f64> = Vec::with_capacity(places.len());
-    for place in places {
-        spread.push(spread.last().map_or(*place, |before| place.max(before + WORD)));
-    }
-    let mut limit = last;
-    for place in spread.iter_mut().rev() {
-        *place = place.min(limit);
-        limit = *place - WORD;
-    }
-    spread
-}
-
-/// Text inside HTML or an attribute.
+/// Escapes text for HTML and attributes.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -243,9 +273,9 @@ mod tests {
         assert!(matches!(Scale::decades([2e-7, 0.3].into_iter(), -14), Scale::Decades(-7, 0)));
         assert!(matches!(Scale::decades([0.0].into_iter(), -14), Scale::Decades(-14, -13)));
         assert!(matches!(Scale::decades([1e-30, 1.0].into_iter(), -14), Scale::Decades(-14, 0)));
-        assert_eq!(Scale::Decades(-4, 0).place(1e-2), 0.5);
-        assert_eq!(Scale::Decades(-4, 0).place(0.0), 0.0);
-        assert_eq!(Scale::Linear(0.0, 1.0).place(f64::NAN), 0.0);
+        assert_eq!(Scale::Decades(-4, 0).position(1e-2), 0.5);
+        assert_eq!(Scale::Decades(-4, 0).position(0.0), 0.0);
+        assert_eq!(Scale::Linear(0.0, 1.0).position(f64::NAN), 0.0);
     }
 
     #[test]
@@ -256,16 +286,18 @@ mod tests {
     }
 
     #[test]
-    fn words_do_not_cover_one_another() {
-        assert_eq!(spread(&[0.0, 2.0, 50.0], 100.0), [0.0, 10.0, 50.0]);
-        assert_eq!(spread(&[0.0, 95.0, 98.0], 100.0), [0.0, 90.0, 100.0]);
-        assert_eq!(spread(&[], 100.0), [0.0; 0]);
+    fn segment_numbers_do_not_overlap() {
+        let mut plot = Plot::new(Scale::Linear(0.0, 100.0), Scale::Linear(0.0, 1.0), "x", "y");
+        let before = plot.body.matches("<text").count();
+        plot.segments(&[0.0, 50.0, 50.5, 51.0]);
+        let after = plot.body.matches("<text").count();
+        assert_eq!(after - before, 3, "the third segment is too narrow beside the second");
     }
 
     #[test]
     fn names_cannot_break_out() {
         let mut plot = Plot::new(Scale::Linear(0.0, 1.0), Scale::Linear(0.0, 1.0), "x", "y");
-        plot.dot(0.5, 0.5, 2.0, "red", "</title><script>'\"");
+        plot.dot(0.5, 0.5, 2.0, Color::Wrong, "</title><script>'\"");
         let text = plot.finish("a < b");
         assert!(!text.contains("<script>") && text.contains("&lt;script&gt;") && text.contains("a &lt; b"));
     }

@@ -1,12 +1,15 @@
-//! The report on a terminal.
+//! The report as text for the terminal.
 
 use std::fmt::Write;
 
-use super::{mebibytes, number, percent, relation, words};
-use crate::{Comparison, ParityReport};
+use super::{
+    check_title, comparison_rows, comparisons, mebibytes, metric_title, metric_value, number, one_line,
+    predicted_token, relation,
+};
+use crate::{ParityReport, TokenProbability};
 
 impl ParityReport {
-    /// The report as text of at most 110 columns or so, without colours.
+    /// The report as text of at most 110 columns, without colours.
     pub fn to_table(&self) -> String {
         let mut out = String::new();
         self.write_table(&mut out).expect("writing to a string does not fail");
@@ -14,59 +17,8 @@ impl ParityReport {
     }
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
-        let size = self.candidate.size_bytes.map_or(String::new(), |bytes| format!(", {}", mebibytes(bytes)));
-        writeln!(out, "reference  {}", self.reference.name)?;
-        writeln!(out, "candidate  {} ({}{size})", self.candidate.name, self.candidate.kind)?;
-        writeln!(out, "           {}", self.candidate.description)?;
-        if let Some(weights) = &self.weights {
-            let outside = weights.failed().count();
-            let verdict = match outside {
-                0 => "all within what their encodings explain".to_owned(),
-                n => format!("{n} beyond what their encodings explain"),
-            };
-            writeln!(
-                out,
-                "weights    {} tensors, {:.3} bits per weight ({:.3} where quantized): {verdict}",
-                weights.tensors.len(),
-                weights.bits_per_weight,
-                weights.bits_per_quantized_weight
-            )?;
-        }
-        let columns = [
-            ("implementation", &self.implementation),
-            ("conversion", &self.conversion),
-            ("total", &self.total),
-        ];
-        let columns: Vec<_> = columns.into_iter().filter_map(|(n, c)| c.as_ref().map(|c| (n, c))).collect();
-        if !columns.is_empty() {
-            write!(out, "\n{:28}", "")?;
-            for (name, _) in &columns {
-                write!(out, "{name:>20}")?;
-            }
-            writeln!(out)?;
-            for (name, value) in rows() {
-                write!(out, "{name:28}")?;
-                for (_, column) in &columns {
-                    write!(out, "{:>20}", value(column))?;
-                }
-                writeln!(out)?;
-            }
-            writeln!(
-                out,
-                "implementation: executed against its own weights in float; conversion: its weights in float"
-            )?;
-            writeln!(out, "against the original; total: executed against the original. KL in nats.")?;
-        }
-        if let Some(p) = &self.perplexity {
-            writeln!(
-                out,
-                "\nperplexity over {} tokens: float {:.4}, candidate {:.4} ({:+.2} %)",
-                p.tokens,
-                p.reference,
-                p.candidate.unwrap_or(p.own_float),
-                100.0 * p.change()
-            )?;
-        }
+        self.write_models(out)?;
+        self.write_comparisons(out)?;
         for greedy in &self.greedy {
             writeln!(
                 out,
@@ -84,51 +36,179 @@ impl ParityReport {
                 worst.way
             )?;
         }
-        writeln!(out)?;
+        self.write_words(out)?;
+        self.write_checks(out)?;
+        self.write_grades(out)?;
+        for finding in &self.findings {
+            writeln!(out, "\n{}: {}", finding.scope, finding.message)?;
+        }
+        self.write_verdicts(out)
+    }
+
+    fn write_models(&self, out: &mut String) -> std::fmt::Result {
+        let size = self.candidate.size_bytes.map_or(String::new(), |bytes| format!(", {}", mebibytes(bytes)));
+        writeln!(out, "reference  {}", self.reference.name)?;
+        writeln!(out, "candidate  {} ({}{size})", self.candidate.name, self.candidate.kind)?;
+        writeln!(out, "           {}", self.candidate.description)?;
+        if let Some(recipe) = &self.candidate.recipe {
+            writeln!(out, "recipe     {recipe}")?;
+        }
+        if let Some(weights) = &self.weights {
+            let outside = weights.failed().count();
+            let verdict = match outside {
+                0 => "all within what their encodings explain".to_owned(),
+                n => format!("{n} beyond what their encodings explain"),
+            };
+            writeln!(
+                out,
+                "weights    {} tensors, {:.3} bits per weight ({:.3} where quantized): {verdict}",
+                weights.tensors.len(),
+                weights.bits_per_weight,
+                weights.bits_per_quantized_weight
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_comparisons(&self, out: &mut String) -> std::fmt::Result {
+        let columns = comparisons(self);
+        if !columns.is_empty() {
+            write!(out, "\n{:28}", "")?;
+            for (name, _) in &columns {
+                write!(out, "{name:>20}")?;
+            }
+            writeln!(out)?;
+            for (title, value) in comparison_rows() {
+                write!(out, "{title:28}")?;
+                for (_, column) in &columns {
+                    write!(out, "{:>20}", value(column))?;
+                }
+                writeln!(out)?;
+            }
+            writeln!(
+                out,
+                "implementation: executed against its own weights in float; conversion: its weights in float"
+            )?;
+            writeln!(out, "against the original; total: executed against the original. KL in nats.")?;
+        }
+        if let Some(perplexity) = &self.perplexity {
+            writeln!(
+                out,
+                "\nperplexity over {} tokens: float {:.4}, candidate {:.4} ({:+.2} %)",
+                perplexity.tokens,
+                perplexity.reference,
+                perplexity.candidate.unwrap_or(perplexity.own_float),
+                100.0 * perplexity.change()
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Both continuations of each prompt, and the worst position.
+    fn write_words(&self, out: &mut String) -> std::fmt::Result {
+        for greedy in &self.greedy {
+            let Some(texts) = &greedy.texts else { continue };
+            writeln!(out, "\nafter `{}`: ...{}", greedy.prompt, tail(&one_line(&texts.prompt), 78))?;
+            writeln!(out, "  float      {}", head(&one_line(&texts.reference), 96))?;
+            writeln!(out, "  candidate  {}", head(&one_line(&texts.candidate), 96))?;
+        }
+        let Some(worst) = &self.worst_position else { return Ok(()) };
+        let Some(context) = &worst.context_text else { return Ok(()) };
+        let list = |predicted: &[TokenProbability]| {
+            predicted.iter().map(predicted_token).collect::<Vec<_>>().join(", ")
+        };
+        writeln!(
+            out,
+            "\nworst position, {}:{} (KL {}): ...{}",
+            worst.prompt,
+            worst.position,
+            number(worst.kl),
+            tail(&one_line(context), 60)
+        )?;
+        if let Some(next) = &worst.next_text {
+            writeln!(out, "  text       `{}`", one_line(next))?;
+        }
+        writeln!(out, "  float      {}", list(&worst.reference))?;
+        writeln!(out, "  candidate  {}", list(&worst.candidate))
+    }
+
+    fn write_checks(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "\nimplementation verdict: is the artefact computed right?")?;
         for check in &self.checks {
             writeln!(
                 out,
                 "{} {:52} {:>10}  {} {}",
                 if check.passed { "ok  " } else { "FAIL" },
-                words(&check.name),
+                check_title(&check.name),
                 number(check.value),
                 relation(check),
                 number(check.limit)
             )?;
         }
-        for finding in &self.findings {
-            writeln!(out, "\n{}: {}", finding.scope, finding.message)?;
+        Ok(())
+    }
+
+    fn write_grades(&self, out: &mut String) -> std::fmt::Result {
+        let Some(fidelity) = &self.fidelity else { return Ok(()) };
+        writeln!(out, "\nfidelity verdict: is it still the model?")?;
+        writeln!(
+            out,
+            "{:20} {:>12}  {:10} {:>12} {:>12} {:>12}",
+            "", "value", "grade", "faithful", "close", "degraded"
+        )?;
+        for metric in &fidelity.metrics {
+            let limit = |limit: f64| metric_value(metric, limit);
+            writeln!(
+                out,
+                "{:20} {:>12}  {:10} {:>12} {:>12} {:>12}",
+                metric_title(metric),
+                metric_value(metric, metric.value),
+                metric.grade,
+                limit(metric.limits.faithful.limit),
+                limit(metric.limits.close.limit),
+                limit(metric.limits.degraded.limit)
+            )?;
         }
-        let failed = self.checks.iter().filter(|check| !check.passed).count();
-        match failed {
-            0 => writeln!(out, "\nwithin its thresholds"),
-            n => writeln!(out, "\nOUTSIDE ITS THRESHOLDS: {n} of {} checks", self.checks.len()),
+        Ok(())
+    }
+
+    fn write_verdicts(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "\nimplementation: {}", self.implementation_phrase())?;
+        writeln!(out, "fidelity:       {}", self.fidelity_phrase())?;
+        if let (Some(fidelity), Some(required)) = (&self.fidelity, self.required)
+            && fidelity.grade < required
+        {
+            writeln!(
+                out,
+                "BELOW THE REQUIRED GRADE: {} is required (--require), this is {}",
+                required, fidelity.grade
+            )?;
         }
+        Ok(())
     }
 }
 
-type Cell = fn(&Comparison) -> String;
+/// The first `most` characters.
+fn head(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
 
-/// The rows of the table of comparisons.
-pub(super) fn rows() -> [(&'static str, Cell); 12] {
-    [
-        ("positions", |c| c.positions.to_string()),
-        ("KL mean", |c| number(c.kl.mean)),
-        ("KL median", |c| number(c.kl.median)),
-        ("KL 99th percentile", |c| number(c.kl.p99)),
-        ("KL largest", |c| number(c.kl.max)),
-        ("top-1 agreement", |c| percent(c.top1_agreement)),
-        ("top-5 overlap", |c| percent(c.top5_overlap)),
-        ("cosine of logits, mean", |c| format!("{:.7}", c.cosine_mean)),
-        ("cosine of logits, worst", |c| format!("{:.7}", c.cosine_min)),
-        ("largest difference", |c| number(c.max_abs_difference)),
-        ("first different top-1", |c| match &c.first_different {
-            Some(place) => format!("{}:{}", place.prompt, place.position),
-            None => "none".into(),
-        }),
-        ("worst position", |c| match &c.worst {
-            Some(place) => format!("{}:{}", place.prompt, place.position),
-            None => "none".into(),
-        }),
-    ]
+/// The last `most` characters.
+fn tail(text: &str, most: usize) -> &str {
+    let skipped = text.chars().count().saturating_sub(most);
+    text.char_indices().nth(skipped).map_or(text, |(start, _)| &text[start..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!((head("äöü", 2), head("äö", 2)), ("äö...".to_owned(), "äö".to_owned()));
+        assert_eq!((tail("äöü", 2), tail("äö", 5), tail("", 3)), ("öü", "äö", ""));
+    }
 }

@@ -86,6 +86,7 @@ impl Fixture {
         let candidate = Candidate {
             name: "target".into(),
             kind: target.kind(),
+            recipe: None,
             size_bytes: Some(target.weight_bytes()),
             weights: target.weights(),
             storage: &|spec| target.storage(spec),
