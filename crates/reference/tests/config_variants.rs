@@ -109,7 +109,8 @@ fn every_variant_is_read_as_transformers_reads_it_or_refused() {
     assert_eq!(golden["checkpoint_sha256"], sha256_hex(&weights), "hint: run scripts/goldens/make_all.sh");
 
     let variants = golden["variants"].as_object().unwrap();
-    let logits = |name: &str| -> Vec<f32> { serde_json::from_value(variants[name]["logits"].clone()).unwrap() };
+    let logits =
+        |name: &str| -> Vec<f32> { serde_json::from_value(variants[name]["logits"].clone()).unwrap() };
     let mut failures = Vec::new();
     for (name, variant) in variants {
         let work = tempfile::tempdir().unwrap();

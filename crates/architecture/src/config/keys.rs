@@ -104,6 +104,46 @@ pub(super) const WITHOUT_EFFECT: [&str; 67] = [
     "vision_token_id",
 ];
 
+/// Settings of generation and of class hierarchies that older versions of transformers saved in config.json.
+pub(super) const SAVED_DEFAULTS: [&str; 36] = [
+    "add_cross_attention",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "is_composition",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "prefix",
+    "pruned_heads",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "top_k",
+    "top_p",
+    "torchscript",
+    "typical_p",
+    "use_bfloat16",
+];
+
 /// Keys of the RoPE object without effect on text: every token has the same position on all three axes of M-RoPE.
 pub(super) const ROPE_WITHOUT_EFFECT: [&str; 2] = ["mrope_interleaved", "mrope_section"];
 
@@ -121,7 +161,7 @@ pub(super) struct OnlyValue {
 /// A neutral value.
 #[derive(Clone, Copy)]
 pub(super) enum Neutral {
-    Text(&'static str),
+    Text(&'static [&'static str]),
     Flag(bool),
     Number(f64),
     /// Only null.
@@ -131,7 +171,7 @@ pub(super) enum Neutral {
 impl Neutral {
     pub(super) fn accepts(self, value: &Value) -> bool {
         match self {
-            Self::Text(text) => value.as_str() == Some(text),
+            Self::Text(texts) => value.as_str().is_some_and(|value| texts.contains(&value)),
             Self::Flag(flag) => value.as_bool() == Some(flag),
             Self::Number(number) => value.as_f64() == Some(number),
             Self::Null => value.is_null(),
@@ -140,7 +180,9 @@ impl Neutral {
 
     pub(super) fn describe(self) -> String {
         match self {
-            Self::Text(text) => format!("\"{text}\""),
+            Self::Text(texts) => {
+                texts.iter().map(|text| format!("\"{text}\"")).collect::<Vec<_>>().join(" or ")
+            }
             Self::Flag(flag) => flag.to_string(),
             Self::Number(number) => number.to_string(),
             Self::Null => "no such key".to_owned(),
@@ -154,7 +196,7 @@ const fn only(key: &'static str, neutral: Neutral) -> OnlyValue {
 
 /// Keys that transformers' Qwen3.5 reads and of which q35 implements one value.
 pub(super) const ONE_VALUE: [OnlyValue; 2] =
-    [only("hidden_act", Neutral::Text("silu")), only("attention_bias", Neutral::Flag(false))];
+    [only("hidden_act", Neutral::Text(&["silu", "swish"])), only("attention_bias", Neutral::Flag(false))];
 
 /// Keys that transformers' Qwen3.5 does not read, but that change arithmetic elsewhere.
 pub(super) const FOREIGN: [OnlyValue; 44] = [
@@ -166,7 +208,7 @@ pub(super) const FOREIGN: [OnlyValue; 44] = [
     only("dim_model_base", Neutral::Null),
     only("embedding_multiplier", Neutral::Number(1.0)),
     only("final_logit_softcapping", Neutral::Null),
-    only("hidden_activation", Neutral::Text("silu")),
+    only("hidden_activation", Neutral::Text(&["silu", "swish"])),
     only("kv_lora_rank", Neutral::Null),
     only("layer_norm_eps", Neutral::Null),
     only("layer_norm_epsilon", Neutral::Null),
@@ -184,7 +226,7 @@ pub(super) const FOREIGN: [OnlyValue; 44] = [
     only("num_local_experts", Neutral::Number(0.0)),
     only("parallel_attn", Neutral::Flag(false)),
     only("per_layer_config", Neutral::Null),
-    only("position_embedding_type", Neutral::Text("rope")),
+    only("position_embedding_type", Neutral::Text(&["rope"])),
     only("q_lora_rank", Neutral::Null),
     only("qk_norm", Neutral::Flag(true)),
     only("qkv_bias", Neutral::Flag(false)),
@@ -194,7 +236,7 @@ pub(super) const FOREIGN: [OnlyValue; 44] = [
     only("rope_interleave", Neutral::Flag(false)),
     only("rope_interleaved", Neutral::Flag(false)),
     only("rope_local_base_freq", Neutral::Null),
-    only("rope_type", Neutral::Text("default")),
+    only("rope_type", Neutral::Text(&["default"])),
     only("rotary_dim", Neutral::Null),
     only("rotary_emb_base", Neutral::Null),
     only("rotary_pct", Neutral::Null),

@@ -202,4 +202,51 @@ mod tests {
             assert!(error.contains(message), "{field}: {error}");
         }
     }
+
+    #[test]
+    fn the_documentation_lists_every_key() {
+        use super::keys::{
+            FOREIGN, ONE_VALUE, READ, READ_FOR_ROPE, ROPE_READ, ROPE_WITHOUT_EFFECT, SAVED_DEFAULTS,
+            WITHOUT_EFFECT,
+        };
+        let text = include_str!("../../../../docs/checkpoints.md");
+        let lists: [&[&str]; 6] =
+            [&READ, &READ_FOR_ROPE, &ROPE_READ, &ROPE_WITHOUT_EFFECT, &SAVED_DEFAULTS, &WITHOUT_EFFECT];
+        let single = ONE_VALUE.iter().chain(&FOREIGN).map(|only| only.key);
+        let keys = lists.into_iter().flatten().copied().chain(single);
+        let absent: Vec<&str> = keys.filter(|key| !text.contains(&format!("`{key}`"))).collect();
+        assert!(absent.is_empty(), "docs/checkpoints.md does not mention {absent:?}");
+    }
+
+    #[test]
+    fn keys_without_effect_are_noted() {
+        let notes = |change: &dyn Fn(&mut Value)| {
+            let mut json = json!({"model_type": "qwen3_5", "text_config": flat()});
+            change(&mut json);
+            let reading = ConfigReading::from_json(&json).unwrap();
+            reading.notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(notes(&|_| {}), "");
+        type Change<'a> = &'a dyn Fn(&mut Value);
+        let cases: [(Change<'_>, &str); 5] = [
+            (
+                &|json| json["text_config"]["rope_theta"] = 1e4.into(),
+                "`rope_theta` (10000.0) has no effect beside",
+            ),
+            (
+                &|json| json["rms_norm_eps"] = 0.1.into(),
+                "`rms_norm_eps` (0.1) has no effect beside `text_config`",
+            ),
+            (&|json| json["text_config"]["magic"] = 1.into(), "unknown meaning, ignored: magic"),
+            (&|json| json["text_config"]["rope_parameters"]["factor"] = 4.into(), "rope_parameters.factor"),
+            (
+                &|json| json["text_config"]["rope_scaling"] = json!({"rope_type": "default"}),
+                "has no `rope_theta`: transformers' default, 10000, is used",
+            ),
+        ];
+        for (change, expected) in cases {
+            let found = notes(change);
+            assert!(found.contains(expected), "{expected}: {found}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::keys::{
     FOREIGN, Neutral, ONE_VALUE, OnlyValue, READ, READ_FOR_ROPE, ROPE_READ, ROPE_WITHOUT_EFFECT,
-    WITHOUT_EFFECT,
+    SAVED_DEFAULTS, WITHOUT_EFFECT,
 };
 use super::{ConfigError, LayerKind, TextConfig};
 
@@ -102,6 +102,14 @@ impl ConfigReading {
         let text = text_section(root)?;
         let mut reader = Reader { text, notes: Vec::new() };
         reader.refuse_unsupported()?;
+        if !std::ptr::eq(root, text) {
+            // transformers does not read these at the top level, but they say how the model is to be run.
+            for name in ["rope_scaling", "rope_parameters"] {
+                root.get(name)
+                    .and_then(Value::as_object)
+                    .map_or(Ok(()), |object| refuse_rope_type(name, object))?;
+            }
+        }
         let num_hidden_layers = reader.integer("num_hidden_layers", MAX_LAYERS)?;
         let head_dim = reader.size_or("head_dim", default::HEAD_DIM)?;
         let rope = reader.rope()?;
@@ -390,6 +398,7 @@ impl<'a> Reader<'a> {
             READ.contains(&key)
                 || READ_FOR_ROPE.contains(&key)
                 || WITHOUT_EFFECT.contains(&key)
+                || SAVED_DEFAULTS.contains(&key)
                 || FOREIGN.iter().any(|only| only.key == key)
         };
         let keys = |section: &Value| -> Vec<String> {
@@ -450,7 +459,7 @@ fn refuse_rope_type(name: &str, object: &Map<String, Value>) -> Result<(), Confi
         (None, Some(kind)) => ("type", kind),
         (None, None) => return Ok(()),
     };
-    if !Neutral::Text("default").accepts(kind) {
+    if !Neutral::Text(&["default"]).accepts(kind) {
         return unsupported(format!("{name}.{key}"), kind, SCALED);
     }
     Ok(())
