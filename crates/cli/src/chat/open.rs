@@ -39,6 +39,9 @@ pub(super) fn open(args: &Chat) -> anyhow::Result<Opened> {
         }
         _ => {}
     })?;
+    if args.chat_template.is_none() && chat.uses_built_in_template()? {
+        note(format!("{model}: no chat template; the built-in template (ChatML as in Qwen3.5) is used"));
+    }
     Ok(Opened { chat, _converted: converted })
 }
 
