@@ -26,6 +26,6 @@ mod config;
 mod names;
 mod tensors;
 
-pub use config::{ConfigError, LayerKind, TextConfig};
-pub use names::{NamedPart, mlx_lm_name, part_of};
+pub use config::{ConfigError, ConfigNote, ConfigReading, LayerKind, TextConfig};
+pub use names::{NameScheme, NamedPart, mlx_lm_name, part_of};
 pub use tensors::{Role, TensorSpec, tensor_table};

@@ -114,6 +114,8 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> =
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    // macOS writes `._name` beside `name` on foreign file systems.
+    names.retain(|name| !name.starts_with('.'));
     names.sort();
     names
 }

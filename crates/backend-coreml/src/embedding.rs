@@ -42,6 +42,7 @@ impl HostTable {
         let entries = std::fs::read_dir(dir).map_err(|e| missing(dir, e.to_string()))?;
         let mut paths: Vec<_> = entries
             .flatten()
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
             .collect();

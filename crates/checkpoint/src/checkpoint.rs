@@ -3,18 +3,23 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use q35_architecture::{NamedPart, Role, TensorSpec, TextConfig, part_of, tensor_table};
+use q35_architecture::{ConfigReading, NameScheme, NamedPart, Role, TensorSpec, TextConfig, tensor_table};
 use q35_inference::{WeightError, Weights};
 use q35_quant::FloatType;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::already_converted::{already_converted, is_mlx_convolution, refuse_by_config, refuse_by_files};
+use crate::already_converted::{
+    already_converted, is_mlx_convolution, refuse_by_config, refuse_by_files, refuse_by_tensors,
+};
+use crate::foreign::{no_config, refuse_adapter};
+use crate::head::find_head;
 use crate::inventory::{Inventory, Part};
 use crate::shards::{INDEX, Shards, find_shards, read_json};
 use crate::sources::{AUXILIARY_FILES, SourceFile};
-use crate::{CheckpointError, Problem, SafetensorsFile};
+use crate::{CheckpointError, CheckpointNote, Problem, SafetensorsFile, StoredType};
 
 /// A Hugging Face checkpoint whose text model is complete and well-shaped.
 #[derive(Debug)]
@@ -28,6 +33,7 @@ pub struct Checkpoint {
     by_name: HashMap<String, usize>,
     inventory: Inventory,
     source_files: Vec<SourceFile>,
+    notes: Vec<CheckpointNote>,
 }
 
 #[derive(Debug)]
@@ -36,6 +42,8 @@ struct Located {
     dtype: FloatType,
     file: usize,
     source_name: String,
+    /// A tensor stored in f64, converted to f32 on first use.
+    converted: Option<OnceLock<Vec<u8>>>,
 }
 
 /// One tensor of the text model, mapped.
@@ -115,8 +123,12 @@ impl Checkpoint {
     /// Every reason not to convert it, except weights that are not finite.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let config_path = dir.join("config.json");
+        refuse_adapter(dir)?;
+        if !config_path.is_file() {
+            return Err(no_config(dir));
+        }
         let config_json = read_json(&config_path)?;
-        let config = TextConfig::from_json(&config_json)
+        let mut reading = ConfigReading::from_json(&config_json)
             .map_err(|source| CheckpointError::Config { path: config_path, source })?;
         refuse_by_config(dir, &config_json)?;
         let shards = find_shards(dir)?;
@@ -126,7 +138,24 @@ impl Checkpoint {
             .map(|name| SafetensorsFile::open(&dir.join(name)))
             .collect::<Result<_, _>>()?;
         refuse_by_files(dir, &files)?;
-        let Assigned { tensors, inventory } = assign(dir, &config, &files, &shards)?;
+        refuse_by_tensors(dir, &files)?;
+        let mut notes: Vec<_> = reading.notes.drain(..).map(CheckpointNote::Config).collect();
+        notes.extend(shards.index_ignored.then_some(CheckpointNote::IndexIgnored));
+        if !shards.unused.is_empty() {
+            notes.push(CheckpointNote::FilesUnused { files: shards.unused.clone() });
+        }
+        let names = NameScheme::detect(files.iter().flat_map(SafetensorsFile::tensors).map(|t| t.name));
+        if let Some(prefix) = names.unknown_prefix() {
+            notes.push(CheckpointNote::UnknownPrefix { prefix: prefix.to_owned() });
+        }
+        let head = find_head(&reading, &files, &names);
+        notes.extend(head.note);
+        let config = TextConfig { tie_word_embeddings: head.tied, ..reading.config };
+        let Assigned { tensors, inventory } =
+            assign(dir, &config, &files, &shards, &names, head.is_embedding)?;
+        // Those of the text model are errors of `assign`.
+        let stale = absent_from_shards(&files, &shards).count();
+        notes.extend((stale > 0).then_some(CheckpointNote::IndexStale { tensors: stale }));
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.spec.name.clone(), i)).collect();
         let source_files = source_files(dir, &shards)?;
         Ok(Self {
@@ -138,6 +167,7 @@ impl Checkpoint {
             by_name,
             inventory,
             source_files,
+            notes,
         })
     }
 
@@ -177,6 +207,11 @@ impl Checkpoint {
         &self.source_files
     }
 
+    /// Remarks for people: contents that are not used, and how contradictions were resolved.
+    pub fn notes(&self) -> &[CheckpointNote] {
+        &self.notes
+    }
+
     /// The mapped weight files.
     pub fn weight_files(&self) -> &[SafetensorsFile] {
         &self.files
@@ -200,7 +235,11 @@ impl Checkpoint {
 
     fn view<'a>(&'a self, located: &'a Located) -> TensorView<'a> {
         let file = &self.files[located.file];
-        let data = file.tensor(&located.source_name).map_or(&[][..], |stored| stored.data);
+        let stored = || file.tensor(&located.source_name).map_or(&[][..], |stored| stored.data);
+        let data = match &located.converted {
+            None => stored(),
+            Some(converted) => converted.get_or_init(|| f64_to_f32(stored())),
+        };
         TensorView {
             spec: &located.spec,
             source_name: &located.source_name,
@@ -231,6 +270,22 @@ impl Weights for Checkpoint {
     }
 }
 
+/// Little-endian f64 rounded to little-endian f32. Values beyond the range become infinite, which
+/// [`TensorView::check_finite`] reports.
+fn f64_to_f32(bytes: &[u8]) -> Vec<u8> {
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .flat_map(|value| (f64::from_le_bytes(*value) as f32).to_le_bytes())
+        .collect()
+}
+
+/// The float type in which [`TensorView`] returns a tensor of this type.
+fn float_of(dtype: StoredType) -> Option<FloatType> {
+    if dtype == StoredType::Other("F64") { Some(FloatType::F32) } else { dtype.float() }
+}
+
 /// The result of [`assign`].
 struct Assigned {
     tensors: Vec<Located>,
@@ -243,6 +298,8 @@ fn assign(
     config: &TextConfig,
     files: &[SafetensorsFile],
     shards: &Shards,
+    names: &NameScheme,
+    head_is_embedding: bool,
 ) -> Result<Assigned, CheckpointError> {
     let table = tensor_table(config);
     let expected: HashMap<&str, usize> =
@@ -253,20 +310,20 @@ fn assign(
     for (file_index, file) in files.iter().enumerate() {
         let file_name = &shards.files[file_index];
         for stored in file.tensors() {
-            let name = match part_of(stored.name) {
-                NamedPart::Vision => {
-                    inventory.drop_tensor(Part::Vision, stored.name, stored.shape, stored.data.len());
+            let dropped = match names.part_of(stored.name) {
+                NamedPart::Vision => Ok(Part::Vision),
+                NamedPart::MultiToken => Ok(Part::MultiToken),
+                NamedPart::Buffer => Ok(Part::Buffers),
+                NamedPart::TextModel("lm_head.weight") if head_is_embedding => Err("embed_tokens.weight"),
+                NamedPart::TextModel("lm_head.weight") if config.tie_word_embeddings => Ok(Part::TiedHead),
+                NamedPart::TextModel(name) => Err(name),
+            };
+            let name = match dropped {
+                Ok(part) => {
+                    inventory.drop_tensor(part, stored.name, stored.shape, stored.data.len());
                     continue;
                 }
-                NamedPart::MultiToken => {
-                    inventory.drop_tensor(Part::MultiToken, stored.name, stored.shape, stored.data.len());
-                    continue;
-                }
-                NamedPart::TextModel("lm_head.weight") if config.tie_word_embeddings => {
-                    inventory.drop_tensor(Part::TiedHead, stored.name, stored.shape, stored.data.len());
-                    continue;
-                }
-                NamedPart::TextModel(name) => name,
+                Err(name) => name,
             };
             let (tensor, in_file) = (stored.name.to_owned(), file_name.clone());
             let Some(&index) = expected.get(name) else {
@@ -291,21 +348,27 @@ fn assign(
                     expected: spec.shape.clone(),
                     found: stored.shape.to_vec(),
                 });
-            } else if stored.dtype.float().is_none() {
+            } else if float_of(stored.dtype).is_none() {
                 problems.push(Problem::Type {
                     name: tensor.clone(),
                     file: in_file,
                     found: stored.dtype.to_string(),
                 });
             }
-            let dtype = stored.dtype.float().unwrap_or(FloatType::F32);
+            let dtype = float_of(stored.dtype).unwrap_or(FloatType::F32);
+            let converted = stored.dtype.float().is_none().then(OnceLock::new);
             inventory.kept_count += 1;
             inventory.kept_elements += stored.shape.iter().map(|&dim| dim as u64).product::<u64>();
             inventory.kept_bytes += stored.data.len() as u64;
-            found[index] = Some(Located { spec: spec.clone(), dtype, file: file_index, source_name: tensor });
+            found[index] =
+                Some(Located { spec: spec.clone(), dtype, file: file_index, source_name: tensor, converted });
         }
     }
-    problems.extend(absent_from_shards(files, shards));
+    problems.extend(
+        absent_from_shards(files, shards)
+            .filter(|(tensor, _)| matches!(names.part_of(tensor), NamedPart::TextModel(_)))
+            .map(|(tensor, file)| Problem::NotInShard { name: tensor.to_owned(), file: file.to_owned() }),
+    );
     let mut tensors = Vec::with_capacity(table.len());
     for (spec, located) in table.into_iter().zip(found) {
         match located {
@@ -320,18 +383,14 @@ fn assign(
     }
 }
 
-/// Tensors that the index lists in a file that does not have them.
-fn absent_from_shards(files: &[SafetensorsFile], shards: &Shards) -> Vec<Problem> {
-    let Some(index) = &shards.index else { return Vec::new() };
-    let by_name: HashMap<&str, &SafetensorsFile> =
-        shards.files.iter().map(String::as_str).zip(files).collect();
-    let absent =
-        |file: &str, tensor: &str| by_name.get(file).is_none_or(|file| file.tensor(tensor).is_none());
-    index
-        .iter()
-        .filter(|(tensor, file)| absent(file, tensor))
-        .map(|(tensor, file)| Problem::NotInShard { name: tensor.clone(), file: file.clone() })
-        .collect()
+/// Tensors, with their files, that the index lists but no file has.
+fn absent_from_shards<'a>(
+    files: &'a [SafetensorsFile],
+    shards: &'a Shards,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let absent = |tensor: &str| files.iter().all(|file| file.tensor(tensor).is_none());
+    let entries = shards.index.iter().flatten();
+    entries.map(|(tensor, file)| (tensor.as_str(), file.as_str())).filter(move |(tensor, _)| absent(tensor))
 }
 
 fn source_files(dir: &Path, shards: &Shards) -> Result<Vec<SourceFile>, CheckpointError> {

@@ -27,6 +27,46 @@ pub enum CheckpointError {
         /// Position and reason.
         message: String,
     },
+    /// A file is a Git LFS pointer: the repository was cloned without its large files.
+    #[error(
+        "{} is a Git LFS pointer, not the file itself\nhint: run `git lfs pull` in its directory, or download the file",
+        path.display()
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No config.json.
+    #[error("no config.json in {}\n  expected: a Hugging Face checkpoint directory\n{hint}", path.display())]
+    NoConfig {
+        /// The directory, or the file that was named in place of one.
+        path: PathBuf,
+        /// The remedy, as a hint.
+        hint: String,
+    },
+    /// The directory holds a LoRA adapter, alone or beside a model.
+    #[error(
+        "{} holds a LoRA adapter for {base} (adapter_config.json)\n\
+         hint: merge it (`merge_and_unload` of peft) and save the merged model; if the weights beside it are merged \
+         already, remove adapter_config.json", path.display()
+    )]
+    Adapter {
+        /// The directory.
+        path: PathBuf,
+        /// The base model that the adapter names.
+        base: String,
+    },
+    /// Weights of an adapter among those of the model.
+    #[error(
+        "{} has unmerged LoRA weights (`{name}`)\nhint: merge them (`merge_and_unload` of peft) and save the merged model",
+        path.display()
+    )]
+    UnmergedAdapter {
+        /// The directory.
+        path: PathBuf,
+        /// A tensor of the adapter.
+        name: String,
+    },
     /// The configuration is not one of a dense Qwen3.5 text model.
     #[error("{}: {source}", path.display())]
     Config {
@@ -37,13 +77,14 @@ pub enum CheckpointError {
     },
     /// The weights are quantized already.
     #[error(
-        "{} is already quantized ({method})\nhint: start from the original checkpoint in bf16, f16 or f32",
-        path.display()
+        "{} is already quantized ({method})\n\
+         hint: start from the original checkpoint in bf16, f16 or f32, or dequantize it with the software that \
+         quantized it and remove the entry from config.json", path.display()
     )]
     Quantized {
         /// The directory.
         path: PathBuf,
-        /// The `quant_method` of its config.json.
+        /// The `quant_method` of its config.json, or the tensor that shows it.
         method: String,
     },
     /// The directory is an MLX conversion: its norms hold `1 + w` and its convolutions are transposed.

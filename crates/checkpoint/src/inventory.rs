@@ -9,6 +9,8 @@ pub enum Part {
     MultiToken,
     /// An `lm_head.weight` beside a tied embedding, which replaces it.
     TiedHead,
+    /// Stored buffers that the model computes itself, `rotary_emb.inv_freq`.
+    Buffers,
 }
 
 impl Part {
@@ -18,6 +20,7 @@ impl Part {
             Self::Vision => "vision tower",
             Self::MultiToken => "multi-token-prediction block",
             Self::TiedHead => "copy of the tied head",
+            Self::Buffers => "stored buffers",
         }
     }
 }

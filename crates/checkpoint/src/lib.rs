@@ -1,6 +1,7 @@
 //! Reads Hugging Face checkpoints of Qwen3.5 text models: memory-mapped, tensor by tensor, with every tensor accounted
 //! for before the first is used ([`Checkpoint`]). One file or shards with an index, nested or text-only config.json,
-//! any of the known name prefixes, bf16, f16 or f32.
+//! any of the known name prefixes or one unambiguous unknown one, bf16, f16, f32 or f64. Everything is read as transformers
+//! reads it, or refused; see `docs/checkpoints.md`.
 //!
 //! It refuses tensors that do not fit the configuration; it must not know how the tensors are converted. Readers of
 //! other safetensors files use its [`SafetensorsFile`].
@@ -22,8 +23,11 @@
 mod already_converted;
 mod checkpoint;
 mod error;
+mod foreign;
+mod head;
 mod inventory;
 mod map;
+mod note;
 mod safetensors;
 mod shards;
 mod sources;
@@ -32,6 +36,7 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use error::{CheckpointError, Problem};
 pub use inventory::{Dropped, Inventory, Part};
 pub use map::map_file;
+pub use note::CheckpointNote;
 pub use q35_quant::FloatType;
 pub use safetensors::{SafetensorsError, SafetensorsFile, StoredTensor, StoredType};
 pub use shards::{Shards, find_shards, read_json};

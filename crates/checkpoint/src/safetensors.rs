@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::foreign::is_lfs_pointer;
 use crate::map::{map_file, release};
 
 /// Limit of the header's length; a real one has about 100 bytes per tensor.
@@ -119,6 +120,15 @@ pub enum SafetensorsError {
         path: PathBuf,
         /// Number of bytes.
         extra: u64,
+    },
+    /// The file is a Git LFS pointer.
+    #[error(
+        "{} is a Git LFS pointer, not the file itself\nhint: run `git lfs pull` in its directory, or download the file",
+        path.display()
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// The header breaks the format.
     #[error("{} has no valid safetensors header: {message}", path.display())]
@@ -273,6 +283,9 @@ struct Description {
 }
 
 fn parse(path: &Path, file: &[u8]) -> Result<Header, SafetensorsError> {
+    if is_lfs_pointer(file) {
+        return Err(SafetensorsError::LfsPointer { path: path.to_owned() });
+    }
     let found = file.len() as u64;
     let truncated = |expected| SafetensorsError::Truncated { path: path.to_owned(), expected, found };
     let bad_header = |message: String| SafetensorsError::Header { path: path.to_owned(), message };

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, foreign};
 
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -15,58 +15,69 @@ const SINGLE: &str = "model.safetensors";
 pub struct Shards {
     /// File names, ascending.
     pub files: Vec<String>,
-    /// File of each tensor according to the index, if there is one.
+    /// File of each tensor according to the index, if the index is used.
     pub index: Option<BTreeMap<String, String>>,
+    /// True if there is an index that is not used, because model.safetensors takes precedence.
+    pub index_ignored: bool,
+    /// Names of other safetensors files in the directory, ascending.
+    pub unused: Vec<String>,
 }
 
-/// Finds the weight files of a directory: those that its index lists, or the only one there is. An index wins over a
-/// lone model.safetensors, which it may list.
+/// Finds the weight files of a directory, as transformers does: model.safetensors, or the shards that the index lists,
+/// or the only other safetensors file. An index that lists model.safetensors among its shards is used.
 ///
 /// # Errors
-/// No weights, an index that cannot be read, or a shard of it that is absent.
+/// No weights, an index that cannot be read, or a shard of it that does not exist.
 pub fn find_shards(dir: &Path) -> Result<Shards, CheckpointError> {
-    let index_path = dir.join(INDEX);
-    if index_path.is_file() {
-        let index = read_index(&index_path)?;
-        let files: BTreeSet<&String> = index.values().collect();
-        for file in &files {
-            if !dir.join(file).is_file() {
-                return Err(CheckpointError::MissingShard { path: dir.to_owned(), shard: (*file).clone() });
-            }
-        }
-        return Ok(Shards { files: files.into_iter().cloned().collect(), index: Some(index) });
-    }
-    if dir.join(SINGLE).is_file() {
-        return Ok(Shards { files: vec![SINGLE.to_owned()], index: None });
-    }
     let present = weight_files(dir)?;
-    match present.as_slice() {
-        [file] if !is_shard(file) => Ok(Shards { files: present, index: None }),
-        _ => Err(CheckpointError::NoWeights { path: dir.to_owned(), hint: hint(dir, &present) }),
-    }
-}
-
-fn hint(dir: &Path, present: &[String]) -> String {
-    match present {
-        [] if dir.join("pytorch_model.bin").exists() => {
-            "hint: pickled weights are not read; save the model as safetensors".to_owned()
+    let single = dir.join(SINGLE).is_file();
+    let has_index = dir.join(INDEX).is_file();
+    let index = has_index.then(|| read_index(&dir.join(INDEX)));
+    let lists_single = |index: &BTreeMap<String, String>| index.values().any(|file| file == SINGLE);
+    let (files, index) = match index {
+        Some(Ok(index)) if !single || lists_single(&index) => {
+            let files: BTreeSet<&String> = index.values().collect();
+            if let Some(absent) = files.iter().find(|file| !dir.join(file).is_file()) {
+                return Err(CheckpointError::MissingShard {
+                    path: dir.to_owned(),
+                    shard: (**absent).clone(),
+                });
+            }
+            (files.into_iter().cloned().collect(), Some(index))
         }
-        [] => "hint: name the directory that holds config.json and the weights".to_owned(),
-        some => format!("hint: {} are there, but without {INDEX}; fetch it too", some.join(", ")),
-    }
+        Some(Err(error)) if !single => return Err(error),
+        _ if single => (vec![SINGLE.to_owned()], None),
+        _ => match present.as_slice() {
+            [file] if !is_shard(file) => (present.clone(), None),
+            _ => return Err(no_weights(dir, &present)),
+        },
+    };
+    let unused = present.into_iter().filter(|name| !files.contains(name)).collect();
+    Ok(Shards { index_ignored: has_index && index.is_none(), files, index, unused })
 }
 
-/// True if the name has the form `…-00001-of-00002.safetensors`.
-fn is_shard(name: &str) -> bool {
-    name.strip_suffix(".safetensors").is_some_and(|stem| stem.contains("-of-"))
+fn no_weights(dir: &Path, present: &[String]) -> CheckpointError {
+    let hint = match present {
+        [] => foreign::weights_hint(dir),
+        some => format!("hint: {} are there, but without {INDEX}; fetch it too", some.join(", ")),
+    };
+    CheckpointError::NoWeights { path: dir.to_owned(), hint }
 }
+
+/// True if the name has the form `…-00001-of-00002.safetensors` and is not the only shard.
+fn is_shard(name: &str) -> bool {
+    name.strip_suffix(".safetensors")
+        .is_some_and(|stem| stem.contains("-of-") && !stem.ends_with("-00001-of-00001"))
+}
+
+/// Names of the safetensors files, without hidden files: macOS writes `._model.safetensors` beside `model.safetensors`.
 
 fn weight_files(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") {
+        if name.ends_with(".safetensors") && !name.starts_with('.') {
             names.push(name);
         }
     }
@@ -106,10 +117,13 @@ fn is_plain_name(name: &str) -> bool {
 /// Reads a JSON file.
 ///
 /// # Errors
-/// It cannot be read, or is not JSON.
+/// It cannot be read, is not JSON, or is a Git LFS pointer.
 pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
     let text =
         std::fs::read(path).map_err(|source| CheckpointError::Io { path: PathBuf::from(path), source })?;
+    if foreign::is_lfs_pointer(&text) {
+        return Err(CheckpointError::LfsPointer { path: PathBuf::from(path) });
+    }
     serde_json::from_slice(&text)
         .map_err(|error| CheckpointError::Json { path: PathBuf::from(path), message: error.to_string() })
 }

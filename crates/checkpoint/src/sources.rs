@@ -7,11 +7,12 @@ use sha2::{Digest, Sha256};
 use crate::CheckpointError;
 
 /// Files besides config.json, index and weights that a text conversion copies or reads.
-pub(crate) const AUXILIARY_FILES: [&str; 8] = [
+pub(crate) const AUXILIARY_FILES: [&str; 9] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

@@ -243,3 +243,198 @@ fn a_bad_weight_is_found_in_the_rows_that_are_read() {
     checkpoint.read_rows("layers.1.mlp.gate_proj.weight", 0..2, &mut out).unwrap();
     assert!(checkpoint.read_rows("layers.1.mlp.gate_proj.weight", 2..3, &mut out).is_err());
 }
+
+fn notes(dir: &Path) -> Vec<String> {
+    Checkpoint::open(dir).unwrap().notes().iter().map(ToString::to_string).collect()
+}
+
+fn error(dir: &Path) -> String {
+    Checkpoint::open(dir).unwrap_err().to_string()
+}
+
+#[test]
+fn a_plain_checkpoint_has_no_notes() {
+    for checkpoint in [TinyCheckpoint::new(), TinyCheckpoint::new().text_only().untied().shards(2)] {
+        assert_eq!(notes(write(&checkpoint).path()), [""; 0]);
+    }
+}
+
+#[test]
+fn a_head_that_differs_is_never_tied() {
+    let changed = Changed::new(|tensors| {
+        let mut head = at(tensors, "model.language_model.embed_tokens.weight").1.clone();
+        head.data[0] ^= 1;
+        tensors.push(("lm_head.weight".to_owned(), head));
+    });
+    let home = changed.home.path();
+    let checkpoint = Checkpoint::open(home).unwrap();
+    assert!(!checkpoint.config().tie_word_embeddings && checkpoint.tensor("lm_head.weight").is_some());
+    assert!(notes(home)[0].contains("the head is kept separate"), "{:?}", notes(home));
+}
+
+#[test]
+fn an_equal_head_of_another_type_is_a_copy() {
+    let changed = Changed::new(|tensors| {
+        let mut head = at(tensors, "model.language_model.embed_tokens.weight").1.clone();
+        head.data = head.data.chunks(2).flat_map(|b| [0, 0, b[0], b[1]]).collect();
+        head.dtype = Dtype::F32;
+        tensors.push(("lm_head.weight".to_owned(), head));
+    });
+    assert!(Checkpoint::open(changed.home.path()).unwrap().config().tie_word_embeddings);
+}
+
+#[test]
+fn a_model_without_flag_and_head_is_tied_and_one_without_head_is_refused() {
+    let home = write(&TinyCheckpoint::new());
+    edit_config(home.path(), |config| {
+        config.as_object_mut().unwrap().remove("tie_word_embeddings");
+        config["text_config"].as_object_mut().unwrap().remove("tie_word_embeddings");
+    });
+    assert!(notes(home.path())[0].contains("the embedding is used as the head"));
+    edit_config(home.path(), |config| config["tie_word_embeddings"] = false.into());
+    assert!(error(home.path()).contains("missing `lm_head.weight`"));
+}
+
+#[test]
+fn a_complete_file_takes_precedence_over_an_older_index() {
+    let home = write(&TinyCheckpoint::new().shards(2).seed(1));
+    let newer = TinyCheckpoint::new().seed(2);
+    newer.write_to(home.path());
+    let checkpoint = Checkpoint::open(home.path()).unwrap();
+    let mut read = Vec::new();
+    checkpoint.read_rows("norm.weight", 0..128, &mut read).unwrap();
+    assert_eq!(read, newer.weights().values("norm.weight"));
+    let notes = notes(home.path());
+    assert!(notes[0].contains("is ignored") && notes[1].contains("00001-of-00002"), "{notes:?}");
+    assert!(checkpoint.source_files().iter().all(|file| !file.name.contains("index")));
+}
+
+#[test]
+fn an_index_may_list_dropped_tensors_that_the_shards_do_not_have() {
+    let home = write(&TinyCheckpoint::new().shards(2).without_mtp().without_vision());
+    let path = home.path().join("model.safetensors.index.json");
+    let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let first = "model.safetensors-00001-of-00002.safetensors";
+    index["weight_map"]["mtp.fc.weight"] = first.into();
+    index["weight_map"]["model.visual.pos_embed.weight"] = first.into();
+    fs::write(&path, index.to_string()).unwrap();
+    assert!(notes(home.path())[0].contains("lists 2 tensors of dropped parts"), "{:?}", notes(home.path()));
+    index["weight_map"]["model.language_model.norm.bias"] = first.into();
+    fs::write(&path, index.to_string()).unwrap();
+    assert!(error(home.path()).contains("`model.language_model.norm.bias`: the index places it in"));
+}
+
+#[test]
+fn unknown_prefixes_and_stored_buffers_are_read() {
+    let changed = Changed::new(|tensors| {
+        for (name, _) in tensors.iter_mut() {
+            *name = format!("module.{name}");
+        }
+        let buffer = Owned { dtype: Dtype::F32, shape: vec![1], data: vec![0; 4] };
+        tensors
+            .push(("module.model.language_model.layers.3.self_attn.rotary_emb.inv_freq".to_owned(), buffer));
+    });
+    let checkpoint = Checkpoint::open(changed.home.path()).unwrap();
+    let dropped: Vec<Part> = checkpoint.inventory().dropped.iter().map(|dropped| dropped.part).collect();
+    assert!([Part::Buffers, Part::Vision, Part::MultiToken].iter().all(|part| dropped.contains(part)));
+    assert!(notes(changed.home.path())[0].contains("`module.model.language_model.`"));
+}
+
+#[test]
+fn double_precision_is_read_as_f32() {
+    let changed = Changed::new(|tensors| {
+        let tensor = &mut at(tensors, GATE).1;
+        let single =
+            tensor.data.chunks(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16));
+        tensor.data = single.flat_map(|value| f64::from(value).to_le_bytes()).collect();
+        tensor.dtype = Dtype::F64;
+    });
+    let checkpoint = Checkpoint::open(changed.home.path()).unwrap();
+    let mut read = Vec::new();
+    checkpoint.read_rows("layers.1.mlp.gate_proj.weight", 0..256, &mut read).unwrap();
+    assert_eq!(read, TinyCheckpoint::new().weights().values("layers.1.mlp.gate_proj.weight"));
+    checkpoint.check_finite().unwrap();
+}
+
+#[test]
+fn quantized_weights_and_adapters_are_refused_by_name() {
+    let beside = |ending: &str, dtype: Dtype| {
+        Changed::new(|tensors| {
+            let entry =
+                Owned { dtype, shape: vec![1], data: vec![0; 4 / if dtype == Dtype::F32 { 1 } else { 2 }] };
+            tensors.push((GATE.replace(".weight", ending), entry));
+        })
+    };
+    for (ending, message) in [
+        (".weight_scale_inv", "already quantized (fp8"),
+        (".qweight", "GPTQ or AWQ"),
+        (".weight.absmax", "bitsandbytes"),
+        (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+        (".weight_packed", "compressed-tensors"),
+        (".lora_A.default.weight", "unmerged LoRA weights"),
+    ] {
+        let found = error(beside(ending, Dtype::F32).home.path());
+        assert!(found.contains(message), "{message}: {found}");
+    }
+    let fp8 = Changed::new(|tensors| {
+        let tensor = &mut at(tensors, GATE).1;
+        (tensor.dtype, tensor.data) = (Dtype::F8_E4M3, vec![0; 256 * 128]);
+    });
+    assert!(error(fp8.home.path()).contains("already quantized (fp8, `"));
+    let compressed = Changed::new(|_| {});
+    edit_config(compressed.home.path(), |config| config["compression_config"] = json!({"format": "int"}));
+    assert!(error(compressed.home.path()).contains("compressed-tensors"));
+    let adapter = Changed::new(|_| {});
+    let text = json!({"base_model_name_or_path": "owner/base"}).to_string();
+    fs::write(adapter.home.path().join("adapter_config.json"), text).unwrap();
+    assert!(error(adapter.home.path()).contains("LoRA adapter for owner/base"));
+}
+
+#[test]
+fn directories_of_other_formats_are_refused_with_a_way_out() {
+    let with = |files: &[&str]| {
+        let home = write(&TinyCheckpoint::new());
+        fs::remove_file(home.path().join("model.safetensors")).unwrap();
+        files.iter().for_each(|file| fs::write(home.path().join(file), "x").unwrap());
+        home
+    };
+    for (files, message) in [
+        (&["model-Q4_K_M.gguf"][..], "GGUF is llama.cpp's format"),
+        (&["pytorch_model-00001-of-00002.bin"], "pickled weights are not read"),
+        (&["tf_model.h5"], "only safetensors weights are read"),
+        (&["model.safetensors.incomplete"], "the download is incomplete"),
+        (&["._model.safetensors", ".DS_Store"], "hint: name the directory"),
+    ] {
+        let home = with(files);
+        assert!(error(home.path()).contains(message), "{}", error(home.path()));
+        fs::remove_file(home.path().join("config.json")).unwrap();
+        let found = error(home.path());
+        assert!(found.contains(message) && found.starts_with("no config.json in"), "{found}");
+    }
+    let file = with(&["model.gguf"]);
+    let found = error(&file.path().join("model.gguf"));
+    assert!(found.contains("GGUF") && found.starts_with("no config.json in"), "{found}");
+    assert!(error(&file.path().join("absent")).contains("the path does not exist"));
+}
+
+#[test]
+fn git_lfs_pointers_are_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n";
+    for file in ["model.safetensors", "config.json"] {
+        let home = write(&TinyCheckpoint::new());
+        fs::write(home.path().join(file), pointer).unwrap();
+        let found = error(home.path());
+        assert!(found.contains("is a Git LFS pointer") && found.contains(file), "{found}");
+    }
+}
+
+#[test]
+fn stray_files_of_an_operating_system_are_not_looked_at() {
+    for checkpoint in [TinyCheckpoint::new(), TinyCheckpoint::new().shards(2)] {
+        let home = write(&checkpoint);
+        for name in [".DS_Store", "._model.safetensors", "._config.json", "Thumbs.db", "desktop.ini"] {
+            fs::write(home.path().join(name), "x").unwrap();
+        }
+        assert_eq!(notes(home.path()), [""; 0]);
+    }
+}

@@ -203,7 +203,8 @@ fn packages(dir: &Path) -> Result<Vec<PathBuf>, PackageWeightsError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|extension| extension == "mlpackage") {
+        // A hidden `._name.mlpackage` is a file that macOS writes on foreign file systems.
+        if path.extension().is_some_and(|extension| extension == "mlpackage") && path.is_dir() {
             found.push(path);
         }
     }

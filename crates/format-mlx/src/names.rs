@@ -6,6 +6,6 @@ use q35_architecture::{NamedPart, part_of};
 pub(crate) fn text_model_name(name: &str) -> Option<&str> {
     match part_of(name) {
         NamedPart::TextModel(name) => Some(name),
-        NamedPart::Vision | NamedPart::MultiToken => None,
+        NamedPart::Vision | NamedPart::MultiToken | NamedPart::Buffer => None,
     }
 }

@@ -187,6 +187,14 @@ impl Chat {
         Ok(self.engine.ready()?.model.describe())
     }
 
+    /// True if the model's directory has no chat template and [`q35_text::BUILT_IN_TEMPLATE`] replaces it.
+    ///
+    /// # Errors
+    /// The model was unloaded and cannot be loaded again.
+    pub fn uses_built_in_template(&self) -> Result<bool, ChatError> {
+        Ok(self.engine.ready()?.language.template.is_built_in())
+    }
+
     /// The default sampling settings, overridden by those of the checkpoint's `generation_config.json`.
     ///
     /// ```
@@ -198,9 +206,13 @@ impl Chat {
     /// ```
     ///
     /// # Errors
-    /// The model was unloaded and cannot be loaded again.
+    /// The model has no generation_config.json, or was unloaded and cannot be loaded again.
     pub fn checkpoint_sampling(&self) -> Result<Sampling, ChatError> {
         let loaded = self.engine.ready()?;
-        Ok(Sampling::default().with_generation_config(&loaded.language.generation_config))
+        let config = &loaded.language.generation_config.json;
+        if config.is_null() {
+            return Err(ChatError::NoCheckpointSampling);
+        }
+        Ok(Sampling::default().with_generation_config(config))
     }
 }

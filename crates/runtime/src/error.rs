@@ -79,6 +79,17 @@ pub enum ChatError {
         /// The value in the file.
         found: String,
     },
+    /// A directory's generation_config.json cannot be used.
+    #[error("`{}` cannot be used: {message}\nhint: correct the file, or remove it", path.display())]
+    GenerationConfig {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The defect.
+        message: String,
+    },
+    /// Sampling settings of the checkpoint were requested, and it has none.
+    #[error("the model has no generation_config.json, so there are no sampling settings of the checkpoint")]
+    NoCheckpointSampling,
     /// A file could not be read or written.
     #[error("`{}`", path.display())]
     File {

@@ -1,20 +1,20 @@
 //! The text processing of a model: tokenizer, chat template, and the special ids of a chat.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use q35_text::{ChatTemplate, RenderInput, Tokenizer};
-use serde_json::Value;
 
 use crate::ChatError;
 use crate::generate::{CLOSE, OPEN};
+use crate::generation_config::GenerationConfig;
 use crate::grammar::GrammarFactory;
 
 /// The text processing that all sessions of a model share.
 pub(crate) struct Language {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: ChatTemplate,
-    pub(crate) generation_config: Value,
+    pub(crate) generation_config: GenerationConfig,
     end_ids: Vec<u32>,
     /// Number of ids that both the tokenizer and the model's logits have.
     vocabulary: usize,
@@ -32,16 +32,11 @@ impl Language {
             Some(source) => ChatTemplate::new(source)?.with_special_tokens(tokenizer.special_tokens()),
             None => ChatTemplate::from_dir(dir, tokenizer.special_tokens())?,
         };
-        let generation_config = read_json(&dir.join("generation_config.json"))?;
         let vocabulary = tokenizer.vocab_size();
-        let configured = match generation_config.get("eos_token_id") {
-            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
-            Some(id) => id.as_u64().into_iter().collect(),
-            None => Vec::new(),
-        };
+        let generation_config = GenerationConfig::from_dir(dir, vocabulary)?;
         let named = TURN_ENDS.iter().filter_map(|name| tokenizer.id_of(name));
         let eos = tokenizer.special_tokens().get("eos_token").and_then(|token| tokenizer.id_of(token));
-        let configured = configured.into_iter().filter_map(|id| u32::try_from(id).ok());
+        let configured = generation_config.end_ids.iter().copied();
         let mut end_ids: Vec<u32> = named.chain(eos).chain(configured).collect();
         end_ids.retain(|id| (*id as usize) < vocabulary);
         end_ids.sort_unstable();
@@ -95,14 +90,5 @@ impl Language {
         let new = || GrammarFactory::new(&self.tokenizer, self.vocabulary, &self.end_ids, &tags);
         let factory = self.grammars.get_or_init(new);
         factory.as_ref().map_err(|message| ChatError::Grammar { message: message.clone() })
-    }
-}
-
-/// The JSON in a file; null if there is no such file or it is not JSON.
-fn read_json(path: &Path) -> Result<Value, ChatError> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(source) => Err(ChatError::File { path: PathBuf::from(path), source }),
     }
 }

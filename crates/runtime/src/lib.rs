@@ -27,6 +27,7 @@ mod chat;
 mod engine;
 mod error;
 mod generate;
+mod generation_config;
 mod grammar;
 mod language;
 mod memory;

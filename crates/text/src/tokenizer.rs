@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tokenizers::AddedToken;
 
 use crate::byte_level::Alphabet;
 use crate::tokenizer_file;
@@ -93,17 +94,22 @@ impl Tokenizer {
             None => tokenizers::Tokenizer::from_bytes(json)
                 .map_err(|error| malformed("tokenizer.json", error.to_string()))?,
         };
-        let special_tokens = match config {
-            None => SpecialTokens::new(),
-            Some(bytes) => {
-                let config: Value = serde_json::from_slice(bytes)
-                    .map_err(|error| malformed("tokenizer_config.json", error.to_string()))?;
-                special_tokens(&config)
-            }
+        let config: Value = match config {
+            None => Value::Null,
+            Some(bytes) => serde_json::from_slice(bytes)
+                .map_err(|error| malformed("tokenizer_config.json", error.to_string()))?,
         };
+        let mut inner = inner;
+        // Settings of the training that saved the file: transformers applies them only on request.
+        inner.with_padding(None);
+        let _ = inner.with_truncation(None);
+        let declared =
+            added_tokens(&config).map_err(|message| malformed("tokenizer_config.json", message))?;
+        add_missing_tokens(&mut inner, &declared)
+            .map_err(|message| malformed("tokenizer_config.json", message))?;
+        let special_tokens = special_tokens(&config);
         let (bytes, starts, inner_bytes) = byte_table(&inner)?;
-        let added = inner.get_added_tokens_decoder();
-        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let special = special_ids(&inner, &declared);
         Ok(Self { inner, bytes, starts, special, special_tokens, inner_bytes })
     }
 
@@ -165,6 +171,66 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} tokens)", self.vocab_size())
     }
+}
+
+/// Tags of reasoning and tool calls, which replies are parsed by. They are text even where a resaved tokenizer flags them
+/// as special.
+const TAGS: [&str; 6] =
+    ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"];
+
+/// `added_tokens_decoder` of tokenizer_config.json, by ascending id.
+fn added_tokens(config: &Value) -> Result<BTreeMap<u32, AddedToken>, String> {
+    let Some(declared) = config.get("added_tokens_decoder").and_then(Value::as_object) else {
+        return Ok(BTreeMap::new());
+    };
+    let entry = |(id, token): (&String, &Value)| {
+        let id_number = id.parse().map_err(|_| format!("`added_tokens_decoder` has the id {id:?}"))?;
+        let content = token.get("content").and_then(Value::as_str);
+        let content = content.ok_or_else(|| format!("`added_tokens_decoder` has no content for the id {id}"))?;
+        let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let special = flag("special");
+        let normalized = token.get("normalized").and_then(Value::as_bool).unwrap_or(!special);
+        let token = AddedToken::from(content, special)
+            .single_word(flag("single_word"))
+            .lstrip(flag("lstrip"))
+            .rstrip(flag("rstrip"))
+            .normalized(normalized);
+        Ok((id_number, token))
+    };
+    declared.iter().map(entry).collect()
+}
+
+/// Adds the tokens that tokenizer_config.json declares and tokenizer.json does not have, as transformers does.
+fn add_missing_tokens(
+    inner: &mut tokenizers::Tokenizer,
+    declared: &BTreeMap<u32, AddedToken>,
+) -> Result<(), String> {
+    for (id, token) in declared {
+        if inner.token_to_id(&token.content).is_some() {
+            continue;
+        }
+        let _ = inner.add_tokens([token.clone()]);
+        let found = inner.token_to_id(&token.content);
+        if found != Some(*id) {
+            let found = found.map_or_else(|| "none".to_owned(), |found| found.to_string());
+            return Err(format!(
+                "it declares the token {:?}, which tokenizer.json does not have, with an id that is not the next one\n  \
+                 expected: {id}\n  found:    {found}",
+                token.content
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Ids of the tokens that readers never see. The flags of tokenizer_config.json take precedence, as in transformers.
+fn special_ids(inner: &tokenizers::Tokenizer, declared: &BTreeMap<u32, AddedToken>) -> HashSet<u32> {
+    let added = inner.get_added_tokens_decoder();
+    let is_special = |token: &AddedToken| {
+        let declared = declared.values().find(|declared| declared.content == token.content);
+        declared.map_or(token.special, |declared| declared.special) && !TAGS.contains(&token.content.as_str())
+    };
+    added.iter().filter(|(_, token)| is_special(token)).map(|(id, _)| *id).collect()
 }
 
 /// Special tokens by name. Each value in the config is the token itself or an object with its `content`.
@@ -267,6 +333,55 @@ mod tests {
         assert_eq!(tokenizer.bytes_of(257), b"<|end|>");
         assert_eq!(tokenizer.bytes_of(9999), b"");
         assert_eq!((tokenizer.vocab_size(), tokenizer.id_of("<think>")), (259, Some(258)));
+    }
+
+    /// [`small`] as JSON, and its tokenizer_config.json, for changes.
+    fn with_changes(change: impl FnOnce(&mut Value), config: Value) -> Result<Tokenizer, TokenizerError> {
+        let mut json: Value = serde_json::from_str(&small().inner.to_string(false).unwrap()).unwrap();
+        change(&mut json);
+        Tokenizer::from_bytes(json.to_string().as_bytes(), Some(config.to_string().as_bytes()))
+    }
+
+    #[test]
+    fn saved_truncation_and_padding_are_not_applied() {
+        let truncation = serde_json::json!(
+            {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+        let padding = serde_json::json!({"strategy": {"Fixed": 8}, "direction": "Left", "pad_to_multiple_of": null,
+            "pad_id": 257, "pad_type_id": 0, "pad_token": "<|end|>"});
+        let change = |json: &mut Value| {
+            json["truncation"] = truncation;
+            json["padding"] = padding;
+        };
+        let tokenizer = with_changes(change, serde_json::json!({})).unwrap();
+        assert_eq!(tokenizer.encode("abcdef").unwrap(), small().encode("abcdef").unwrap());
+        assert_eq!(tokenizer.encode("c").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn tags_of_reasoning_are_text_although_flagged_as_special() {
+        let change = |json: &mut Value| json["added_tokens"][1]["special"] = true.into();
+        let tokenizer = with_changes(change, serde_json::json!({})).unwrap();
+        assert!(!tokenizer.is_special(258) && tokenizer.is_special(257));
+        assert_eq!(tokenizer.decode(&[258]), "<think>");
+    }
+
+    #[test]
+    fn tokens_of_the_config_alone_are_added_at_the_next_id() {
+        let token = |content: &str, special: bool| {
+            serde_json::json!({"content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": special})
+        };
+        let config = serde_json::json!({"added_tokens_decoder": {
+            "259": token("<new>", false), "260": token("<|other|>", true), "257": token("<|end|>", false)}});
+        let tokenizer = with_changes(|_| {}, config).unwrap();
+        assert_eq!(tokenizer.encode("<new>").unwrap(), [259]);
+        assert_eq!(
+            (tokenizer.vocab_size(), tokenizer.decode(&[259, 260, 257])),
+            (261, "<new><|end|>".to_owned())
+        );
+        let config = serde_json::json!({"added_tokens_decoder": {"300": token("<far>", false)}});
+        let error = with_changes(|_| {}, config).unwrap_err().to_string();
+        assert!(error.contains("\"<far>\"") && error.contains("expected: 300"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub(super) fn open(args: &Chat) -> anyhow::Result<q35_runtime::Chat> {
         }
         _ => {}
     })?;
+    if args.chat_template.is_none() && chat.uses_built_in_template()? {
+        note(format!("{model}: no chat template; the built-in template (ChatML as in Qwen3.5) is used"));
+    }
     Ok(chat)
 }
 

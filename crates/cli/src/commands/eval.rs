@@ -245,8 +245,8 @@ fn chat(
 
 /// The tokens that end a reply: those of generation_config.json and of the chat format.
 fn ends(dir: &Path, text: &CheckpointText) -> anyhow::Result<Vec<u32>> {
-    let config = std::fs::read(dir.join("generation_config.json")).ok();
-    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let path = dir.join("generation_config.json");
+    let config: Option<Value> = if path.is_file() { Some(q35_checkpoint::read_json(&path)?) } else { None };
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     let mut ends: Vec<u32> = match config.as_ref().map(|config| &config["eos_token_id"]) {
         Some(Value::Array(list)) => list.iter().filter_map(id).collect(),

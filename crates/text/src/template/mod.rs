@@ -32,6 +32,14 @@ pub enum TemplateError {
         /// The operating system's error.
         source: std::io::Error,
     },
+    /// A JSON file with a template cannot be used.
+    #[error("`{}` holds no usable chat template: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The defect.
+        message: String,
+    },
     /// The template itself is not valid.
     #[error("the chat template is not valid, line {line}: {message}")]
     Syntax {
@@ -100,6 +108,8 @@ impl<'a> RenderInput<'a> {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    /// The template for conversations with tools, where it is a separate one.
+    tool_source: Option<String>,
     special_tokens: SpecialTokens,
 }
 
@@ -114,17 +124,30 @@ impl ChatTemplate {
     /// # Errors
     /// It is not valid Jinja.
     pub fn new(source: &str) -> Result<Self, TemplateError> {
-        let invalid = |error: Error| TemplateError::Syntax {
-            line: error.line().unwrap_or(0),
-            message: error.detail().unwrap_or("syntax error").to_owned(),
-        };
         let template = Self {
             environment: environment().map_err(invalid)?,
             source: without_generation_tags(source),
+            tool_source: None,
             special_tokens: SpecialTokens::new(),
         };
         template.environment.template_from_named_str(NAME, &template.source).map_err(invalid)?;
         Ok(template)
+    }
+
+    /// Sets a separate template for conversations with tools.
+    ///
+    /// # Errors
+    /// It is not valid Jinja.
+    pub fn with_tool_template(mut self, source: &str) -> Result<Self, TemplateError> {
+        let source = without_generation_tags(source);
+        self.environment.template_from_named_str(NAME, &source).map_err(invalid)?;
+        self.tool_source = Some(source);
+        Ok(self)
+    }
+
+    /// True for [`BUILT_IN_TEMPLATE`], which replaces that of a directory without one.
+    pub fn is_built_in(&self) -> bool {
+        self.source == BUILT_IN_TEMPLATE
     }
 
     /// Sets the special tokens that the template may print by name.
@@ -163,8 +186,9 @@ impl ChatTemplate {
             variables.push(("enable_thinking".into(), enable.into()));
         }
         variables.extend(input.extra.iter().map(|(name, value)| (name.clone(), python::from_json(value))));
+        let source = self.tool_source.as_ref().filter(|_| input.tools.is_some()).unwrap_or(&self.source);
         self.environment
-            .render_named_str(NAME, &self.source, Value::from_pairs(variables))
+            .render_named_str(NAME, source, Value::from_pairs(variables))
             .map_err(|error| explain(&error))
     }
 }
@@ -172,6 +196,13 @@ impl ChatTemplate {
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ChatTemplate({} bytes)", self.source.len())
+    }
+}
+
+fn invalid(error: Error) -> TemplateError {
+    TemplateError::Syntax {
+        line: error.line().unwrap_or(0),
+        message: error.detail().unwrap_or("syntax error").to_owned(),
     }
 }
 
@@ -197,6 +228,11 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.add_test("sequence", |value: &Value| {
         use ValueKind::{Map, Seq, String, Undefined};
         matches!(value.kind(), Undefined | String | Seq | Map)
+    });
+    // Python's None cannot be iterated over; Jinja2's undefined can.
+    environment.add_test("iterable", |value: &Value| {
+        use ValueKind::{Iterable, Map, Seq, String, Undefined};
+        matches!(value.kind(), Undefined | String | Seq | Map | Iterable)
     });
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Refusal(message)))
@@ -291,6 +327,10 @@ mod tests {
             (
                 "{{ m.absent }}|{{ m.map is sequence }} {{ 'x' is sequence }} {{ 1 is sequence }}",
                 "|True True False",
+            ),
+            (
+                "{{ tools is iterable }} {{ m.list is iterable }} {{ m.absent is iterable }} {{ m.n is iterable }}",
+                "False True True False",
             ),
             ("{{ 'a b  c'.split() }}{{ 'x--y'.split('--')[-1] }}", "['a', 'b', 'c']y"),
             (
