@@ -1,4 +1,4 @@
-//! The model under work: a float model's weights, some of them replaced.
+//! A float model of which some weights are already replaced by quantized ones.
 
 use std::collections::BTreeMap;
 
@@ -9,59 +9,62 @@ use q35_quant::FloatType;
 use q35_reference::Layer;
 
 use crate::CalibrateError;
-use crate::grid::Grid;
+use crate::quantized_matrix::QuantizedMatrix;
 
-/// What stands in a float tensor's place, in the checkpoint's convention.
+/// Replacement of a float tensor, in the checkpoint's convention.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Replacement {
     /// A quantized matrix.
-    Grid(Grid),
-    /// Other numbers.
+    Quantized(QuantizedMatrix),
+    /// Changed float values, in row-major order.
     Float(Vec<f32>),
 }
 
-/// Weights by name: replaced where they have been, else the float model's.
-pub(crate) struct Tower<'a> {
+/// Weights by name: the replacement where there is one, otherwise the float model's values.
+pub(crate) struct PartiallyQuantizedModel<'a> {
     weights: &'a dyn Weights,
     pub(crate) config: TextConfig,
     pub(crate) table: BTreeMap<String, TensorSpec>,
     pub(crate) device: Device,
-    /// The type that scales, biases and most float tensors are stored in.
+    /// Storage type of scales, biases and most float tensors.
     pub(crate) float: FloatType,
     pub(crate) replaced: BTreeMap<String, Replacement>,
 }
 
-impl<'a> Tower<'a> {
+impl<'a> PartiallyQuantizedModel<'a> {
     pub(crate) fn new(weights: &'a dyn Weights, float: FloatType, device: Device) -> Self {
         let config = weights.config().clone();
         let table = tensor_table(&config).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         Self { weights, config, table, device, float, replaced: BTreeMap::new() }
     }
 
-    /// The float model's numbers.
+    /// Values of the float model, in row-major order.
     pub(crate) fn float_values(&self, name: &str) -> std::result::Result<Vec<f32>, CalibrateError> {
         let mut values = Vec::new();
         self.weights.read_rows(name, 0..self.table[name].shape[0], &mut values)?;
         Ok(values)
     }
 
+    /// Values of the partially quantized model, in row-major order.
     pub(crate) fn values(&self, name: &str) -> std::result::Result<Vec<f32>, CalibrateError> {
         match self.replaced.get(name) {
-            Some(Replacement::Grid(grid)) => Ok(grid.dequantize()),
+            Some(Replacement::Quantized(matrix)) => Ok(matrix.dequantize()),
             Some(Replacement::Float(values)) => Ok(values.clone()),
             None => self.float_values(name),
         }
     }
 
+    /// The tensor in its shape, f32, on the device.
     pub(crate) fn tensor(&self, name: &str) -> std::result::Result<Tensor, CalibrateError> {
         Ok(Tensor::from_vec(self.values(name)?, self.table[name].shape.as_slice(), &self.device)?)
     }
 
+    /// The decoder layer `index`.
     pub(crate) fn layer(&self, index: usize) -> std::result::Result<Layer, CalibrateError> {
         Layer::new(&self.config, index, &mut |name| self.tensor(name))
     }
 
-    /// The layer made of variables, and these by name.
+    /// The decoder layer `index` with variables as weights, and these by name.
     pub(crate) fn variable_layer(
         &self,
         index: usize,
@@ -76,18 +79,18 @@ impl<'a> Tower<'a> {
         Ok((layer, variables))
     }
 
-    /// The head's name: the embedding where tied.
+    /// Name of the head's matrix: the embedding where the two are tied.
     pub(crate) fn head_name(&self) -> &'static str {
         if self.config.tie_word_embeddings { "embed_tokens.weight" } else { "lm_head.weight" }
     }
 
-    /// The factor of the final norm, [hidden].
+    /// Factor of the final norm, `[hidden]`: one added to the zero-centred weight of the checkpoint.
     pub(crate) fn norm_factor(&self) -> std::result::Result<Tensor, CalibrateError> {
         Ok((self.tensor("norm.weight")? + 1.0)?)
     }
 }
 
-/// Rows of `table` [vocab, hidden] for windows of equal length: [windows, length, hidden].
+/// Looks up windows of equal length in `table` [vocab, hidden]: [windows, length, hidden].
 pub(crate) fn embed(table: &Tensor, windows: &[&[u32]]) -> Result<Tensor> {
     let length = windows[0].len();
     let ids = Tensor::from_vec(windows.concat(), windows.len() * length, table.device())?;

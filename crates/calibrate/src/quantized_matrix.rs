@@ -1,4 +1,4 @@
-//! A quantized matrix while it is being worked on: codes, and scales and biases that the file's type can hold.
+//! A quantized matrix with unpacked codes, the form in which calibration changes it.
 
 use std::ops::Range;
 
@@ -6,27 +6,28 @@ use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedMatrix, pack_codes};
 use rayon::prelude::*;
 
-/// Weight (r, c) is `scale * code + bias` of its group. Scales and biases are numbers of `float`, held as f32.
+/// Weight (r, c) is `scale * code + bias` with its group's scale and bias (MLX affine). Scales and biases are
+/// representable in `float` and held as f32.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Grid {
+pub struct QuantizedMatrix {
     /// Bits and group size.
     pub spec: AffineSpec,
-    /// Type of scales and biases.
+    /// Storage type of scales and biases.
     pub float: FloatType,
     /// Number of rows.
     pub rows: usize,
-    /// Weights of a row.
+    /// Weights per row.
     pub cols: usize,
-    /// [rows, cols], one to a byte.
+    /// Codes [rows, cols], one per byte.
     pub codes: Vec<u8>,
-    /// [rows, groups].
+    /// Scales [rows, groups].
     pub scales: Vec<f32>,
-    /// [rows, groups].
+    /// Biases [rows, groups].
     pub biases: Vec<f32>,
 }
 
-impl Grid {
-    /// The weights, [rows, cols].
+impl QuantizedMatrix {
+    /// Returns the weights [rows, cols].
     pub fn dequantize(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.codes.len()];
         let group = self.spec.group_size();
@@ -39,7 +40,7 @@ impl Grid {
         values
     }
 
-    /// Some rows as MLX packs them.
+    /// Packs some rows in MLX's layout.
     ///
     /// # Panics
     /// When `rows` is out of range.
@@ -60,8 +61,8 @@ impl Grid {
         packed
     }
 
-    /// Rounds every group of `values` [rows, cols] to the nearest codes, with scale and bias searched for the least
-    /// squared error weighted by `importance` `[cols]`.
+    /// Rounds `values` [rows, cols] to nearest. Scale and bias of each group are searched for the least squared error
+    /// weighted by `importance` `[cols]`.
     pub fn round(spec: AffineSpec, float: FloatType, values: &[f32], importance: &[f32]) -> Self {
         let (cols, group) = (importance.len(), spec.group_size());
         let rows = values.len() / cols;
@@ -84,7 +85,7 @@ impl Grid {
 
 /// Scale and bias of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Fit {
+pub(crate) struct GroupFit {
     pub(crate) scale: f32,
     pub(crate) bias: f32,
     float: FloatType,
@@ -92,21 +93,22 @@ pub(crate) struct Fit {
     largest: f32,
 }
 
-impl Fit {
+impl GroupFit {
     fn new(spec: AffineSpec, float: FloatType, scale: f32, bias: f32) -> Self {
         let (scale, bias) = (float.round(scale), float.round(bias));
         let inverse = if scale == 0.0 { 0.0 } else { scale.recip() };
         Self { scale, bias, float, inverse, largest: f32::from(spec.largest_code()) }
     }
 
-    /// The nearest code.
+    /// The code nearest to `value`.
     #[inline]
     pub(crate) fn code(self, value: f32) -> f32 {
-        // Adding and taking away 1.5 * 2^23 rounds to nearest, ties to even, without a call.
+        // Adding and subtracting 1.5 * 2^23 rounds to nearest, ties to even, and vectorises.
         const ROUND: f32 = 12_582_912.0;
         (((value - self.bias) * self.inverse).clamp(0.0, self.largest) + ROUND) - ROUND
     }
 
+    /// The weight of `code`.
     #[inline]
     pub(crate) fn value(self, code: f32) -> f32 {
         self.scale * code + self.bias
@@ -124,8 +126,7 @@ impl Fit {
         values.iter().zip(importance).map(|(v, w)| error(*v, *w)).sum()
     }
 
-    /// The least squares line through the codes that this fit gives: of their weighted errors no other scale and bias
-    /// has less.
+    /// Refits scale and bias to the codes of the current fit by weighted least squares. `None` if all codes are equal.
     fn refit(self, spec: AffineSpec, values: &[f32], importance: &[f32]) -> Option<Self> {
         let (mut n, mut c, mut cc, mut v, mut cv) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (value, weight) in values.iter().zip(importance) {
@@ -145,21 +146,21 @@ impl Fit {
     }
 }
 
-/// How much of the range on either side of the middle may be cut off, in steps.
-const CUTS: [f32; 5] = [1.0, 0.93, 0.86, 0.78, 0.7];
+/// Candidate clipping factors of the range on either side of its middle.
+const CLIP_FACTORS: [f32; 5] = [1.0, 0.93, 0.86, 0.78, 0.7];
 
-/// Scale and bias for one group of `values`, searched over clipped ranges and refitted, for the least squared error
-/// weighted by `importance`.
-pub(crate) fn fit_group(spec: AffineSpec, float: FloatType, values: &[f32], importance: &[f32]) -> Fit {
+/// Fits scale and bias of one group of `values` for the least squared error weighted by `importance`: a grid search over
+/// clipped ranges, each refitted, then up to three more refits of the best.
+pub(crate) fn fit_group(spec: AffineSpec, float: FloatType, values: &[f32], importance: &[f32]) -> GroupFit {
     let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
     let middle = 0.5 * (low + high);
     let levels = f32::from(spec.largest_code());
-    let mut best = Fit::new(spec, float, (high - low) / levels, low);
+    let mut best = GroupFit::new(spec, float, (high - low) / levels, low);
     let mut least = best.error(values, importance);
-    for low_cut in CUTS {
-        for high_cut in CUTS {
-            let (low, high) = (middle + (low - middle) * low_cut, middle + (high - middle) * high_cut);
-            let clipped = Fit::new(spec, float, (high - low) / levels, low);
+    for low_factor in CLIP_FACTORS {
+        for high_factor in CLIP_FACTORS {
+            let (low, high) = (middle + (low - middle) * low_factor, middle + (high - middle) * high_factor);
+            let clipped = GroupFit::new(spec, float, (high - low) / levels, low);
             let Some(fit) = clipped.refit(spec, values, importance) else { continue };
             let error = fit.error(values, importance);
             if error < least {
@@ -195,11 +196,11 @@ mod tests {
     fn packing_keeps_every_weight() {
         for (bits, group) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)] {
             let spec = AffineSpec::new(bits, group).unwrap();
-            let grid = Grid::round(spec, BF16, &values(3 * 256), &[1.0; 256]);
-            let packed = grid.pack_rows(1..3);
+            let matrix = QuantizedMatrix::round(spec, BF16, &values(3 * 256), &[1.0; 256]);
+            let packed = matrix.pack_rows(1..3);
             let mut back = vec![0.0; 2 * 256];
             dequantize_rows(&packed.view(), 0..2, &mut back);
-            assert_eq!(back, grid.dequantize()[256..]);
+            assert_eq!(back, matrix.dequantize()[256..]);
         }
     }
 
@@ -210,7 +211,7 @@ mod tests {
             let (mut plain, mut searched) = (0.0, 0.0);
             for group in values(64 * 50).chunks(64) {
                 let (scale, bias) = group_parameters(spec, group);
-                plain += Fit::new(spec, BF16, scale, bias).error(group, &[1.0; 64]);
+                plain += GroupFit::new(spec, BF16, scale, bias).error(group, &[1.0; 64]);
                 searched += fit_group(spec, BF16, group, &[1.0; 64]).error(group, &[1.0; 64]);
             }
             assert!(searched < 0.9 * plain, "{bits} bits: {searched} against {plain}");

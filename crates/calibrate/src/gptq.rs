@@ -1,10 +1,10 @@
-//! Rounding a matrix so that its errors cancel in the layer's output.
+//! GPTQ: rounding with error feedback, so that errors cancel in the layer's output.
 //!
 //! For weights W and input second moments H = E[x x^T], the output's squared error is tr((W - Q) H (W - Q)^T). With
 //! H = R R^T, R upper triangular, it is the sum over columns k of R_kk^2 times the squared error of column k *after* the
-//! errors of the columns before were fed into it: q_k = round(w_k + sum_{j<k} (w_j - q_j) R_jk / R_kk). This is GPTQ in
-//! the form that needs a factor of H instead of one of its inverse. A group's scale and bias are fitted when its first
-//! column is reached, to the weights as they then are, each column weighted by its R_kk^2.
+//! errors of the columns before were fed into it: q_k = round(w_k + sum_{j<k} (w_j - q_j) R_jk / R_kk). This is GPTQ
+//! (Frantar et al., 2022) in the form that factors H instead of its inverse. Scale and bias of a group are fitted when its
+//! first column is reached, to the weights with feedback, each column weighted by its R_kk^2.
 
 use candle_core::{Device, Result, Tensor};
 use q35_quant::FloatType;
@@ -12,29 +12,29 @@ use q35_quant::affine::AffineSpec;
 use rayon::prelude::*;
 
 use crate::cholesky::upper_factor;
-use crate::grid::{Grid, fit_group};
-use crate::refine::refine;
+use crate::coordinate_descent::refine;
+use crate::quantized_matrix::{QuantizedMatrix, fit_group};
 
-/// The feedback of a layer's inputs: what [`round_with_feedback`] needs of their second moments.
+/// Feedback factors of a matrix, computed from the second moments of its inputs.
 #[derive(Clone, Debug)]
 pub struct Feedback {
     /// [cols, cols]: R_jk / R_kk above the diagonal, zero elsewhere.
     shares: Vec<f32>,
     /// [cols]: R_kk^2.
     pub(crate) importance: Vec<f32>,
-    /// [cols, cols]: the moments with damping.
+    /// [cols, cols]: the damped moments.
     moments: Tensor,
 }
 
 impl Feedback {
-    /// From second moments [cols, cols], with `damping` times their mean diagonal added to the diagonal.
+    /// Factors second moments [cols, cols] after adding `damping` times the mean of the diagonal to the diagonal.
     ///
     /// # Errors
-    /// candle's.
+    /// A failure of candle.
     pub fn new(moments: &[f32], cols: usize, damping: f64) -> Result<Self> {
         let mut h: Vec<f64> = moments.iter().map(|m| f64::from(*m)).collect();
         let mean = (0..cols).map(|k| h[k * cols + k]).sum::<f64>() / cols as f64;
-        // Inputs that are all zero say nothing; any positive number keeps the factor finite.
+        // If all inputs are zero, any positive diagonal keeps the factor finite.
         let mean = if mean > 0.0 { mean } else { 1.0 };
         (0..cols).for_each(|k| h[k * cols + k] += damping * mean);
         let damped: Vec<f32> = h.iter().map(|h| *h as f32).collect();
@@ -51,38 +51,43 @@ impl Feedback {
     }
 }
 
-/// Weights that are worked on at a time: what bounds the memory for a large table.
-const WEIGHTS_AT_A_TIME: usize = 1 << 24;
+/// Weights per chunk of rows; it limits the memory that a large table needs.
+const WEIGHTS_PER_CHUNK: usize = 1 << 24;
 
-/// Quantizes `values` [rows, cols] with error feedback and then `passes` of refinement, scales and biases being stored as
-/// `float`. Rows do not depend on each other.
+/// Quantizes `values` [rows, cols] with error feedback, followed by `passes` of coordinate descent. Scales and biases are
+/// rounded to `float`. Rows are independent of each other.
 ///
 /// # Errors
-/// candle's.
+/// A failure of candle.
 pub fn round_with_feedback(
     spec: AffineSpec,
     float: FloatType,
     values: &[f32],
     feedback: &Feedback,
     passes: usize,
-) -> Result<Grid> {
+) -> Result<QuantizedMatrix> {
     let cols = feedback.importance.len();
     let (mut codes, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
-    for values in values.chunks((WEIGHTS_AT_A_TIME / cols).max(1) * cols) {
-        let mut part = round_rows(spec, float, values, feedback)?;
-        refine(&mut part, values, &feedback.moments, passes)?;
-        codes.append(&mut part.codes);
-        scales.append(&mut part.scales);
-        biases.append(&mut part.biases);
+    for values in values.chunks((WEIGHTS_PER_CHUNK / cols).max(1) * cols) {
+        let mut chunk = round_rows(spec, float, values, feedback)?;
+        refine(&mut chunk, values, &feedback.moments, passes)?;
+        codes.append(&mut chunk.codes);
+        scales.append(&mut chunk.scales);
+        biases.append(&mut chunk.biases);
     }
-    Ok(Grid { spec, float, rows: values.len() / cols, cols, codes, scales, biases })
+    Ok(QuantizedMatrix { spec, float, rows: values.len() / cols, cols, codes, scales, biases })
 }
 
-fn round_rows(spec: AffineSpec, float: FloatType, values: &[f32], feedback: &Feedback) -> Result<Grid> {
+fn round_rows(
+    spec: AffineSpec,
+    float: FloatType,
+    values: &[f32],
+    feedback: &Feedback,
+) -> Result<QuantizedMatrix> {
     let cols = feedback.importance.len();
     let rows = values.len() / cols;
     let (group, groups) = (spec.group_size(), cols / spec.group_size());
-    let mut grid = Grid {
+    let mut matrix = QuantizedMatrix {
         spec,
         float,
         rows,
@@ -93,7 +98,7 @@ fn round_rows(spec: AffineSpec, float: FloatType, values: &[f32], feedback: &Fee
     };
     let device = Device::Cpu;
     let shares = Tensor::from_slice(&feedback.shares, (cols, cols), &device)?;
-    // Of the original weights, for the columns done.
+    // Errors against the original weights, one tensor [rows, group] per finished group.
     let mut errors: Vec<Tensor> = Vec::with_capacity(groups);
     for index in 0..groups {
         let start = index * group;
@@ -105,10 +110,10 @@ fn round_rows(spec: AffineSpec, float: FloatType, values: &[f32], feedback: &Fee
         };
         let importance = &feedback.importance[start..start + group];
         let mut block_errors = vec![0.0; rows * group];
-        let done: Vec<(f32, f32)> = block_errors
+        let fits: Vec<(f32, f32)> = block_errors
             .par_chunks_mut(group)
             .zip(fed.par_chunks(group))
-            .zip(grid.codes.par_chunks_mut(cols))
+            .zip(matrix.codes.par_chunks_mut(cols))
             .zip(values.par_chunks(cols))
             .map(|(((errors, fed), codes), values)| {
                 let values = &values[start..start + group];
@@ -126,13 +131,13 @@ fn round_rows(spec: AffineSpec, float: FloatType, values: &[f32], feedback: &Fee
                 (fit.scale, fit.bias)
             })
             .collect();
-        for (row, (scale, bias)) in done.into_iter().enumerate() {
-            grid.scales[row * groups + index] = scale;
-            grid.biases[row * groups + index] = bias;
+        for (row, (scale, bias)) in fits.into_iter().enumerate() {
+            matrix.scales[row * groups + index] = scale;
+            matrix.biases[row * groups + index] = bias;
         }
         errors.push(Tensor::from_vec(block_errors, (rows, group), &device)?);
     }
-    Ok(grid)
+    Ok(matrix)
 }
 
 #[cfg(test)]
@@ -141,9 +146,9 @@ mod tests {
     use q35_testkit::Random;
 
     /// tr((W - Q) H (W - Q)^T).
-    fn output_error(values: &[f32], grid: &Grid, moments: &[f32]) -> f64 {
-        let cols = grid.cols;
-        let errors: Vec<f32> = values.iter().zip(grid.dequantize()).map(|(v, q)| v - q).collect();
+    fn output_error(values: &[f32], matrix: &QuantizedMatrix, moments: &[f32]) -> f64 {
+        let cols = matrix.cols;
+        let errors: Vec<f32> = values.iter().zip(matrix.dequantize()).map(|(v, q)| v - q).collect();
         let row_error = |e: &[f32]| -> f64 {
             (0..cols)
                 .map(|i| {
@@ -173,12 +178,15 @@ mod tests {
             }
         }
         let spec = AffineSpec::new(4, 32).unwrap();
-        let plain =
-            output_error(&values, &Grid::round(spec, FloatType::Bf16, &values, &[1.0; 128]), &moments);
+        let plain = output_error(
+            &values,
+            &QuantizedMatrix::round(spec, FloatType::Bf16, &values, &[1.0; 128]),
+            &moments,
+        );
         let feedback = Feedback::new(&moments, cols, 0.01).unwrap();
         let at = |passes: usize| {
-            let grid = round_with_feedback(spec, FloatType::Bf16, &values, &feedback, passes).unwrap();
-            output_error(&values, &grid, &moments)
+            let matrix = round_with_feedback(spec, FloatType::Bf16, &values, &feedback, passes).unwrap();
+            output_error(&values, &matrix, &moments)
         };
         let (fed, refined) = (at(0), at(3));
         assert!(fed < 0.3 * plain, "with feedback {fed}, without {plain}");
@@ -194,6 +202,6 @@ mod tests {
         let spec = AffineSpec::new(3, 32).unwrap();
         let feedback = Feedback::new(&moments, 64, 0.01).unwrap();
         let fed = round_with_feedback(spec, FloatType::Bf16, &values, &feedback, 0).unwrap();
-        assert_eq!(fed, Grid::round(spec, FloatType::Bf16, &values, &feedback.importance));
+        assert_eq!(fed, QuantizedMatrix::round(spec, FloatType::Bf16, &values, &feedback.importance));
     }
 }

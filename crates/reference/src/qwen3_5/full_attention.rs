@@ -1,21 +1,21 @@
-//! The mixer of a full-attention layer.
+//! Gated softmax attention, the mixer of a full-attention layer.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use q35_architecture::TextConfig;
 
-use crate::layer::{Tap, Taps};
 use crate::ops::{project, rms_norm, sigmoid, softmax};
+use crate::tap::{Tap, Taps};
 
 /// Weights of a gated softmax-attention mixer, `self_attn.*`.
 #[derive(Clone, Debug)]
 pub struct FullAttention {
-    /// [2 x heads x head_dim, hidden]: per head its query, then its gate.
+    /// [2 x heads x head_dim, hidden]: query and gate of each head.
     pub q_proj: Tensor,
     /// [key/value heads x head_dim, hidden].
     pub k_proj: Tensor,
     /// [key/value heads x head_dim, hidden].
     pub v_proj: Tensor,
-    /// `[head_dim]`, one added to what the checkpoint stores.
+    /// `[head_dim]`, one added to the weight of the checkpoint.
     pub q_norm: Tensor,
     /// `[head_dim]`, one added.
     pub k_norm: Tensor,
@@ -23,7 +23,7 @@ pub struct FullAttention {
     pub o_proj: Tensor,
 }
 
-/// Keys (rotated) and values of the tokens seen, [batch x key/value heads, capacity, head_dim] each.
+/// Rotated keys and values of all tokens so far, [batch x key/value heads, capacity, head_dim] each.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     pub(crate) keys: Tensor,
@@ -31,12 +31,12 @@ pub struct KeyValueCache {
 }
 
 impl KeyValueCache {
-    /// Room for `capacity` tokens of one sequence.
+    /// Creates a cache with capacity for `capacity` tokens of one sequence.
     pub(crate) fn with_capacity(config: &TextConfig, capacity: usize, device: &Device) -> Result<Self> {
         Self::for_batch(config, 1, capacity, device)
     }
 
-    /// Room for `capacity` tokens of each of `batch` sequences.
+    /// Creates a cache with capacity for `capacity` tokens of each of `batch` sequences.
     pub(crate) fn for_batch(
         config: &TextConfig,
         batch: usize,
@@ -54,7 +54,7 @@ impl KeyValueCache {
         self.keys.dims()[1]
     }
 
-    /// Moves the first `used` tokens to a larger cache if there is no room for `needed`.
+    /// Grows the cache to at least `needed` tokens, preserving the first `used`; at most to `limit` unless more are needed.
     pub(crate) fn grow(
         &mut self,
         config: &TextConfig,
@@ -76,21 +76,21 @@ impl KeyValueCache {
     }
 }
 
-/// Cosines and sines of the rotary angles of consecutive positions, [tokens, rotary / 2].
+/// Rotary position embedding (RoPE): cosines and sines for consecutive positions, [tokens, rotary / 2] each.
 #[derive(Clone, Debug)]
-pub struct Rotation {
+pub struct RotaryEmbedding {
     cos: Tensor,
     sin: Tensor,
 }
 
-impl Rotation {
-    /// For positions `start..start + tokens`.
+impl RotaryEmbedding {
+    /// Computes the angles of positions `start..start + tokens`.
     ///
     /// # Errors
-    /// The device has no room.
+    /// The device is out of memory.
     pub fn new(config: &TextConfig, start: usize, tokens: usize, device: &Device) -> Result<Self> {
         let half = config.rotary_dim() / 2;
-        // Frequencies and angles are rounded to f32 where transformers does, so that late positions agree with it.
+        // Frequencies and angles are rounded to f32 at the same places as in transformers; otherwise late positions differ.
         let frequency = |i: usize| {
             let exponent = (2 * i) as f32 / config.rotary_dim() as f32;
             1.0 / (config.rope_theta.powf(f64::from(exponent)) as f32)
@@ -105,30 +105,30 @@ impl Rotation {
         })
     }
 
-    /// Rotates the leading components of `x` [n, tokens, head_dim]: the first half of them with the second.
+    /// Rotates the leading components of `x` [n, tokens, head_dim], pairing their first half with the second.
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let half = self.cos.dim(1)?;
         let width = x.dim(D::Minus1)?;
         let first = x.narrow(D::Minus1, 0, half)?;
         let second = x.narrow(D::Minus1, half, half)?;
-        let turned_first = (first.broadcast_mul(&self.cos)? - second.broadcast_mul(&self.sin)?)?;
-        let turned_second = (second.broadcast_mul(&self.cos)? + first.broadcast_mul(&self.sin)?)?;
+        let rotated_first = (first.broadcast_mul(&self.cos)? - second.broadcast_mul(&self.sin)?)?;
+        let rotated_second = (second.broadcast_mul(&self.cos)? + first.broadcast_mul(&self.sin)?)?;
         let rest = x.narrow(D::Minus1, 2 * half, width - 2 * half)?;
-        Tensor::cat(&[turned_first, turned_second, rest], D::Minus1)
+        Tensor::cat(&[rotated_first, rotated_second, rest], D::Minus1)
     }
 }
 
-/// Attention scores held at a time, in numbers: what bounds the work space of a long context.
-const SCORES_AT_A_TIME: usize = 1 << 23;
+/// Limit of attention scores in memory, for long contexts.
+const MAX_SCORES: usize = 1 << 23;
 
 impl FullAttention {
-    /// `x` [batch, tokens, hidden], normalised. With a cache (grown by the caller) the tokens come after
-    /// `position` earlier ones; without, they are the first.
+    /// Computes the mixer's output for normalised `x` [batch, tokens, hidden]. With a cache, which the caller has grown,
+    /// the tokens follow `position` earlier ones; without one they start the sequence.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         config: &TextConfig,
-        rotation: &Rotation,
+        rotation: &RotaryEmbedding,
         cache: Option<(&KeyValueCache, usize)>,
         taps: &mut Taps<'_>,
     ) -> Result<Tensor> {
@@ -166,13 +166,13 @@ impl FullAttention {
     }
 }
 
-/// Causal attention of `queries` [n x group, tokens, width], scaled, over `keys` and `values` [n, >= position + tokens,
-/// width]; consecutive query heads share a key/value head. Returns [n x group, tokens, width].
+/// Causal attention of scaled `queries` [n x group, tokens, width] over `keys` and `values` [n, >= position + tokens,
+/// width]; `group` consecutive query heads share a key/value head. Returns [n x group, tokens, width].
 fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, position: usize) -> Result<Tensor> {
     let (heads, tokens, width) = queries.dims3()?;
     let kv_heads = keys.dim(0)?;
     let group = heads / kv_heads;
-    let rows = (SCORES_AT_A_TIME / (heads * (position + tokens))).clamp(1, tokens);
+    let rows = (MAX_SCORES / (heads * (position + tokens))).clamp(1, tokens);
     let mut outputs = Vec::with_capacity(tokens.div_ceil(rows));
     for start in (0..tokens).step_by(rows) {
         let rows = rows.min(tokens - start);
@@ -182,19 +182,22 @@ fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, position: usize) -> 
         let keys = keys.narrow(1, 0, seen)?;
         let values = values.narrow(1, 0, seen)?;
         let scores = queries.matmul(&keys.t()?)?.reshape((heads, rows, seen))?;
-        let scores =
-            if rows == 1 { scores } else { scores.broadcast_add(&causal(rows, seen, keys.device())?)? };
+        let scores = if rows == 1 {
+            scores
+        } else {
+            scores.broadcast_add(&causal_mask(rows, seen, keys.device())?)?
+        };
         let weights = softmax(&scores)?.reshape((kv_heads, group * rows, seen))?;
         outputs.push(weights.matmul(&values)?.reshape((heads, rows, width))?);
     }
     Tensor::cat(&outputs, 1)
 }
 
-/// [rows, seen]: minus infinity where a column comes after the row's own token; the last row sees all.
-fn causal(rows: usize, seen: usize, device: &Device) -> Result<Tensor> {
-    let hidden = |row: usize, column: usize| column > seen - rows + row;
+/// Additive causal mask [rows, seen] for the last `rows` of `seen` tokens: minus infinity at later tokens.
+fn causal_mask(rows: usize, seen: usize, device: &Device) -> Result<Tensor> {
+    let masked = |row: usize, column: usize| column > seen - rows + row;
     let values: Vec<f32> = (0..rows * seen)
-        .map(|at| if hidden(at / seen, at % seen) { f32::NEG_INFINITY } else { 0.0 })
+        .map(|at| if masked(at / seen, at % seen) { f32::NEG_INFINITY } else { 0.0 })
         .collect();
     Tensor::from_vec(values, (rows, seen), device)
 }

@@ -1,10 +1,10 @@
-//! Second moments of rows.
+//! Second moments E[x x^T] of activations.
 
 use candle_core::{Result, Tensor};
 
 use crate::CalibrateError;
 
-/// The sum of weight x x^T over rows x, and of the weights.
+/// The weighted sum of x x^T over rows x, and the sum of the weights.
 #[derive(Debug, Default)]
 pub(crate) struct SecondMoments {
     sum: Option<Tensor>,
@@ -12,19 +12,19 @@ pub(crate) struct SecondMoments {
 }
 
 impl SecondMoments {
-    /// `rows` [tokens, width], each of weight 1.
+    /// Adds `rows` [tokens, width], each with weight 1.
     pub(crate) fn add(&mut self, rows: &Tensor) -> Result<()> {
-        self.put(&rows.contiguous()?, rows, rows.dim(0)? as f64)
+        self.add_products(&rows.contiguous()?, rows, rows.dim(0)? as f64)
     }
 
-    /// `rows` [tokens, width] and as many weights.
+    /// Adds `rows` [tokens, width] with one weight per row.
     pub(crate) fn add_weighted(&mut self, rows: &Tensor, weights: &[f32]) -> Result<()> {
         let column = Tensor::from_slice(weights, (weights.len(), 1), rows.device())?;
         let total = weights.iter().map(|w| f64::from(*w)).sum();
-        self.put(&rows.broadcast_mul(&column)?, rows, total)
+        self.add_products(&rows.broadcast_mul(&column)?, rows, total)
     }
 
-    /// The rows of `other` too.
+    /// Adds the rows of `other`.
     pub(crate) fn merge(&mut self, other: Self) -> Result<()> {
         self.weights += other.weights;
         self.sum = match (self.sum.take(), other.sum) {
@@ -34,14 +34,14 @@ impl SecondMoments {
         Ok(())
     }
 
-    fn put(&mut self, weighted: &Tensor, rows: &Tensor, weights: f64) -> Result<()> {
+    fn add_products(&mut self, weighted: &Tensor, rows: &Tensor, weights: f64) -> Result<()> {
         let sum = Some(rows.t()?.contiguous()?.matmul(weighted)?);
         self.merge(Self { sum, weights })
     }
 
     /// The weighted mean, [width, width].
     pub(crate) fn mean(&self) -> std::result::Result<Vec<f32>, CalibrateError> {
-        // Weights that are all zero say that nothing matters; any positive number keeps the mean finite.
+        // If all weights are zero, so is the sum; any positive divisor keeps the mean finite.
         self.sum_over(if self.weights > 0.0 { self.weights } else { 1.0 })
     }
 

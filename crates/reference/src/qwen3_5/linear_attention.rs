@@ -1,11 +1,13 @@
-//! The mixer of a linear-attention layer.
+//! Gated DeltaNet, the mixer of a linear-attention layer.
+//!
+//! K and V below are the widths of all key and all value heads together.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use q35_architecture::TextConfig;
 
 use crate::delta_rule::{DeltaInputs, delta_rule};
-use crate::layer::{Tap, Taps};
 use crate::ops::{l2_norm, project, rms_norm, sigmoid, softplus};
+use crate::tap::{Tap, Taps};
 
 /// Weights of a gated DeltaNet mixer, `linear_attn.*`.
 #[derive(Clone, Debug)]
@@ -18,32 +20,32 @@ pub struct LinearAttention {
     pub in_proj_b: Tensor,
     /// [value heads, hidden].
     pub in_proj_a: Tensor,
-    /// Taps [kernel, 2K + V], the last for the current token.
+    /// Convolution kernel [kernel, 2K + V]; the last row applies to the current token.
     pub conv1d: Tensor,
     /// [value heads].
     pub dt_bias: Tensor,
     /// [value heads].
     pub a_log: Tensor,
-    /// [value width], as stored.
+    /// [value width], the weight of the checkpoint.
     pub norm: Tensor,
     /// [hidden, V].
     pub out_proj: Tensor,
 }
 
-/// What a linear-attention layer remembers.
+/// State of a linear-attention layer.
 #[derive(Clone, Debug)]
 pub struct LinearState {
-    /// The last rows of qkv before the convolution, [batch, kernel - 1, 2K + V], oldest first.
+    /// Convolution window [batch, kernel - 1, 2K + V], oldest token first.
     pub conv: Tensor,
-    /// [batch x value heads, key width, value width], in the type that the recurrence is computed in.
+    /// Recurrent state [batch x value heads, key width, value width], in the type of the recurrence.
     pub recurrent: Tensor,
 }
 
 impl LinearState {
-    /// The state before the first token, of `batch` sequences, the recurrence being computed in `dtype`.
+    /// Creates the state before the first token of `batch` sequences. The recurrence is computed in `dtype`.
     ///
     /// # Errors
-    /// The device has no room.
+    /// The device is out of memory.
     pub fn empty(config: &TextConfig, batch: usize, dtype: DType, device: &Device) -> Result<Self> {
         let zeros = |shape: (usize, usize, usize), dtype| Tensor::zeros(shape, dtype, device);
         Ok(Self {
@@ -61,7 +63,7 @@ impl LinearState {
 }
 
 impl LinearAttention {
-    /// `x` [batch, tokens, hidden], normalised, on top of `state`; the mixer's output and the state after it.
+    /// Returns the mixer's output for normalised `x` [batch, tokens, hidden] after `state`, and the next state.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -110,7 +112,7 @@ impl LinearAttention {
         Ok((project(&gated, &self.out_proj)?, LinearState { conv, recurrent: done.state }))
     }
 
-    /// Depthwise and causal over `rows` [batch, kernel - 1 + tokens, channels], then SiLU.
+    /// Depthwise causal convolution over `rows` [batch, kernel - 1 + tokens, channels], then SiLU.
     fn convolve(&self, rows: &Tensor, tokens: usize) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for tap in 0..self.conv1d.dim(0)? {
@@ -124,7 +126,7 @@ impl LinearAttention {
     }
 }
 
-/// [batch, tokens, heads, width] to [batch x heads, tokens, width].
+/// Transposes [batch, tokens, heads, width] to [batch x heads, tokens, width].
 fn by_head(t: &Tensor) -> Result<Tensor> {
     let (batch, tokens, heads, width) = t.dims4()?;
     t.transpose(1, 2)?.contiguous()?.reshape((batch * heads, tokens, width))

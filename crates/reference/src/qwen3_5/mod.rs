@@ -1,42 +1,25 @@
-//! One decoder layer: h = x + mixer(norm(x)); out = h + down(silu(gate(n)) * up(n)), n = norm(h).
+//! The graph of Qwen3.5's text model: one decoder layer.
+//!
+//! `h = x + mixer(norm(x)); out = h + down(silu(gate(n)) * up(n)), n = norm(h)`
+
+mod full_attention;
+mod linear_attention;
+
+pub use full_attention::{FullAttention, KeyValueCache, RotaryEmbedding};
+pub use linear_attention::{LinearAttention, LinearState};
 
 use candle_core::{DType, Device, Result, Tensor};
 use q35_architecture::{LayerKind, TextConfig};
 
-use crate::full_attention::{FullAttention, KeyValueCache, Rotation};
-use crate::linear_attention::{LinearAttention, LinearState};
 use crate::ops::{project, rms_norm};
+use crate::tap::{Tap, Taps, no_taps};
 
-/// A place in a layer where rows enter projections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Tap {
-    /// Into the mixer's input projections: `in_proj_*`, or `q_proj`, `k_proj`, `v_proj`.
-    MixerInput,
-    /// Into `out_proj` or `o_proj`.
-    MixerOutput,
-    /// Into `gate_proj` and `up_proj`.
-    MlpInput,
-    /// Into `down_proj`.
-    MlpOutput,
-}
-
-/// Sees the rows [batch, tokens, width] that enter projections.
-pub type Taps<'a> = dyn FnMut(Tap, &Tensor) -> Result<()> + 'a;
-
-/// Looks at nothing.
-///
-/// # Errors
-/// None.
-pub fn no_taps(_: Tap, _: &Tensor) -> Result<()> {
-    Ok(())
-}
-
-/// A layer's weights. All norms here hold the factor itself: one was added to zero-centred ones.
+/// Weights of a layer. Norms hold the factor: one was added to the zero-centred weights of the checkpoint.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// `[hidden]`.
     pub input_layernorm: Tensor,
-    /// What mixes tokens.
+    /// The token mixer.
     pub mixer: Mixer,
     /// `[hidden]`.
     pub post_attention_layernorm: Tensor,
@@ -48,7 +31,7 @@ pub struct Layer {
     pub down_proj: Tensor,
 }
 
-/// A layer's mixer.
+/// Token mixer of a layer.
 #[derive(Clone, Debug)]
 pub enum Mixer {
     /// Gated DeltaNet.
@@ -57,20 +40,20 @@ pub enum Mixer {
     Full(FullAttention),
 }
 
-/// What a layer remembers of the tokens before.
+/// State of a layer after some tokens.
 #[derive(Clone, Debug)]
 pub enum LayerState {
-    /// Of a linear-attention layer.
+    /// State of a linear-attention layer.
     Linear(LinearState),
-    /// Of a full-attention layer.
+    /// KV cache of a full-attention layer.
     Full(KeyValueCache),
 }
 
 impl Layer {
-    /// Builds layer `index` from tensors in the checkpoint's convention, asked for by their full names.
+    /// Builds layer `index` from tensors in the checkpoint's convention, which `tensor` reads by their full names.
     ///
     /// # Errors
-    /// Those of `tensor`, and shapes that do not fit.
+    /// The errors of `tensor`, and shapes that do not fit.
     pub fn new<E: From<candle_core::Error>>(
         config: &TextConfig,
         index: usize,
@@ -109,8 +92,8 @@ impl Layer {
         })
     }
 
-    /// The residual stream after the mixer, and after the layer, for whole sequences from their first token: `x`
-    /// [batch, tokens, hidden]. Differentiable by every weight and by `x`.
+    /// Returns the residual stream after the layer for whole sequences from their first token; `x` and the result are
+    /// [batch, tokens, hidden]. Differentiable with respect to every weight and `x`.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -118,7 +101,7 @@ impl Layer {
         &self,
         x: &Tensor,
         config: &TextConfig,
-        rotation: &Rotation,
+        rotation: &RotaryEmbedding,
         taps: &mut Taps<'_>,
     ) -> Result<Tensor> {
         let normed = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
@@ -132,8 +115,8 @@ impl Layer {
         self.mlp(&(x + mixed)?, config, taps)
     }
 
-    /// The residual stream after the layer for the tokens of several sequences that all stand at `position`: `x`
-    /// [batch, tokens, hidden], on top of a `state` made by [`LayerState::for_batch`], which is moved on.
+    /// Returns the residual stream after the layer for the next tokens of several sequences, all at `position`. `x` and
+    /// the result are [batch, tokens, hidden]. Updates `state`, which [`LayerState::for_batch`] created.
     ///
     /// # Errors
     /// Shapes that do not fit, or a state of another kind of layer.
@@ -141,7 +124,7 @@ impl Layer {
         &self,
         x: &Tensor,
         config: &TextConfig,
-        rotation: &Rotation,
+        rotation: &RotaryEmbedding,
         position: usize,
         state: &mut LayerState,
     ) -> Result<Tensor> {
@@ -149,12 +132,12 @@ impl Layer {
         self.mlp(&mixed, config, &mut no_taps)
     }
 
-    /// The mixer half on top of `state`, which is replaced (the cache: written behind `position`).
+    /// Computes `x + mixer(norm(x))`. Replaces a linear-attention `state`; writes into a KV cache from `position` on.
     pub(crate) fn mix(
         &self,
         x: &Tensor,
         config: &TextConfig,
-        rotation: &Rotation,
+        rotation: &RotaryEmbedding,
         position: usize,
         state: &mut LayerState,
     ) -> Result<Tensor> {
@@ -173,7 +156,7 @@ impl Layer {
         x + mixed
     }
 
-    /// The MLP half.
+    /// Computes `h + mlp(norm(h))`.
     pub(crate) fn mlp(&self, h: &Tensor, config: &TextConfig, taps: &mut Taps<'_>) -> Result<Tensor> {
         let normed = rms_norm(h, &self.post_attention_layernorm, config.rms_norm_eps)?;
         taps(Tap::MlpInput, &normed)?;
@@ -183,16 +166,17 @@ impl Layer {
     }
 }
 
-/// f64 where the device has it: see [`crate::delta_rule`].
+/// Type of the recurrent state: f64 if the device supports it, see [`crate::delta_rule`].
 fn recurrence_type(device: &Device) -> DType {
     if device.is_metal() { DType::F32 } else { DType::F64 }
 }
 
 impl LayerState {
-    /// Before the first token of `batch` sequences, with room for `capacity` tokens of each, the recurrence in f32.
+    /// Creates the state before the first token of `batch` sequences, with capacity for `capacity` tokens each. The
+    /// recurrent state is f32.
     ///
     /// # Errors
-    /// The device has no room.
+    /// The device is out of memory.
     pub fn for_batch(
         config: &TextConfig,
         index: usize,
@@ -210,7 +194,7 @@ impl LayerState {
         })
     }
 
-    /// Before the first token of one sequence.
+    /// Creates the state before the first token of one sequence.
     pub(crate) fn empty(config: &TextConfig, index: usize, device: &Device) -> Result<Self> {
         Ok(match config.layer_types[index] {
             LayerKind::LinearAttention => {
@@ -220,7 +204,7 @@ impl LayerState {
         })
     }
 
-    /// Bytes held.
+    /// Size in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         let (a, b) = match self {
             Self::Linear(state) => (&state.conv, &state.recurrent),
