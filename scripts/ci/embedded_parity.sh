@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Converts the embedded model to artefacts of every kind that the project writes and gates each on parity.
+# Converts the embedded model to every kind of artefact and checks the parity of each.
 #   scripts/ci/embedded_parity.sh [REPORT_DIR]        reports: Markdown, JSON and HTML per artefact
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -18,7 +18,7 @@ gate() { # NAME SUITE, then the arguments of the conversion
   "$convert" verify "$work/$name" --quiet > /dev/null
   local -a how=()
   if [ "$suite" = short ]; then
-    # The float reference says the same of every artefact: it is asked once.
+    # The float reference is the same for every artefact: it runs once.
     how=(--short --save-reference "$work/reference.safetensors")
     if [ -f "$work/reference.safetensors" ]; then how=(--short --use-reference "$work/reference.safetensors"); fi
   fi

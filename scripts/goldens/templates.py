@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What transformers renders, for the tests of crates/text.
+"""Golden file for crates/text: chat templates rendered by transformers.
 
-    python3 scripts/template_goldens.py > crates/text/tests/data/renderings.jsonl
+    python3 scripts/goldens/templates.py > crates/text/tests/data/renderings.jsonl
 
 Needs: transformers (seen with 5.23) and jinja2. Each line: the template (a file of this repository, or its text), the
 input, and either `expect` or `error`.
@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ["crates/text/src/template/built_in.jinja", "crates/nano/model/chat_template.jinja"]
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Now & later <é>, 天气",

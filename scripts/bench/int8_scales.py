@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Do calibrated scales or error feedback help symmetric INT8, Core ML's encoding? KL to the float model for each way.
+"""Gain of calibrated scales and error feedback for symmetric INT8 (Core ML): KL to the float model for each method.
 
-    scripts/int8_scales.py CHECKPOINT CALIBRATION_TEXT HELD_OUT_TEXT [--tokens 12000]
+    scripts/bench/int8_scales.py CHECKPOINT CALIBRATION_TEXT HELD_OUT_TEXT [--tokens 12000]
 
 Needs torch and transformers. Matrices are quantized per row or in blocks of 32 columns:
 - nearest: scale = largest / 127, as `q35-convert coreml` writes it;
 - weight error, output error: the best of 41 scales between 0.6 and 1 of that, by the squared error of the weights, or
   of the outputs (the error's norm under the second moments of the matrix's inputs);
-- feedback: nearest scales, each column's error handed on to the columns after it under those moments (GPTQ).
+- feedback: nearest scales, each column's error fed into later columns under those moments (GPTQ).
 """
 
 import argparse

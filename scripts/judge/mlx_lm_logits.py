@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Holds logits of an MLX directory against mlx-lm's own, in f32: exit code 1 if the mean KL of one is above the limit.
+"""Compare logits of an MLX directory with mlx-lm's, in f32: exit code 1 if the mean KL of one is above the limit.
 
-    scripts/mlx_lm_logits.py DIR IDS.json LOGITS.safetensors... [--limit 1e-6]
+    scripts/judge/mlx_lm_logits.py DIR IDS.json LOGITS.safetensors... [--limit 1e-6]
 
-The files are what `q35-convert logits --model DIR --ids-file IDS.json --out FILE` writes. Needs mlx-lm and safetensors.
+The files are written by `q35-convert logits --model DIR --ids-file IDS.json --out FILE`. Needs mlx-lm and safetensors.
 """
 import argparse
 import json

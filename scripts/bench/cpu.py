@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""CPU speed against llama.cpp on the same checkpoint and machine, both sides in turn.
+"""CPU speed against llama.cpp on the same checkpoint and machine, in alternating runs.
 
-    scripts/bench_cpu CHECKPOINT WORK [--peer DIR] [--peer-script SCRIPT] [--threads 1 2] [--rounds 5] [--out FILE]
+    scripts/bench/cpu.py CHECKPOINT WORK [--peer DIR] [--peer-script SCRIPT] [--threads 1 2] [--rounds 5] [--out FILE]
 
-CHECKPOINT: a float checkpoint in Hugging Face layout. WORK: where conversions are kept (made when absent).
---peer: where llama.cpp is: DIR/build/bin/llama-bench and DIR/model-{Q4_0,Q4_K_M,Q8_0}.gguf of the same checkpoint.
---peer-script: builds that directory when it is not there, called as SCRIPT PYTHON DIR CHECKPOINT.
+CHECKPOINT: a float checkpoint in Hugging Face layout. WORK: directory of the conversions (created when absent).
+--peer: llama.cpp: DIR/build/bin/llama-bench and DIR/model-{Q4_0,Q4_K_M,Q8_0}.gguf of the same checkpoint.
+--peer-script: builds that directory when absent, called as SCRIPT PYTHON DIR CHECKPOINT.
 
-In every round each side runs once, one right after the other, so that a change of the machine's pace meets both; a long
-and a short context are decoded in turn in one process. Model files are read anew from the disk before, as after a
-start of the machine: how a file came into memory decides how large its pages are there, and with that up to a third of
-the speed.
-Printed are medians over rounds and the median of the rounds' ratios; the file holds every number. The read bandwidth
-is the best of all rounds' measurements, since nothing can make it look faster than it is.
+Every round runs each side once, one right after the other, so that a change of the machine's speed affects both; a long
+and a short context are decoded alternately in one process. Model files are dropped from the page cache before, as after
+a reboot: how a file was read determines the size of its pages, and with it up to a third of the speed.
+Prints medians over rounds and the median of the rounds' ratios; the file holds every measurement. The read bandwidth is
+the maximum over all rounds, since no disturbance can raise it.
 """
 
 import argparse
@@ -26,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PREFILL, DECODE = 512, 64
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Hold Core ML packages that q35-convert wrote against others' software.
+"""Check Core ML packages of q35-convert with coremltools and transformers.
 
-    judge_coreml.py one CHECKPOINT DIR [--tokens N] [--steps N] [--fp16] [--text FILE] [--runner BIN]
-    judge_coreml.py matrix CONVERT CHECKPOINT... [--subset small|full|cover] [--runner BIN] [--keep DIR]
+    coreml.py one CHECKPOINT DIR [--tokens N] [--steps N] [--fp16] [--text FILE] [--runner BIN]
+    coreml.py matrix CONVERT CHECKPOINT... [--subset small|full|cover] [--runner BIN] [--keep DIR]
 
-`one` judges a converted directory, `matrix` converts with every combination of options and judges each. Judged is by
-coremltools' own loader, type inference and operator definitions (eval_mlpackage.py beside this file, or --evaluator
-with another file of the same interface) and by transformers, which takes the package's own dequantized weights:
+`one` checks a converted directory, `matrix` converts with every combination of options and checks each result, by
+coremltools' loader, type inference and operator definitions (eval_mlpackage.py in this directory, or --evaluator with
+another file of the same interface) and by transformers with the package's dequantized weights:
 
-  check     what the loader, its type inference and the checks of names, records and descriptions find; notes of
-            what every package of its kind has (see EXPECTED) are not counted
+  check     findings of the loader, its type inference and the checks of names, records and descriptions; notes that
+            apply to every package of a kind (see EXPECTED) are not counted
   KL        against transformers on the same weights: a prompt in chunks, the last one short and padded, then steps
   padding   garbage in padded positions must not change one bit of logits and caches
   chunks    the prompt by chunks against the same prompt token by token, logits and caches

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What each way to quantize loses, judged by other people's software, and what each part of the calibration brings.
+# Loss of every recipe, evaluated by other software, and the ablation of the calibration.
 #
-#   scripts/bench_quality PYTHON JUDGE CHECKPOINT PROSE DIALOGUES WORK
+#   scripts/bench/quality.sh PYTHON JUDGE CHECKPOINT PROSE DIALOGUES WORK
 #
 # PYTHON has torch, transformers and mlx. JUDGE is a script that is called as
 #   JUDGE CHECKPOINT --text FILE|--chat FILE DIR...
 # and prints bits per weight, perplexity, KL(float || quantized) and top-1 for every MLX directory. PROSE and DIALOGUES
-# are text that calibration never saw. Directories that are already in WORK are judged as they are.
+# are texts that calibration never saw. Existing directories in WORK are evaluated without converting again.
 #
-# Set RAYON_NUM_THREADS=1 on a machine that others use: candle's threads wait for each other by spinning.
+# Set RAYON_NUM_THREADS=1 on a shared machine: candle's threads spin while they wait for each other.
 set -euo pipefail
 [ $# -eq 6 ] || { sed -n '2,11p' "$0"; exit 2; }
 python=$1 judge=$2 checkpoint=$3 prose=$4 dialogues=$5 work=$6
-repository=$(cd "$(dirname "$0")/.." && pwd)
+repository=$(cd "$(dirname "$0")/../.." && pwd)
 cargo build --release --quiet --manifest-path "$repository/Cargo.toml" -p q35-cli --bin q35-convert
 cargo build --release --quiet --manifest-path "$repository/Cargo.toml" -p q35-calibrate --example ablation
 convert=$repository/target/release/q35-convert
@@ -28,7 +28,7 @@ done
 make int4-best --recipe best
 directories=("$work/int8-rtn" "$work/int5-rtn" "$work/int4-rtn" "$work/int4-best")
 
-# mlx-lm's own: quantization by second moments, and by measured sensitivity.
+# mlx-lm's methods: GPTQ, and bits by measured sensitivity.
 peer() {
     local name=$1 module=$2
     shift 2
@@ -43,5 +43,5 @@ echo "== prose"
 "$python" "$judge" "$checkpoint" --text "$prose" "${directories[@]}"
 echo "== dialogues"
 "$python" "$judge" "$checkpoint" --chat "$dialogues" "${directories[@]}"
-echo "== each part added in turn, on prose"
+echo "== ablation, on prose"
 "$repository/target/release/examples/ablation" "$checkpoint" "$prose"

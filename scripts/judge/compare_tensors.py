@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare the tensors of two MLX directories bit for bit: names, dtypes, shapes, bytes, metadata.
 
-    python scripts/compare_tensors.py DIR_A DIR_B
+    python scripts/judge/compare_tensors.py DIR_A DIR_B
 
 Exit code 1 when they differ. Needs nothing but Python.
 """

@@ -2,11 +2,11 @@
 # Type-checks and lints the macOS and iOS builds of the whole workspace, Apple features on, from any machine. Nothing is
 # linked or run.
 #
-#   scripts/check_apple.sh        (needs rustup, to add the targets; without it the check is skipped)
+#   scripts/apple/check.sh        (needs rustup, to add the targets; without it the check is skipped)
 #
 # mlx-sys's build script wants a Mac; a cargo configuration gives it the generated bindings instead (see scripts/mlx).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 targets=(aarch64-apple-darwin aarch64-apple-ios)
 out=$PWD/target/apple-check
 mkdir -p "$out/bindings"

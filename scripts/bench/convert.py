@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""q35-convert mlx against mlx-lm's own conversion of the same checkpoint, in turn.
+"""q35-convert mlx against mlx-lm's conversion of the same checkpoint, in alternating runs.
 
-    python scripts/bench_convert.py CHECKPOINT --q35 target/release/q35-convert --python PYTHON [--rounds 5]
+    python scripts/bench/convert.py CHECKPOINT --q35 target/release/q35-convert --python PYTHON [--rounds 5]
 
 PYTHON is an interpreter with mlx and mlx-lm. Both sides quantize to 4 bits in groups of 64 and write to a temporary
-directory, which is removed; q35 also hashes source and output, and is spared its parity check, which has no counterpart. Reported are the median and all times, the peak of resident memory that belongs to the
-process (RssAnon) and of mapped file pages (RssFile), which the system takes back when it needs them, sampled from /proc
-every 5 ms (so Linux only); and whether the tensors are equal. Needs nothing but Python itself.
+directory, which is removed. q35 also hashes source and output, but runs without its parity check, which has no
+counterpart. Reports the median and all times, the peaks of anonymous resident memory (RssAnon) and of mapped file pages
+(RssFile, reclaimable), sampled from /proc every 5 ms (Linux only), and the equality of the tensors. Needs only Python.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main():
                   f"own memory {max(run[1] for run in measured):5.0f} MB, mapped {max(run[2] for run in measured):5.0f} MB")
         ratio = statistics.median(r[0] for r in runs["q35"]) / statistics.median(r[0] for r in runs["mlx-lm"])
         print(f"time of q35 / mlx-lm: {ratio:.2f}")
-        compare = Path(__file__).with_name("compare_tensors.py")
+        compare = Path(__file__).parent.parent / "judge/compare_tensors.py"
         sys.stdout.flush()
         sys.exit(subprocess.run([sys.executable, compare, *map(str, outputs.values())]).returncode)
     finally:
