@@ -214,7 +214,11 @@ impl<'a> Head<'a> {
     /// The device cannot be used.
     pub fn new(weights: &'a dyn Weights, device: Device) -> Result<Self, RunError> {
         let block_rows = (HEAD_BLOCK / weights.config().hidden_size).max(1);
-        Ok(Self { weights, device: open_device(device).map_err(|error| load_error(error.into()))?, block_rows })
+        Ok(Self {
+            weights,
+            device: open_device(device).map_err(|error| load_error(error.into()))?,
+            block_rows,
+        })
     }
 
     /// Computes logits [n, vocab] of rows [n, hidden] of [`SequenceOutput`].
