@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Puts together the calibration text that comes with crates/calibrate, from this repository alone.
+"""Assembles the built-in calibration text of crates/calibrate from this repository alone.
 
     calibration_text.py > crates/calibrate/text/default.txt
 
-Written pieces (crates/calibrate/text/written.txt: prose, letters, many languages, JSON, code, chats), seeded chats of
-scripts/nano/dialogues.py, the documentation in our own sources as prose, and some of these sources as code. Pieces are
-shuffled with a fixed seed and end with <|endoftext|>. The result is committed: it is made anew only on purpose.
+Hand-written text (crates/calibrate/text/written.txt: prose, letters, many languages, JSON, code, chats), seeded chats of
+scripts/nano/dialogues.py, the documentation in our own sources as prose, and some of these sources as code. Documents
+are shuffled with a fixed seed and end with <|endoftext|>. The result is committed; artefacts depend on its bytes.
 """
 import random
 import re

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What mlx-lm, coremltools and transformers say of our files and of our logits. Installs them into .judges.
+# Checks our artefacts and logits with mlx-lm, coremltools and transformers, which it installs into .judges.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
@@ -25,13 +25,13 @@ save_config(config, out / "config.json")
 PYTHON
 .judges/bin/python "$work/convert.py" crates/nano/model "$work/theirs"
 "$convert" mlx --model q35-nano --recipe rtn --out "$work/ours" --no-verify --quiet
-.judges/bin/python scripts/compare_tensors.py "$work/theirs" "$work/ours"
+.judges/bin/python scripts/judge/compare_tensors.py "$work/theirs" "$work/ours"
 
 echo "-- mlx-lm opens ours strictly, and its logits are ours"
 python3 -c 'import json; print(json.dumps([(i * i * 31 + i * 7 + 3) % 4000 for i in range(200)]))' >"$work/ids.json"
 "$convert" logits --model "$work/ours" --ids-file "$work/ids.json" --exact --out "$work/cpu.safetensors"
-.judges/bin/python scripts/mlx_lm_logits.py "$work/ours" "$work/ids.json" "$work/cpu.safetensors"
+.judges/bin/python scripts/judge/mlx_lm_logits.py "$work/ours" "$work/ids.json" "$work/cpu.safetensors"
 
 echo "-- Core ML packages: coremltools' loader and operator definitions, transformers' logits, our evaluator beside them"
-.judges/bin/python scripts/judge_coreml.py matrix "$convert" crates/nano/model --subset small \
+.judges/bin/python scripts/judge/coreml.py matrix "$convert" crates/nano/model --subset small \
   --runner target/release/examples/evaluate

@@ -36,7 +36,7 @@ for backend in mlx cpu; do
   "$bin/q35-convert" logits --model "$work/int4" --ids-file "$work/ids.json" --backend "$backend" --exact \
     --out "$work/$backend.safetensors"
 done
-.judges/bin/python scripts/mlx_lm_logits.py "$work/int4" "$work/ids.json" "$work/mlx.safetensors" "$work/cpu.safetensors"
+.judges/bin/python scripts/judge/mlx_lm_logits.py "$work/int4" "$work/ids.json" "$work/mlx.safetensors" "$work/cpu.safetensors"
 
 echo "-- devices that this MLX has not are refused: MLX itself would end the process"
 for device in metal cuda; do

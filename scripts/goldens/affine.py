@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Golden files of MLX's affine quantization, from mlx itself.
+"""Golden files of MLX's affine quantization, made by mlx.
 
     python scripts/goldens/affine.py crates/quant/tests/golden
 
-One file per source type: `source` [rows, 256] and, for every supported pair of bits and group size, what mx.quantize
-makes of it and what mx.dequantize makes of that (as the bits of the source type). Rows are random with a fixed
+One file per source type: `source` [rows, 256] and, for every supported pair of bits and group size, the results of
+mx.quantize and of mx.dequantize (as the bits of the source type). Rows are random with a fixed
 seed, then the hard cases: all zero, constant (either sign), one outlier, only negative, only positive, minus zeros,
 subnormals, values near the ends of the type's range, ties. Made with mlx 0.32.4 on the CPU. Needs mlx and numpy.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Small Core ML packages made by coremltools, with what they must give: goldens for crates/mil-eval.
+"""Golden files for crates/mil-eval: small Core ML packages made by coremltools, with expected outputs.
 
     coremltools_packages.py OUT_DIR        (crates/mil-eval/tests/golden)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Remakes every committed golden file from other people's software.
+# Regenerates every committed golden file with other software.
 #
 #   scripts/goldens/make_all.sh PYTHON
 #

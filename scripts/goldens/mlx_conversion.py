@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What mlx-lm makes of a checkpoint: name, dtype, shape and hash of every tensor that its own conversion writes.
+"""Golden file of mlx-lm's conversion: name, dtype, shape and hash of every tensor that it writes.
 
     python scripts/goldens/mlx_conversion.py CHECKPOINT OUT.json BITS GROUP_SIZE
 

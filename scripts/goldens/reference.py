@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What transformers says in float32 of one checkpoint: a small golden for crates/reference.
+"""Golden file for crates/reference: logits and hidden states of transformers in float32.
 
     reference.py CHECKPOINT OUT.safetensors --rows 8
 

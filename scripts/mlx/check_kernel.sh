@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the text of the Metal kernel on a CPU and holds it against the rule in double precision (needs g++ >= 11 or a
-# clang with C++20).
+# Compiles the Metal kernel as C++, runs it on a CPU and compares it with the recurrence in double precision (needs
+# g++ >= 11 or a clang with C++20).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

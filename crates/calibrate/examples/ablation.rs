@@ -1,10 +1,10 @@
-//! What each part of the calibration brings: mean KL(float || quantized) on a text, for every part added in turn.
+//! Ablation: mean KL(float || quantized) on a text, with the parts of the calibration added one after another.
 //!
 //! `cargo run --release -p q35-calibrate --example ablation -- CHECKPOINT EVAL.txt [CALIBRATION.txt] [key=value..]`
 //!
 //! Keys: `bits` (4.66), `calibration` and `eval` (tokens used), `window`, `windows`, `own`, `batch`, `sensitivity`,
-//! `passes`, `damping`, `steps`, `scale`, `bias`, `code`, `float` (rates), `parts` (of
-//! "nearest,feedback,refinement,guide,own-text,bits,learning": those to run).
+//! `passes`, `damping`, `steps`, `scale`, `bias`, `code`, `float` (learning rates), `parts` (the variants to run, of
+//! "nearest,feedback,refinement,token-weights,self-generated,bits,distillation").
 
 #![allow(clippy::print_stdout)] // The table is the result.
 
@@ -47,36 +47,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let weights: usize = matrices.map(|spec| spec.shape.iter().product::<usize>()).sum();
     let budget = (number("bits", 4.66)? * weights as f64 / 8.0) as u64;
     let config = checkpoint.config();
-    let mut full = Settings::rounding(config, ids.len(), budget).with_learning(config);
+    let mut full = Settings::rounding(config, ids.len(), budget).with_distillation(config);
     full.window = number("window", full.window as f64)? as usize;
     full.windows = number("windows", full.windows as f64)? as usize;
-    full.own_windows = number("own", full.own_windows as f64)? as usize;
+    full.generated_windows = number("own", full.generated_windows as f64)? as usize;
     full.batch = number("batch", full.batch as f64)? as usize;
     full.passes = number("passes", full.passes as f64)? as usize;
     full.damping = number("damping", full.damping)?;
     full.sensitivity_windows = number("sensitivity", full.sensitivity_windows as f64)? as usize;
-    if let Some(learning) = &mut full.learning {
-        learning.steps = number("steps", learning.steps as f64)? as usize;
-        let rates = &mut learning.rates;
+    if let Some(distillation) = &mut full.distillation {
+        distillation.steps = number("steps", distillation.steps as f64)? as usize;
+        let rates = &mut distillation.rates;
         rates.scale = number("scale", f64::from(rates.scale))? as f32;
         rates.bias = number("bias", f64::from(rates.bias))? as f32;
         rates.code = number("code", f64::from(rates.code))? as f32;
         rates.float = number("float", f64::from(rates.float))? as f32;
     }
-    let whole = Settings { learning: None, ..full.clone() };
-    let own = Settings { uniform: Some((4, 64)), ..whole.clone() };
-    let guided = Settings { own_windows: 0, ..own.clone() };
-    let refined = Settings { guided: false, ..guided.clone() };
+    let whole = Settings { distillation: None, ..full.clone() };
+    let generated = Settings { uniform: Some((4, 64)), ..whole.clone() };
+    let weighted = Settings { generated_windows: 0, ..generated.clone() };
+    let refined = Settings { weighted_tokens: false, ..weighted.clone() };
     let feedback = Settings { passes: 0, ..refined.clone() };
     let nearest = Settings { feedback: false, ..feedback.clone() };
     let variants = [
         ("nearest", nearest),
         ("feedback", feedback),
         ("refinement", refined),
-        ("guide", guided),
-        ("own-text", own),
+        ("token-weights", weighted),
+        ("self-generated", generated),
         ("bits", whole),
-        ("learning", full),
+        ("distillation", full),
     ];
     println!("{} calibration tokens, {} tokens judged", ids.len(), eval.len());
     let job = Job {
@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         float: checkpoint.tensor("embed_tokens.weight").ok_or("no embedding")?.dtype,
         ids: &ids,
         device: &Device::Cpu,
-        saved: None,
+        resume: None,
     };
     for (name, settings) in variants {
         if keys.get("parts").is_some_and(|parts| !parts.split(',').any(|part| part == name)) {
@@ -97,7 +97,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 stage = Some(progress.stage);
                 stages.push(format!("{:?} from {:.0?}", progress.stage, started.elapsed()));
             }
-            if progress.stage == Stage::Learning {
+            if progress.stage == Stage::Distillation {
                 recent.extend(progress.divergence);
                 if progress.done % 10 == 0 {
                     let last = &recent[recent.len().saturating_sub(10)..];
@@ -113,7 +113,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ControlFlow::Continue(())
         })?;
         let elapsed = started.elapsed();
-        let expected: f64 = done.decisions.values().map(|decision| decision.expected_kl).sum();
+        let expected: f64 = done.allocations.values().map(|allocation| allocation.expected_kl).sum();
         let divergence = mean_divergence(Job { ids: &eval, ..job }, &done.tensors, 512)?;
         println!(
             "{name:<12} KL {divergence:.4e}  (expected of rounding {expected:.2e}; {elapsed:.0?}: {})",

@@ -1,15 +1,15 @@
-//! The upper triangular R with H = R R^T of a positive definite H.
+//! Reversed Cholesky factorization: the upper triangular R with H = R R^T.
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 const BLOCK: usize = 64;
 
-/// R [n, n] of `h` [n, n], which is symmetric and positive definite; entries below the diagonal are zero.
+/// Returns R [n, n] of a symmetric positive definite `h` [n, n]; entries below the diagonal are zero.
 ///
-/// It is the usual Cholesky factorisation started from the last row and column, in blocks: factor the last diagonal
-/// block, solve the columns above it, and take their product from what is left, which is a matrix product and nearly
-/// all of the work.
+/// The usual blocked Cholesky factorization, started from the last row and column: factor the last diagonal block, solve
+/// the columns above it, and subtract their outer product from the rest (a matrix product, and nearly all of the work).
+/// Linear algebra crates offer only the lower factor H = L L^T; GPTQ's column order needs this one.
 pub(crate) fn upper_factor(mut h: Vec<f64>, n: usize) -> Result<Vec<f64>> {
     let mut end = n;
     while end > 0 {
@@ -18,7 +18,7 @@ pub(crate) fn upper_factor(mut h: Vec<f64>, n: usize) -> Result<Vec<f64>> {
         // The diagonal block, column by column from the right.
         for k in (start..end).rev() {
             let below: f64 = (k + 1..end).map(|m| h[k * n + m] * h[k * n + m]).sum();
-            // Rounding may leave nothing of a direction that the inputs hardly have.
+            // In a direction that the inputs hardly span, rounding may leave a negative pivot.
             let pivot = (h[k * n + k] - below).max(f64::MIN_POSITIVE.sqrt()).sqrt();
             h[k * n + k] = pivot;
             for i in start..k {

@@ -1,10 +1,10 @@
-//! Why a calibration could not be done.
+//! The error of a calibration.
 
 use std::path::PathBuf;
 
 use q35_inference::WeightError;
 
-/// Why a calibration could not be done.
+/// An error of a calibration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CalibrateError {
@@ -14,44 +14,44 @@ pub enum CalibrateError {
     /// candle failed.
     #[error("candle failed: {0}")]
     Candle(#[from] candle_core::Error),
-    /// A variable had no part in the loss.
-    #[error("a tensor has no part in the model's predictions")]
+    /// The loss does not depend on a variable.
+    #[error("the model's predictions do not depend on one of its tensors")]
     NoGradient,
-    /// A matrix whose rows no group size divides.
+    /// The rows of a matrix do not divide into groups.
     #[error("cannot quantize `{name}`\n  expected: rows divisible by 32\n  found:    rows of {cols}")]
     Shape {
         /// The tensor.
         name: String,
-        /// Weights of its rows.
+        /// Weights per row.
         cols: usize,
     },
-    /// Not even the smallest form of every tensor fits the budget.
+    /// Not even the smallest encoding of every matrix fits the budget.
     #[error(
         "the matrices do not fit into {budget_bytes} bytes\n  expected: at least {smallest_bytes}, the size at 3 bits in groups of 128"
     )]
     Budget {
-        /// What was allowed.
+        /// The budget.
         budget_bytes: u64,
-        /// What is needed at least.
+        /// The smallest possible size.
         smallest_bytes: u64,
     },
     /// Too little calibration text.
     #[error("the calibration text is too short\n  expected: at least {expected} tokens\n  found:    {found}")]
     TooShort {
-        /// Tokens needed.
+        /// Required tokens.
         expected: usize,
-        /// Tokens given.
+        /// Tokens of the text.
         found: usize,
     },
-    /// Saved work could not be read or written.
+    /// A file of the resume directory could not be written.
     #[error("{}: {message}", path.display())]
-    Saved {
+    Resume {
         /// The file.
         path: PathBuf,
-        /// What happened.
+        /// The reason.
         message: String,
     },
-    /// The caller asked to stop.
+    /// The listener cancelled.
     #[error("cancelled")]
     Cancelled,
 }

@@ -1,55 +1,74 @@
-//! Calibrated quantization: the same format and size as round-to-nearest, closer to the float model.
+//! Calibrated quantization: the same format and size as round to nearest, closer to the float model.
 //!
-//! [`calibrate`] takes a float model and token windows of calibration text and returns every matrix as codes, scales and
-//! biases in MLX's affine format, and new numbers for the tensors that stay in float. It goes in stages:
+//! [`calibrate`] takes a float model and token windows of calibration text. It returns every matrix as codes, scales and
+//! biases in MLX's affine format, and new values for tensors that stay in float if they were learned. The stages:
 //!
-//! 1. **Own text**: the float model continues beginnings taken from the text, for half of the windows.
-//! 2. **Where errors matter**: a backward pass gives the Fisher information of every matrix, which says how many bits and
-//!    which group size it gets within the budget, and the gradient by each layer's output at every token. The tied
-//!    embedding is measured as lookup and as head apart.
-//! 3. **Rounding with feedback**, layer after layer on inputs that carry the earlier layers' errors: each column's
-//!    rounding error is fed into the columns after it as the second moments of the inputs tell (GPTQ), every token
-//!    weighted by its squared gradient. Then codes, scales and biases are gone over by coordinate descent under the same
-//!    measure, which only lowers the error.
-//! 4. **Learning**, if asked for: scales, biases, codes and float tensors are moved to lower KL(float || quantized). Not
-//!    part of [`Settings::rounding`]: tried in PyTorch on a model of 7 million weights, 70 thousand tokens were learned
-//!    by heart (KL on them fell to a sixth, elsewhere it rose), and four million tokens of the model's own text gained
-//!    a sixth.
+//! 1. **Self-generation**: the float model continues prompts from the text, for half of the windows.
+//! 2. **Sensitivity**: a backward pass measures the Fisher information of every matrix, which determines its bits and
+//!    group size within the budget, and the gradient with respect to each layer's output at every token. A tied
+//!    embedding is measured separately as lookup and as head.
+//! 3. **Rounding with error feedback** (GPTQ), layer after layer on inputs that carry the earlier layers' errors, every
+//!    token weighted by its squared gradient. Coordinate descent over codes, scales and biases under the same error
+//!    measure follows; it never increases the error.
+//! 4. **Distillation**, optional: gradient descent on KL(float || quantized) over scales, biases, codes and float
+//!    tensors. Not part of [`Settings::rounding`]; `docs/performance/calibration.md` says why.
 //!
-//! Tried and left out: letting an error in one row be undone by others, as the second moments of the gradients by the
-//! outputs say (one run, 24 + 24 windows of q35-nano: KL 0.116 with it, 0.114 without); and for Core ML's INT8, scales
-//! chosen by the error of the outputs instead of the largest weight of a channel (KL 1.930e-3 and 1.933e-3).
+//! The result is deterministic for a seed and a number of threads. The crate must not know how the result is stored or
+//! run, nor read text: it receives token ids.
 //!
-//! Everything is deterministic for a seed and a number of threads. How the result is stored or run is not known here.
+//! ```
+//! use q35_calibrate::{Job, Settings, calibrate};
+//! use q35_inference::Weights as _;
+//! use std::ops::ControlFlow;
+//!
+//! let weights = q35_testkit::TinyCheckpoint::new().weights();
+//! let ids: Vec<u32> = (0..512).map(|i| i * 7 % 256).collect();
+//! let settings = Settings {
+//!     uniform: Some((4, 32)), // 4 bits in groups of 32 everywhere
+//!     windows: 2,
+//!     generated_windows: 0,
+//!     ..Settings::rounding(weights.config(), ids.len(), 0)
+//! };
+//! let job = Job {
+//!     weights: &weights,
+//!     float: q35_quant::FloatType::Bf16,
+//!     ids: &ids,
+//!     device: &candle_core::Device::Cpu,
+//!     resume: None,
+//! };
+//! let calibrated = calibrate(job, &settings, &mut |_| ControlFlow::Continue(()))?;
+//! assert_eq!(calibrated.allocations["embed_tokens.weight"].bits, 4);
+//! # Ok::<(), q35_calibrate::CalibrateError>(())
+//! ```
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-mod allocate;
+mod bit_allocation;
+mod calibration_text;
 mod cholesky;
+mod coordinate_descent;
+mod distillation;
 mod error;
-mod grid;
-mod learn;
-mod moments;
-mod own_text;
+mod gptq;
+mod gradients;
+mod job;
 mod parallel;
-mod passes;
-mod random;
-mod refine;
-mod rounding;
-mod run;
-mod saved;
+mod partially_quantized_model;
+mod progress;
+mod quantized_matrix;
+mod resume;
+mod second_moments;
+mod self_generated;
 mod sensitivity;
-mod softmax;
-mod text;
-mod tower;
+mod settings;
+mod stages;
 
+pub use calibration_text::DEFAULT_TEXT;
 pub use error::CalibrateError;
-pub use grid::Grid;
-pub use learn::Rates;
-pub use rounding::{Feedback, round_with_feedback};
-pub use run::{
-    Calibrated, Decision, Job, Learning, Listener, Progress, Settings, Stage, calibrate, mean_divergence,
-};
-pub use saved::Saved;
-pub use text::DEFAULT_TEXT;
-pub use tower::Replacement;
+pub use gptq::{Feedback, round_with_feedback};
+pub use job::{BitAllocation, Calibrated, Job, calibrate, mean_divergence};
+pub use partially_quantized_model::Replacement;
+pub use progress::{Listener, Progress, Stage};
+pub use quantized_matrix::QuantizedMatrix;
+pub use resume::ResumeDir;
+pub use settings::{Distillation, LearningRates, Settings};

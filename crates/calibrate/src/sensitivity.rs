@@ -1,83 +1,92 @@
-//! How much the model's predictions suffer from errors in each tensor, and the bits that follow from it.
+//! Sensitivity of the model's predictions to errors in each tensor, and the bit allocation that follows from it.
 //!
-//! For small errors E of a tensor the KL divergence is half of sum_ij F_ij E_ij^2, errors of different weights being
-//! taken as independent, where F is the Fisher information: the mean square of the gradient of log p(label) with labels
-//! drawn from the model itself. Of F only the sums over rows and over columns are kept and F_ij taken as their product
-//! over the total: two vectors instead of a matrix. Gradients of many tokens are squared in sum, which is right because
-//! labels drawn at different tokens are uncorrelated.
+//! For small errors E of a tensor, taken as independent of each other, the KL divergence is sum_ij F_ij E_ij^2 / 2, where
+//! F is the Fisher information: the mean square of the gradient of log p(label) with labels sampled from the model itself.
+//! Only the sums of F over rows and over columns are stored, and F_ij is approximated by their product over the total: two
+//! vectors instead of a matrix. The gradient of a whole batch is squared instead of each token's, which has the same
+//! expectation because labels sampled at different tokens are uncorrelated.
 //!
-//! The same pass says at which tokens errors matter: rounding weighs the inputs of a layer by the squared gradient by
-//! its output.
+//! The same pass measures the weight of each token: rounding weights the inputs of a layer by the squared gradient with
+//! respect to its output.
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use q35_architecture::TensorSpec;
+use q35_metrics::softmax_in_place;
 use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
+use q35_random::SplitMix64;
 use rayon::prelude::*;
 
-use crate::allocate::{Choice, allocate};
-use crate::grid::Grid;
-use crate::moments::SecondMoments;
+use crate::bit_allocation::{StorageOption, allocate};
+use crate::gradients::{GradientsFor, gradients};
 use crate::parallel::in_order;
-use crate::passes::{Wanted, gradients};
-use crate::random::Random;
-use crate::softmax::softmax_in_place;
-use crate::tower::Tower;
-use crate::{CalibrateError, Decision};
+use crate::partially_quantized_model::PartiallyQuantizedModel;
+use crate::quantized_matrix::QuantizedMatrix;
+use crate::second_moments::SecondMoments;
+use crate::self_generated::sample;
+use crate::{BitAllocation, CalibrateError};
 
-/// Bits and group sizes that a tensor may be stored with.
+/// Bits and group sizes that the allocation chooses from.
 const BITS: [u32; 5] = [3, 4, 5, 6, 8];
 const GROUP_SIZES: [usize; 3] = [32, 64, 128];
 
-/// Rows of a tensor on which its rounding errors are tried out.
+/// Number of rows of a tensor whose rounding errors are measured.
 const SAMPLED_ROWS: usize = 128;
 
-/// The sums of a tensor's Fisher information per token.
+/// Sums of a tensor's Fisher information over columns and over rows, per token.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Marginals {
+pub(crate) struct FisherMarginals {
     pub(crate) by_row: Vec<f64>,
     pub(crate) by_col: Vec<f64>,
 }
 
-/// What a backward pass over the calibration text says of the float model.
-pub(crate) struct Measured {
-    /// Of every quantizable tensor, from the first few batches.
-    pub(crate) marginals: BTreeMap<String, Marginals>,
-    /// From all batches.
-    pub(crate) guide: Guide,
+/// Results of the backward passes over the calibration text.
+pub(crate) struct Sensitivity {
+    /// Fisher marginals of every quantizable tensor, from the first few batches.
+    pub(crate) marginals: BTreeMap<String, FisherMarginals>,
+    /// Error weights, from all batches.
+    pub(crate) error_weights: ErrorWeights,
 }
 
-/// How much the errors at each place of the text matter, in the same unit: squares of gradients of log p(label).
+/// Weights of errors at each token and in the two tables, all in squared gradients of log p(label).
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Guide {
-    /// [layers][tokens]: by the residual stream after the layer, in the order of batches, windows and tokens.
+pub(crate) struct ErrorWeights {
+    /// [layers][tokens]: squared gradient with respect to the residual stream after the layer, in the order of batches,
+    /// windows and tokens.
     pub(crate) tokens: Vec<Vec<f32>>,
-    /// [hidden, hidden], per token: second moments of the gradients by the embedding's output, which an error of a
-    /// table row used as lookup is multiplied with.
+    /// [hidden, hidden], per token: second moments of the gradient with respect to the embedding's output. They weight
+    /// errors of the table in its use as lookup.
     pub(crate) lookup: Vec<f32>,
-    /// [hidden, hidden], per token: second moments of the head's inputs, each token weighted by how undecided it is.
+    /// [hidden, hidden], per token: second moments of the head's inputs, each token weighted by the variance
+    /// sum p (1 - p) of its label.
     pub(crate) head: Vec<f32>,
 }
 
-/// Measures over `batches` of windows, `side_by_side` at a time; the Fisher information of the layers' weights over the
-/// first `by_weights` of them.
+/// Measures over `batches` of windows, `parallel` at a time. The Fisher information of the layers' weights is measured
+/// over the first `fisher_batches`.
 pub(crate) fn measure(
-    tower: &Tower<'_>,
+    model: &PartiallyQuantizedModel<'_>,
     batches: &[Vec<&[u32]>],
-    by_weights: usize,
-    side_by_side: usize,
+    fisher_batches: usize,
+    parallel: usize,
     seed: u64,
     done: &mut dyn FnMut(usize) -> Result<(), CalibrateError>,
-) -> Result<Measured, CalibrateError> {
-    let mut sum = Part::new(tower);
-    let table = tower.tensor("embed_tokens.weight")?;
+) -> Result<Sensitivity, CalibrateError> {
+    let mut sum = PartialSums::new(model);
+    let table = model.tensor("embed_tokens.weight")?;
     in_order(
         batches,
-        side_by_side,
+        parallel,
         |index, windows| {
-            Part::of(tower, &table, windows, index < by_weights, seed ^ ((index as u64 + 1) << 32))
+            PartialSums::measure(
+                model,
+                &table,
+                windows,
+                index < fisher_batches,
+                seed ^ ((index as u64 + 1) << 32),
+            )
         },
         |index, part| {
             sum.add(part)?;
@@ -85,40 +94,40 @@ pub(crate) fn measure(
         },
     )?;
     let count = |batches: &[Vec<&[u32]>]| batches.iter().flatten().map(|w| w.len()).sum::<usize>() as f64;
-    let (some, all) = (count(&batches[..by_weights.min(batches.len())]), count(batches));
-    let tied = tower.config.tie_word_embeddings;
+    let (some, all) = (count(&batches[..fisher_batches.min(batches.len())]), count(batches));
+    let tied = model.config.tie_word_embeddings;
     let mut marginals = sum.layers;
     marginals.values_mut().for_each(|m| m.divide(some));
     for (name, mut table) in
         [("embed_tokens.weight", sum.lookup_marginals), ("lm_head.weight", sum.head_marginals)]
     {
         table.divide(all);
-        // One table in two uses: its errors have both effects.
+        // The errors of a tied table affect both of its uses.
         let name = if tied { "embed_tokens.weight" } else { name };
         marginals.entry(name.to_owned()).or_default().add(table);
     }
-    let guide =
-        Guide { tokens: sum.tokens, lookup: sum.lookup.sum_over(all)?, head: sum.head.sum_over(all)? };
-    Ok(Measured { marginals, guide })
+    let error_weights =
+        ErrorWeights { tokens: sum.tokens, lookup: sum.lookup.sum_over(all)?, head: sum.head.sum_over(all)? };
+    Ok(Sensitivity { marginals, error_weights })
 }
 
 /// Sums over some batches.
-struct Part {
-    layers: BTreeMap<String, Marginals>,
+struct PartialSums {
+    layers: BTreeMap<String, FisherMarginals>,
     tokens: Vec<Vec<f32>>,
     lookup: SecondMoments,
     head: SecondMoments,
-    lookup_marginals: Marginals,
-    head_marginals: Marginals,
+    lookup_marginals: FisherMarginals,
+    head_marginals: FisherMarginals,
 }
 
-impl Part {
-    fn new(tower: &Tower<'_>) -> Self {
-        let (vocab, hidden) = (tower.config.vocab_size, tower.config.hidden_size);
-        let table = || Marginals { by_row: vec![0.0; vocab], by_col: vec![0.0; hidden] };
+impl PartialSums {
+    fn new(model: &PartiallyQuantizedModel<'_>) -> Self {
+        let (vocab, hidden) = (model.config.vocab_size, model.config.hidden_size);
+        let table = || FisherMarginals { by_row: vec![0.0; vocab], by_col: vec![0.0; hidden] };
         Self {
             layers: BTreeMap::new(),
-            tokens: vec![Vec::new(); tower.config.num_hidden_layers],
+            tokens: vec![Vec::new(); model.config.num_hidden_layers],
             lookup: SecondMoments::default(),
             head: SecondMoments::default(),
             lookup_marginals: table(),
@@ -126,50 +135,47 @@ impl Part {
         }
     }
 
-    fn of(
-        tower: &Tower<'_>,
+    /// Measures one batch.
+    fn measure(
+        model: &PartiallyQuantizedModel<'_>,
         table: &Tensor,
         windows: &[&[u32]],
-        by_weights: bool,
+        with_fisher: bool,
         seed: u64,
     ) -> Result<Self, CalibrateError> {
         let Self { mut layers, mut tokens, mut lookup, mut head, mut lookup_marginals, mut head_marginals } =
-            Self::new(tower);
-        let vocab = tower.config.vocab_size;
-        let mut random = Random::new(seed);
-        let mut sampled = |_: usize, rows: &Tensor, logits: &mut [f32]| {
-            let draws: Vec<f32> = logits.chunks(vocab).map(|_| random.uniform()).collect();
+            Self::new(model);
+        let vocab = model.config.vocab_size;
+        let mut random = SplitMix64::new(seed);
+        let mut label_gradient = |_: usize, rows: &Tensor, logits: &mut [f32]| {
+            let draws: Vec<f32> = logits.chunks(vocab).map(|_| random.uniform_f32()).collect();
             let sizes = rows.sqr()?.sum(1)?.to_vec1::<f32>()?;
             logits.par_chunks_mut(vocab).for_each(softmax_in_place);
-            let mut undecided = Vec::with_capacity(draws.len());
+            let mut variances = Vec::with_capacity(draws.len());
             for (row, size) in logits.chunks(vocab).zip(sizes) {
-                // The mean square of the gradient by a logit is p (1 - p): no need to draw for it.
-                let mut spread = 0.0;
+                // The expected square of the gradient with respect to a logit, p (1 - p), needs no sampled label.
+                let mut variance_sum = 0.0;
                 for (p, total) in row.iter().zip(&mut head_marginals.by_row) {
                     let variance = p * (1.0 - p);
-                    spread += variance;
+                    variance_sum += variance;
                     *total += f64::from(variance * size);
                 }
-                undecided.push(spread);
+                variances.push(variance_sum);
             }
             logits.par_chunks_mut(vocab).zip(draws).for_each(|(row, draw)| {
-                let mut left = draw;
-                let label = row.iter().position(|p| {
-                    left -= p;
-                    left < 0.0
-                });
-                row[label.unwrap_or(vocab - 1)] -= 1.0;
+                let label = sample(row, draw);
+                row[label] -= 1.0;
             });
-            Ok(head.add_weighted(rows, &undecided)?)
+            Ok(head.add_weighted(rows, &variances)?)
         };
         let mut add = |name: &str, gradient: &Tensor| {
-            if !tower.table[name].role.is_quantized() {
+            if !model.table[name].role.is_quantized() {
                 return Ok(());
             }
             let squares = gradient.sqr()?;
             let by_row = squares.sum(1)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
             let by_col = squares.sum(0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
-            layers.insert(name.to_owned(), Marginals { by_row, by_col });
+            layers.insert(name.to_owned(), FisherMarginals { by_row, by_col });
             Ok(())
         };
         let ids = windows.concat();
@@ -188,9 +194,9 @@ impl Part {
             tokens[layer] = by_token;
             Ok(())
         };
-        let wanted = if by_weights { Wanted::Layers } else { Wanted::Stream };
-        gradients(tower, table, windows, wanted, &mut sampled, &mut add, &mut stream)?;
-        let hidden = tower.config.hidden_size;
+        let wanted = if with_fisher { GradientsFor::Layers } else { GradientsFor::ResidualStream };
+        gradients(model, table, windows, wanted, &mut label_gradient, &mut add, &mut stream)?;
+        let hidden = model.config.hidden_size;
         let moments = head.sum_over(1.0)?;
         head_marginals.by_col = (0..hidden).map(|k| f64::from(moments[k * hidden + k])).collect();
         Ok(Self { layers, tokens, lookup, head, lookup_marginals, head_marginals })
@@ -208,7 +214,7 @@ impl Part {
     }
 }
 
-impl Marginals {
+impl FisherMarginals {
     fn add(&mut self, other: Self) {
         for (sum, part) in [(&mut self.by_row, other.by_row), (&mut self.by_col, other.by_col)] {
             if sum.is_empty() {
@@ -224,33 +230,34 @@ impl Marginals {
     }
 }
 
-/// Bytes of a tensor stored as `spec`.
+/// Size in bytes of a matrix stored as `spec`.
 pub(crate) fn stored_bytes(spec: AffineSpec, float: FloatType, weights: usize) -> u64 {
     let group_bytes = 2 * float.size() as u64;
     weights as u64 * u64::from(spec.bits()) / 8 + group_bytes * (weights / spec.group_size()) as u64
 }
 
+/// Options for a matrix with rows of `cols` weights.
 fn specs(cols: usize) -> Vec<AffineSpec> {
     let all = BITS.iter().flat_map(|bits| GROUP_SIZES.iter().map(|group| AffineSpec::new(*bits, *group)));
     all.filter_map(Result::ok).filter(|spec| spec.fits(cols)).collect()
 }
 
-/// Bytes of all quantizable tensors where each gets as few as it may.
-pub(crate) fn smallest_bytes(tower: &Tower<'_>) -> Result<u64, CalibrateError> {
-    let tensors = tower.table.iter().filter(|(_, spec)| spec.role.is_quantized());
+/// Size in bytes of all matrices at the smallest option of each.
+pub(crate) fn smallest_bytes(model: &PartiallyQuantizedModel<'_>) -> Result<u64, CalibrateError> {
+    let tensors = model.table.iter().filter(|(_, spec)| spec.role.is_quantized());
     let smallest = tensors.map(|(name, tensor)| {
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-        let sizes = specs(cols).into_iter().map(|spec| stored_bytes(spec, tower.float, rows * cols));
+        let sizes = specs(cols).into_iter().map(|spec| stored_bytes(spec, model.float, rows * cols));
         sizes.min().ok_or_else(|| CalibrateError::Shape { name: name.clone(), cols })
     });
     smallest.sum()
 }
 
-/// The KL divergence expected of rounding the tensor as each of `specs`.
+/// Returns the expected KL divergence of rounding a tensor by each of `specs`.
 fn expected_losses(
     values: &[f32],
     float: FloatType,
-    marginals: &Marginals,
+    marginals: &FisherMarginals,
     specs: &[AffineSpec],
 ) -> Vec<f64> {
     let (rows, cols) = (marginals.by_row.len(), marginals.by_col.len());
@@ -265,7 +272,7 @@ fn expected_losses(
     }
     let importance: Vec<f32> = marginals.by_col.iter().map(|c| (c / total) as f32).collect();
     let loss = |spec: &AffineSpec| {
-        let back = Grid::round(*spec, float, &sample, &importance).dequantize();
+        let back = QuantizedMatrix::round(*spec, float, &sample, &importance).dequantize();
         let rows = chosen.iter().zip(sample.chunks(cols)).zip(back.chunks(cols));
         let sum: f64 = rows
             .map(|((row, values), back)| {
@@ -279,38 +286,38 @@ fn expected_losses(
     specs.iter().map(loss).collect()
 }
 
-/// Chooses bits and group size for every quantizable tensor within `budget_bytes` of codes, scales and biases.
-pub(crate) fn decide(
-    tower: &Tower<'_>,
-    marginals: &BTreeMap<String, Marginals>,
+/// Chooses bits and group size of every matrix within `budget_bytes` of codes, scales and biases.
+pub(crate) fn allocate_bits(
+    model: &PartiallyQuantizedModel<'_>,
+    marginals: &BTreeMap<String, FisherMarginals>,
     budget_bytes: u64,
-) -> Result<BTreeMap<String, Decision>, CalibrateError> {
+) -> Result<BTreeMap<String, BitAllocation>, CalibrateError> {
     let tensors: Vec<(&String, &TensorSpec)> =
-        tower.table.iter().filter(|(_, s)| s.role.is_quantized()).collect();
-    let smallest_bytes = smallest_bytes(tower)?;
+        model.table.iter().filter(|(_, s)| s.role.is_quantized()).collect();
+    let smallest_bytes = smallest_bytes(model)?;
     let mut options = Vec::with_capacity(tensors.len());
     for (name, spec) in &tensors {
         let (rows, cols) = (spec.shape[0], spec.shape[1]);
         let specs = specs(cols);
-        let losses = expected_losses(&tower.float_values(name)?, tower.float, &marginals[*name], &specs);
-        let choices: Vec<Choice> = specs
+        let losses = expected_losses(&model.float_values(name)?, model.float, &marginals[*name], &specs);
+        let choices: Vec<StorageOption> = specs
             .iter()
             .zip(losses)
-            .map(|(spec, loss)| Choice { bytes: stored_bytes(*spec, tower.float, rows * cols), loss })
+            .map(|(spec, loss)| StorageOption { bytes: stored_bytes(*spec, model.float, rows * cols), loss })
             .collect();
         options.push((specs, choices));
     }
-    let choices: Vec<Vec<Choice>> = options.iter().map(|(_, choices)| choices.clone()).collect();
+    let choices: Vec<Vec<StorageOption>> = options.iter().map(|(_, choices)| choices.clone()).collect();
     let chosen =
         allocate(&choices, budget_bytes).ok_or(CalibrateError::Budget { budget_bytes, smallest_bytes })?;
-    let decisions =
+    let allocations =
         tensors.iter().zip(options.iter().zip(chosen)).map(|((name, _), ((specs, choices), index))| {
-            let decision = Decision {
+            let allocation = BitAllocation {
                 bits: specs[index].bits(),
                 group_size: specs[index].group_size(),
                 expected_kl: choices[index].loss,
             };
-            ((*name).clone(), decision)
+            ((*name).clone(), allocation)
         });
-    Ok(decisions.collect())
+    Ok(allocations.collect())
 }

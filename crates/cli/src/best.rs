@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use q35_architecture::TensorSpec;
-use q35_calibrate::{Calibrated, Job, Progress, Replacement, Saved, Settings, Stage, calibrate};
+use q35_calibrate::{Calibrated, Job, Progress, Replacement, ResumeDir, Settings, Stage, calibrate};
 use q35_checkpoint::{Checkpoint, TensorView, sha256_hex};
 use q35_format_mlx::{Recipe, Treatment};
 use q35_output_dir::hash_file;
@@ -81,7 +81,7 @@ impl Best {
             record["calibration"]["device"] = device.name().into();
         }
         let saved_in = saved_in(target);
-        let saved = Saved::in_dir(&saved_in, key(checkpoint, &record)?)?;
+        let saved = ResumeDir::open(&saved_in, key(checkpoint, &record)?)?;
         let step: RefCell<Option<(Stage, Step)>> = RefCell::new(None);
         let mut listener = |progress: Progress| {
             let mut step = step.borrow_mut();
@@ -95,7 +95,7 @@ impl Best {
             }
             ControlFlow::Continue(())
         };
-        let job = Job { weights: checkpoint, float, ids: &ids, device: &opened, saved: Some(&saved) };
+        let job = Job { weights: checkpoint, float, ids: &ids, device: &opened, resume: Some(&saved) };
         let calibrated = calibrate(job, &settings, &mut listener)?;
         let common = common_spec(&calibrated)?;
         let Value::Object(settings) = record else { bail!("the settings are no object") };
@@ -121,7 +121,7 @@ impl Recipe for Best {
 
     fn treatment(&self, tensor: &TensorSpec) -> Treatment {
         match self.calibrated.tensors.get(&tensor.name) {
-            Some(Replacement::Grid(grid)) => Treatment::Quantize(grid.spec),
+            Some(Replacement::Quantized(matrix)) => Treatment::Quantize(matrix.spec),
             _ => Treatment::Keep,
         }
     }
@@ -133,7 +133,7 @@ impl Recipe for Best {
         rows: Range<usize>,
     ) -> Result<PackedMatrix, String> {
         match self.calibrated.tensors.get(tensor.name()) {
-            Some(Replacement::Grid(grid)) => Ok(grid.pack_rows(rows)),
+            Some(Replacement::Quantized(matrix)) => Ok(matrix.pack_rows(rows)),
             _ => Err("it was not calibrated".to_owned()),
         }
     }
@@ -152,11 +152,11 @@ impl Recipe for Best {
 
 fn title(stage: Stage) -> &'static str {
     match stage {
-        Stage::OwnText => "text in the model's own words",
-        Stage::Float => "float predictions",
+        Stage::SelfGeneration => "text in the model's own words",
+        Stage::FloatPredictions => "float predictions",
         Stage::Sensitivity => "where errors matter",
         Stage::Rounding => "rounding, layer by layer",
-        Stage::Learning => "learning",
+        Stage::Distillation => "learning",
     }
 }
 
@@ -197,8 +197,8 @@ fn budget_bytes(checkpoint: &Checkpoint, budget: Budget) -> anyhow::Result<u64> 
 fn common_spec(calibrated: &Calibrated) -> anyhow::Result<AffineSpec> {
     let mut weights: BTreeMap<(u32, usize), usize> = BTreeMap::new();
     for replacement in calibrated.tensors.values() {
-        if let Replacement::Grid(grid) = replacement {
-            *weights.entry((grid.spec.bits(), grid.spec.group_size())).or_default() += grid.codes.len();
+        if let Replacement::Quantized(matrix) = replacement {
+            *weights.entry((matrix.spec.bits(), matrix.spec.group_size())).or_default() += matrix.codes.len();
         }
     }
     let most = weights.into_iter().max_by_key(|(_, count)| *count).context("nothing was quantized")?;

@@ -25,6 +25,7 @@
 mod calibration;
 mod exp;
 mod row;
+mod softmax;
 mod summary;
 mod vector;
 
@@ -32,5 +33,6 @@ pub use calibration::{Calibration, CalibrationBin};
 pub use row::{
     RowComparison, RowError, Top1, argmax, compare_rows, log_sum_exp, negative_log_likelihood, top_indices,
 };
+pub use softmax::{kl_with_gradient, softmax_in_place};
 pub use summary::{Histogram, Perplexity, Spread, Summarizer, Summary};
 pub use vector::VectorError;

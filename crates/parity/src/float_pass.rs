@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use q35_inference::{CancelToken, HiddenStateAt, RecurrentState, RunError, Weights};
 use q35_reference::Device;
-use q35_reference::layerwise::{self, Head, Watch};
+use q35_reference::layerwise::{self, Head, LayerwiseObserver};
 
 use crate::runner::{HiddenStates, Participant};
 use crate::{ParityError, Prompt};
@@ -48,7 +48,7 @@ impl FloatPass {
         let finished =
             layerwise::run(weights, Device::Cpu, &ids, &mut watch).map_err(float_error(participant))?;
         let width = weights.config().hidden_size;
-        let prompt_pass = |(mut finished, prompt): (layerwise::Finished, &Prompt)| {
+        let prompt_pass = |(mut finished, prompt): (layerwise::SequenceOutput, &Prompt)| {
             finished.rows.drain(..prompt.scored_from * width);
             PromptPass { head_inputs: finished.rows, states: finished.states }
         };
@@ -98,7 +98,7 @@ struct PassObserver<'a> {
     advance: &'a dyn Fn(u64, u64),
 }
 
-impl Watch for PassObserver<'_> {
+impl LayerwiseObserver for PassObserver<'_> {
     fn wants_hidden(&self, sequence: usize) -> bool {
         sequence == 0 && self.hidden.positions > 0
     }

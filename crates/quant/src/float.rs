@@ -1,20 +1,23 @@
-//! The float types of checkpoints, as little-endian bytes at any alignment.
+//! Float types of checkpoints, stored as little-endian bytes at any alignment.
 
 use half::{bf16, f16};
 
-/// A float type of stored weights.
+/// Float type of stored weights, scales and activations.
+///
+/// The one float type of the workspace: crates that compute or compare use it too. Types of a file format that include
+/// integers (safetensors, MIL) convert to it where they hold floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FloatType {
-    /// bfloat16.
+    /// bfloat16: 8 bits of exponent, 7 of mantissa.
     Bf16,
-    /// IEEE half.
+    /// IEEE 754 half precision.
     F16,
-    /// IEEE single.
+    /// IEEE 754 single precision.
     F32,
 }
 
 impl FloatType {
-    /// Bytes of one element.
+    /// Size of an element in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::Bf16 | Self::F16 => 2,
@@ -22,7 +25,7 @@ impl FloatType {
         }
     }
 
-    /// The name that safetensors headers use.
+    /// Name in safetensors headers.
     pub fn safetensors_name(self) -> &'static str {
         match self {
             Self::Bf16 => "BF16",
@@ -31,7 +34,7 @@ impl FloatType {
         }
     }
 
-    /// The name that `config.json` uses.
+    /// Name in `config.json` and PyTorch.
     pub fn torch_name(self) -> &'static str {
         match self {
             Self::Bf16 => "bfloat16",
@@ -40,7 +43,7 @@ impl FloatType {
         }
     }
 
-    /// The type's short name, in reports and thresholds.
+    /// Short name, in reports and thresholds.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
@@ -49,7 +52,7 @@ impl FloatType {
         }
     }
 
-    /// Bits of one element.
+    /// Size of an element in bits.
     pub fn bits(self) -> u32 {
         8 * self.size() as u32
     }
@@ -71,7 +74,7 @@ impl FloatType {
         }
     }
 
-    /// Exact f32 values of little-endian `bytes`, one per element of `out`.
+    /// Converts little-endian `bytes` to f32, exactly, one element per element of `out`.
     ///
     /// # Panics
     /// When `bytes` is not `out.len() * self.size()` long.
@@ -96,7 +99,7 @@ impl FloatType {
         }
     }
 
-    /// Appends `values` rounded to this type (nearest, ties to even) as little-endian bytes.
+    /// Appends `values`, rounded to this type (nearest, ties to even), as little-endian bytes.
     pub fn narrow(self, values: &[f32], out: &mut Vec<u8>) {
         match self {
             Self::Bf16 => out.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
@@ -105,7 +108,7 @@ impl FloatType {
         }
     }
 
-    /// `value` rounded to this type, as f32.
+    /// Rounds `value` to this type (nearest, ties to even).
     pub fn round(self, value: f32) -> f32 {
         match self {
             Self::Bf16 => bf16::from_f32(value).to_f32(),
@@ -114,9 +117,9 @@ impl FloatType {
         }
     }
 
-    /// Index of the first element of little-endian `bytes` that is NaN or infinite.
+    /// Returns the index of the first element of little-endian `bytes` that is NaN or infinite.
     pub fn first_non_finite(self, bytes: &[u8]) -> Option<usize> {
-        // Whole blocks are folded without branches, so that the common case runs at memory speed.
+        // Blocks are folded without branches, so that the common case runs at memory speed.
         const BLOCK: usize = 4096;
         let offset = bytes.chunks(BLOCK).position(|block| !self.all_finite(block))? * BLOCK;
         let start = offset / self.size();
@@ -129,16 +132,16 @@ impl FloatType {
 
     fn all_finite(self, bytes: &[u8]) -> bool {
         let half_words = |exponent: u16| {
-            let worst = |bad: bool, b: &[u8; 2]| bad | (u16::from_le_bytes(*b) & exponent == exponent);
-            !bytes.as_chunks::<2>().0.iter().fold(false, worst)
+            let non_finite = |bad: bool, b: &[u8; 2]| bad | (u16::from_le_bytes(*b) & exponent == exponent);
+            !bytes.as_chunks::<2>().0.iter().fold(false, non_finite)
         };
         match self {
             Self::Bf16 => half_words(0x7f80),
             Self::F16 => half_words(0x7c00),
             Self::F32 => {
-                let worst =
+                let non_finite =
                     |bad: bool, b: &[u8; 4]| bad | (u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000);
-                !bytes.as_chunks::<4>().0.iter().fold(false, worst)
+                !bytes.as_chunks::<4>().0.iter().fold(false, non_finite)
             }
         }
     }
@@ -151,7 +154,7 @@ mod tests {
     const ALL: [FloatType; 3] = [FloatType::Bf16, FloatType::F16, FloatType::F32];
 
     #[test]
-    fn widening_is_exact_and_narrowing_takes_it_back() {
+    fn widening_is_exact_and_narrowing_inverts_it() {
         let values = [0.0, -0.0, 1.0, -2.5, 0.007_812_5, 96.0, 2.0f32.powi(-14)];
         for float in ALL {
             let mut bytes = Vec::new();
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_non_finite_element_is_found_wherever_it_stands() {
+    fn the_first_non_finite_element_is_found_at_any_position() {
         for float in ALL {
             for (place, bad) in
                 [(0, f32::NAN), (2047, f32::INFINITY), (2048, f32::NEG_INFINITY), (9999, f32::NAN)]

@@ -1,7 +1,7 @@
-//! Quantizers: affine groups as MLX packs them ([`affine`]), symmetric INT8 as Core ML takes it ([`symmetric`]), and
-//! the float types that checkpoints hold ([`FloatType`]).
+//! Quantizers: MLX's affine groups ([`affine`]), Core ML's symmetric INT8 ([`symmetric`]), and the workspace's one enum of
+//! float types ([`FloatType`]).
 //!
-//! Works on slices and bytes. Knows nothing of files, tensors by name, or models.
+//! Works on slices and bytes. Must not know files, tensor names, or models.
 //!
 //! ```
 //! use q35_quant::{FloatType, affine};

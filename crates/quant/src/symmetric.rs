@@ -1,16 +1,16 @@
-//! Symmetric INT8 with absmax scales, as Core ML's constexpr operators take it: `w = scale * q`, q from -127 to 127,
-//! one scale per row or per block of a row.
+//! Symmetric INT8 with absmax scales for Core ML's constexpr operators: `w = scale * q`, q from -127 to 127, one scale per
+//! row (channel) or per block of a row.
 
 use crate::FloatType;
 
-/// Largest magnitude of a quantized weight; -128 is not used.
+/// Largest magnitude of a code; -128 is not used.
 pub const LARGEST: i8 = 127;
 
-/// Quantizes whole rows of little-endian `bytes` in `float`, `row_len` elements each. Each run of `block` elements of
-/// a row (`row_len` for one scale per row) gets a scale, rounded to `scale_type`, in which it will be stored: `q` are
-/// the best for the rounded scale.
+/// Quantizes rows of `row_len` elements; `bytes` are little-endian elements of type `float`. Each `block` consecutive
+/// elements of a row (`row_len` for one scale per row) share a scale, which is rounded to its storage type `scale_type`
+/// before the codes are computed.
 ///
-/// `q` takes an element for each of the source, `scales` one per block, both row-major.
+/// Writes codes `q` [rows, row_len] and `scales` [rows, row_len / block].
 ///
 /// ```
 /// use q35_quant::{FloatType, symmetric};
@@ -23,7 +23,7 @@ pub const LARGEST: i8 = 127;
 /// ```
 ///
 /// # Panics
-/// When the lengths do not fit each other, or `block` does not divide `row_len`.
+/// If the lengths are inconsistent or `block` does not divide `row_len`.
 pub fn quantize_rows(
     float: FloatType,
     bytes: &[u8],
@@ -60,12 +60,12 @@ fn scale_of(values: &[f32], scale_type: FloatType) -> f32 {
     }
     let largest = lanes.iter().chain(rest).fold(0.0f32, |largest, value| largest.max(value.abs()));
     let scale = scale_type.round(largest / f32::from(LARGEST));
-    // A block whose scale vanishes in the stored type is all zeros; any scale will do, but for zero and infinity.
+    // A block whose scale underflows in the storage type is all zeros; any finite positive scale represents it.
     if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
 }
 
 fn quantize_block(values: &[f32], scale: f32, q: &mut [i8]) {
-    /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, without a library call.
+    /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, and vectorises.
     const ROUNDER: f32 = 12_582_912.0;
     let (inverse, limit) = (1.0 / scale, f32::from(LARGEST));
     for (value, q) in values.iter().zip(q) {
@@ -74,12 +74,12 @@ fn quantize_block(values: &[f32], scale: f32, q: &mut [i8]) {
     }
 }
 
-/// The numbers that `q` stand for, one scale per `block` elements.
+/// Dequantizes codes `q` with one scale per `block` elements.
 ///
 /// # Panics
-/// When the lengths do not fit each other.
+/// If the lengths are inconsistent.
 pub fn dequantize(q: &[i8], scales: &[f32], block: usize, out: &mut [f32]) {
-    assert_eq!(q.len(), out.len(), "as many numbers as quantized ones");
+    assert_eq!(q.len(), out.len(), "one output per code");
     assert_eq!(scales.len() * block, q.len(), "scales for {} elements in blocks of {block}", q.len());
     for ((q, scale), out) in q.chunks_exact(block).zip(scales).zip(out.chunks_exact_mut(block)) {
         for (q, out) in q.iter().zip(out) {

@@ -1,4 +1,4 @@
-//! The gated delta rule over a run of tokens by matrix products.
+//! The gated delta rule in chunks of tokens, by matrix products (Yang et al., "Gated Delta Networks", 2024).
 //!
 //! Per head, with state S [key, value], decay g <= 0 and step beta, token by token:
 //! `S *= exp(g_t); delta = beta_t (v_t - S^T k_t); S += k_t delta^T; o_t = S^T q_t`.
@@ -8,20 +8,20 @@
 //! `(I + A) N = beta (v - exp(c) (k S))`, c_i being the sum of g up to i. One token is the chunk of length one, so
 //! decoding is the same code.
 //!
-//! Two choices for accuracy. D is summed from its own terms by a product with a mask, not taken as c_i - c_j,
-//! whose digits cancel after a long run of strong decay. And (I + A)^-1 is built from the inverses of ever larger
-//! diagonal blocks; the well-known finite product (I - A)(I + A^2)(I + A^4).. is exact on paper, but where a text
-//! repeats itself (equal keys, beta near 1) the powers of A reach 1e17 before they cancel.
+//! Two choices are made for accuracy. D is summed from its terms by a product with a mask instead of computed as
+//! c_i - c_j, which cancels after many tokens of strong decay. And (I + A)^-1 is built from the inverses of ever larger
+//! diagonal blocks: the well-known finite product (I - A)(I + A^2)(I + A^4).. is exact in theory, but for a repetitive text
+//! (equal keys, beta near 1) the powers of A reach 1e17 before they cancel.
 //!
-//! Everything is computed in the state's type. The reference keeps states in f64 where the device can, so that the
-//! outputs, rounded to f32, do not show where a text was cut into chunks.
+//! All operations are in the state's type. The reference uses f64 where the device supports it, so that the outputs,
+//! rounded to f32, do not depend on the chunk boundaries.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// Tokens of a chunk.
+/// Tokens per chunk.
 pub const CHUNK: usize = 64;
 
-/// One run of tokens, head by head: `n` counts heads times sequences.
+/// Inputs of consecutive tokens; `n` is the number of heads times the number of sequences.
 #[derive(Clone, Debug)]
 pub struct DeltaInputs {
     /// [n, tokens, key], L2-normalised and scaled.
@@ -30,13 +30,13 @@ pub struct DeltaInputs {
     pub keys: Tensor,
     /// [n, tokens, value].
     pub values: Tensor,
-    /// [n, tokens, 1], the logarithm of the decay, at most 0.
+    /// [n, tokens, 1], logarithm of the decay, at most 0.
     pub log_decay: Tensor,
     /// [n, tokens, 1], between 0 and 1.
     pub beta: Tensor,
 }
 
-/// Outputs [n, tokens, value] and the state after the run.
+/// Outputs and the next state.
 #[derive(Clone, Debug)]
 pub struct DeltaOutputs {
     /// [n, tokens, value].
@@ -45,7 +45,7 @@ pub struct DeltaOutputs {
     pub state: Tensor,
 }
 
-/// Runs the tokens of `inputs` on top of `state` [n, key, value], in the state's type, which the outputs have too.
+/// Processes the tokens of `inputs` after `state` [n, key, value]. Computes and returns the state's type.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -122,7 +122,7 @@ fn invert_unit_lower(a: &Tensor, masks: &Masks) -> Result<Tensor> {
     }
 }
 
-/// Zeros and ones [1, length, length].
+/// Masks of zeros and ones, [1, length, length] each.
 struct Masks {
     length: usize,
     /// j <= i.
@@ -209,7 +209,7 @@ mod tests {
         Case { heads, tokens, key, value, inputs, state }
     }
 
-    /// The definition, token by token in f64: outputs, then the state.
+    /// The recurrence token by token in f64: outputs and state.
     fn by_definition(case: &Case) -> (Vec<f64>, Vec<f64>) {
         let numbers = |t: &Tensor| -> Vec<f64> {
             t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| f64::from(*x)).collect()

@@ -3,7 +3,7 @@
 use candle_core::utils::{cuda_is_available, metal_is_available};
 use q35_inference::Device;
 
-use crate::sequence::in_words;
+use crate::error::message;
 
 /// A device that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,5 +44,5 @@ pub fn open_device(device: Device) -> Result<candle_core::Device, DeviceError> {
     if !built {
         return Err(DeviceError::NotBuilt { device, feature });
     }
-    opened.map_err(|error| DeviceError::Unusable { device, message: in_words(error) })
+    opened.map_err(|error| DeviceError::Unusable { device, message: message(error) })
 }

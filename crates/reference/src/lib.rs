@@ -1,11 +1,12 @@
-//! The float reference: Qwen3.5's text model in f32 on candle, the oracle against which every artefact is judged.
+//! The float reference: Qwen3.5's text model in f32 on candle, the oracle against which every artefact is compared.
 //!
-//! [`Reference`] runs anything that can give its weights as numbers ([`q35_inference::Weights`]): a float checkpoint, or an
-//! artefact's own dequantized weights. It is driven through [`q35_inference::Model`] and [`q35_inference::Sequence`] like every
-//! backend. [`Layer`] is one decoder layer by itself, differentiable, for calibration.
+//! [`Reference`] runs any [`q35_inference::Weights`]: a float checkpoint, or the dequantized weights of an artefact. Like
+//! every backend it implements [`q35_inference::Model`] and [`q35_inference::Sequence`]. [`Layer`] is a single decoder
+//! layer, differentiable, for calibration; [`layerwise`] runs whole texts with one layer in memory.
 //!
-//! Written to be right first: every operation in f32, the recurrence in chunks whose triangular systems are solved
-//! blockwise (see [`delta_rule`](mod@delta_rule)), and no other shortcuts. It knows nothing of quantization or of artefact formats.
+//! Correctness comes first: every operation is in f32, the recurrence in chunks whose triangular systems are solved
+//! blockwise (see [`delta_rule`](mod@delta_rule)), without other shortcuts. The crate must not know quantization or
+//! artefact formats.
 //!
 //! ```
 //! use q35_inference::{Model, Observer, LogitsFor};
@@ -31,17 +32,20 @@
 
 pub mod delta_rule;
 mod device;
-mod full_attention;
-mod layer;
+mod error;
 pub mod layerwise;
-mod linear_attention;
+mod loaded;
 mod model;
 pub mod ops;
+mod qwen3_5;
 mod sequence;
+mod tap;
 
 pub use device::{DeviceError, open_device};
-pub use full_attention::{FullAttention, KeyValueCache, Rotation};
-pub use layer::{Layer, LayerState, Mixer, Tap, Taps, no_taps};
-pub use linear_attention::{LinearAttention, LinearState};
-pub use model::{LoadError, Reference};
+pub use loaded::LoadError;
+pub use model::Reference;
 pub use q35_inference::Device;
+pub use qwen3_5::{
+    FullAttention, KeyValueCache, Layer, LayerState, LinearAttention, LinearState, Mixer, RotaryEmbedding,
+};
+pub use tap::{Tap, Taps, no_taps};

@@ -1,18 +1,18 @@
-//! Functions that candle's core does not have, made of differentiable ones.
+//! Differentiable operations that candle's core lacks.
 
 use candle_core::{D, Result, Tensor};
 
-/// Up to this many numbers of a product are computed by special code.
+/// Size of a product, in elements, up to which `gemm` uses special code.
 const SMALL_PRODUCT: usize = 256;
 
 /// `x W^T` for x [.., in] and a weight [out, in].
 ///
-/// On the CPU a row's result does not depend on the rows beside it. candle's `gemm` orders the sums of products of up to
-/// 256 numbers, and of a single row, in its own way, so that those are padded with rows of zeros. It matters: where a
-/// head's output nearly cancels, the gated norm enlarges differences of rounding a hundredfold.
+/// Batch-invariant on the CPU: a row's result does not depend on the other rows. candle's `gemm` sums products of up to
+/// 256 elements, and of a single row, in another order, so these are padded with rows of zeros. This matters because the
+/// gated norm amplifies rounding differences a hundredfold where a head's output nearly cancels.
 ///
 /// # Errors
-/// The widths differ.
+/// Different widths.
 pub fn project(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let width = shape.pop().unwrap_or(0);
@@ -30,7 +30,7 @@ pub fn project(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// `x_hat * weight` over the last axis, x_hat = x / rms(x).
 ///
 /// # Errors
-/// The widths differ.
+/// Different widths.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let size = x.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, eps)?.sqrt()?;
     x.broadcast_div(&size)?.broadcast_mul(weight)
@@ -39,7 +39,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// `x / sqrt(sum x^2 + 1e-6)` over the last axis.
 ///
 /// # Errors
-/// candle's.
+/// A failure of candle.
 pub fn l2_norm(x: &Tensor) -> Result<Tensor> {
     let size = x.sqr()?.sum_keepdim(D::Minus1)?.affine(1.0, 1e-6)?.sqrt()?;
     x.broadcast_div(&size)
@@ -48,19 +48,19 @@ pub fn l2_norm(x: &Tensor) -> Result<Tensor> {
 /// `1 / (1 + exp(-x))`.
 ///
 /// # Errors
-/// candle's.
+/// A failure of candle.
 pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     // tanh does not overflow on either side.
     x.affine(0.5, 0.0)?.tanh()?.affine(0.5, 0.5)
 }
 
-/// `ln(1 + exp x)`, to f32's relative accuracy also where it is tiny.
+/// `ln(1 + exp x)`, to f32's relative accuracy even where it is tiny.
 ///
-/// `ln(1 + y)` with y = exp(-|x|) loses the digits of a small y in `1 + y`, and the decay of a head that forgets
-/// slowly is just such a number, summed over thousands of tokens. So ln(1 + y) = 2 artanh(s), s = y / (2 + y) <= 1/3.
+/// `1 + y` with y = exp(-|x|) would lose the digits of a small y, and the decay of a slowly forgetting head is such a
+/// number, summed over thousands of tokens. Hence ln(1 + y) = 2 artanh(s), s = y / (2 + y) <= 1/3.
 ///
 /// # Errors
-/// candle's.
+/// A failure of candle.
 pub fn softplus(x: &Tensor) -> Result<Tensor> {
     let y = x.abs()?.neg()?.exp()?;
     let s = (&y / y.affine(1.0, 2.0)?)?;
@@ -75,7 +75,7 @@ pub fn softplus(x: &Tensor) -> Result<Tensor> {
 /// Softmax over the last axis.
 ///
 /// # Errors
-/// candle's.
+/// A failure of candle.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     // The shift cancels out, in the derivative too.
     let shift = x.max_keepdim(D::Minus1)?.detach();

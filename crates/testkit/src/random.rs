@@ -1,49 +1,48 @@
-//! A deterministic pseudo-random number generator.
+//! Random test data that is the same on every platform.
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): 64 bits of state, every seed valid.
+use q35_random::{GOLDEN_GAMMA, SplitMix64};
+
+/// A seeded generator of test data.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(SplitMix64);
 
 impl Random {
-    /// A generator seeded with `seed`.
+    /// Creates a generator; equal seeds yield equal numbers.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::new(seed))
     }
 
-    /// A generator seeded with `seed` and `name`, so that a tensor's values do not depend on other tensors.
+    /// Creates a generator seeded by `seed` and `name`, so that a tensor's values do not depend on the other tensors.
     pub fn named(seed: u64, name: &str) -> Self {
-        // FNV-1a of the name, initialised with the seed.
-        let start = 0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self(name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)))
+        // FNV-1a, started from the seed.
+        let start = 0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(GOLDEN_GAMMA);
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        Self::new(name.bytes().fold(start, hash))
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
-    /// An integer below `end`. The bias is negligible while `end` is far below 2^64.
+    /// Returns an integer below `end`, which is small against 2^64.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.bits() % end as u64) as usize
+        self.0.below(end as u64) as usize
     }
 
-    /// Uniform in [0, 1).
+    /// Returns a uniform number in [0, 1).
     pub fn uniform(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1u64 << 24) as f32
+        self.0.uniform_f32()
     }
 
-    /// Approximately normal with mean 0 and deviation 1: the sum of four uniform numbers, which needs no transcendental
-    /// function.
+    /// Returns an approximately normal number of mean 0 and standard deviation 1: a sum of four uniform numbers, which
+    /// needs no transcendental function and so is the same on every platform.
     pub fn normal(&mut self) -> f32 {
         let sum: f32 = (0..4).map(|_| self.uniform() - 0.5).sum();
         sum * 3f32.sqrt()
     }
 
-    /// `count` token ids below `vocab_size`.
+    /// Returns `count` token ids below `vocab_size`.
     pub fn tokens(&mut self, count: usize, vocab_size: usize) -> Vec<u32> {
         (0..count).map(|_| self.below(vocab_size) as u32).collect()
     }

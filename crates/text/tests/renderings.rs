@@ -1,4 +1,4 @@
-//! Templates rendered as transformers renders them; `scripts/template_goldens.py` made the goldens.
+//! Templates rendered as transformers renders them; `scripts/goldens/templates.py` made the goldens.
 
 use q35_text::{ChatTemplate, RenderInput, SpecialTokens};
 use serde_json::Value;

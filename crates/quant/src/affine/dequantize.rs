@@ -1,4 +1,4 @@
-//! From codes back to weights.
+//! Dequantization.
 
 use std::ops::Range;
 
@@ -6,20 +6,20 @@ use super::pack::{for_bits, unpack};
 use super::{AffineSpec, PackedView};
 use crate::FloatType;
 
-/// Weights of the rows in `rows`, `scale * q + bias` computed in f32 and not rounded further: what MLX's quantized
-/// matrix products multiply with. `out` is [rows, cols], row-major.
+/// Computes the weights `scale * q + bias` of `rows` in f32 without further rounding, the values that MLX's quantized
+/// matrix products use. `out` is [rows, cols], row-major.
 ///
 /// # Panics
-/// When `rows` is out of range or `out` has another length.
+/// If `rows` is out of range or `out` has another length.
 pub fn dequantize_rows(packed: &PackedView<'_>, rows: Range<usize>, out: &mut [f32]) {
     run(packed, rows, out, |scale, code, bias| scale * code + bias);
 }
 
-/// As [`dequantize_rows`], with product and sum each rounded to the type of the scales: the very numbers that
-/// `mx.dequantize` returns.
+/// Computes the weights as `mx.dequantize` does: product and sum are each rounded to the type of the scales. See
+/// [`dequantize_rows`].
 ///
 /// # Panics
-/// When `rows` is out of range or `out` has another length.
+/// If `rows` is out of range or `out` has another length.
 pub fn dequantize_rows_rounded(packed: &PackedView<'_>, rows: Range<usize>, out: &mut [f32]) {
     match packed.float {
         FloatType::F32 => dequantize_rows(packed, rows, out),

@@ -1,16 +1,16 @@
 //! MLX's affine quantization, bit for bit.
 //!
-//! A row is cut into groups of `group_size` weights. Each group has a `scale` and a `bias` in the type of the source,
-//! and each weight a code `q` of `bits` bits; a weight is then `scale * q + bias`.
+//! A row consists of groups of `group_size` weights. Each group has a `scale` and a `bias` in the type of the source, and
+//! each weight a code `q` of `bits` bits: `w = scale * q + bias`.
 //!
-//! Packed layout: the codes of a row form one stream of bits, the first code in the lowest bits, stored as
-//! little-endian 32-bit words. For 2, 4 and 8 bits a word holds a whole number of codes; for 3, 5 and 6 bits codes run
-//! over the edges of words, and 8 codes take `bits` bytes. A group always starts on a word.
+//! Packed layout: the codes of a row form one bit stream, the first code in the lowest bits, stored as little-endian
+//! 32-bit words. For 2, 4 and 8 bits a word holds a whole number of codes; for 3, 5 and 6 bits codes cross word
+//! boundaries, and 8 codes take `bits` bytes. A group always starts at a word boundary.
 //!
-//! How MLX chooses scale and bias (facts from its open kernels, checked against `mx.quantize` by the goldens): the
-//! scale first spans the group from its least to its greatest weight, floored at 1e-7, and takes its sign such that
-//! the edge of larger magnitude is counted from; it is then stretched so that this edge is a whole number of steps
-//! from zero, and the bias is that edge. Codes are computed with the scale in f32, before it is rounded for storage.
+//! MLX's choice of scale and bias (from its open source kernels, checked against `mx.quantize` by golden files): the scale
+//! spans the group from minimum to maximum, at least 1e-7, with the sign that makes code 0 the edge of larger magnitude.
+//! It is then adjusted so that this edge is a whole number of steps from zero, and the bias is that edge. Codes are
+//! computed with the f32 scale, before it is rounded for storage.
 
 mod dequantize;
 mod pack;

@@ -1,8 +1,8 @@
-//! Between codes, one a byte, and streams of bits. Eight codes at a time travel in one u64: three steps each merge
-//! (or part) neighbouring lanes, so that no code is touched alone.
+//! Packing of codes, one per byte, into a bit stream, and back. Eight codes are handled as one `u64`: three steps merge
+//! (or split) neighbouring fields, so that no code is processed alone.
 
-/// The lowest `width` bits of every lane of `lane` bits.
-const fn lanes(lane: u32, width: u32) -> u64 {
+/// Mask of the lowest `width` bits of every field of `lane` bits.
+const fn field_mask(lane: u32, width: u32) -> u64 {
     let mut mask = 0;
     let mut start = 0;
     while start < 64 {
@@ -12,30 +12,30 @@ const fn lanes(lane: u32, width: u32) -> u64 {
     mask
 }
 
-/// Brings the second of every two `width`-bit fields, which begin `lane` bits apart, next to the first.
+/// Moves the second of every two `width`-bit fields, which begin `lane` bits apart, next to the first.
 #[inline(always)]
 const fn join(x: u64, lane: u32, width: u32) -> u64 {
-    let first = lanes(2 * lane, width);
+    let first = field_mask(2 * lane, width);
     (x & first) | (x & first << lane) >> (lane - width)
 }
 
-/// The inverse of [`join`].
+/// Inverse of [`join`].
 #[inline(always)]
 const fn separate(x: u64, lane: u32, width: u32) -> u64 {
-    let first = lanes(2 * lane, width);
+    let first = field_mask(2 * lane, width);
     (x & first) | (x & first << width) << (lane - width)
 }
 
-/// Eight codes of `BITS` bits, first in the lowest byte, as `8 * BITS` bits, first in the lowest.
+/// Packs eight codes of `BITS` bits into `8 * BITS` bits, the first code lowest.
 #[inline(always)]
 fn merge<const BITS: u32>(codes: [u8; 8]) -> u64 {
     let x = u64::from_le_bytes(codes);
     if BITS == 8 { x } else { join(join(join(x, 8, BITS), 16, 2 * BITS), 32, 4 * BITS) }
 }
 
-/// The inverse of [`merge`].
+/// Inverse of [`merge`].
 #[inline(always)]
-fn part<const BITS: u32>(x: u64) -> [u8; 8] {
+fn split<const BITS: u32>(x: u64) -> [u8; 8] {
     let x = if BITS == 8 { x } else { separate(separate(separate(x, 32, 4 * BITS), 16, 2 * BITS), 8, BITS) };
     x.to_le_bytes()
 }
@@ -54,11 +54,11 @@ pub(crate) fn unpack<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
     for (codes, bytes) in eights.iter_mut().zip(packed.chunks_exact(BITS as usize)) {
         let mut stream = [0; 8];
         stream[..BITS as usize].copy_from_slice(bytes);
-        *codes = part::<BITS>(u64::from_le_bytes(stream));
+        *codes = split::<BITS>(u64::from_le_bytes(stream));
     }
 }
 
-/// Calls `$function::<BITS>` for a number of bits known only at run time.
+/// Dispatches to `$function::<BITS>` for a number of bits at run time.
 macro_rules! for_bits {
     ($bits:expr, $function:ident $(::<$($generic:ty),+>)?, ($($argument:expr),* $(,)?)) => {
         match $bits {
@@ -74,17 +74,17 @@ macro_rules! for_bits {
 }
 pub(crate) use for_bits;
 
-/// Packs `codes`, one a byte and each below `2^bits`, into the lowest-first stream of bits that MLX stores.
+/// Packs `codes`, one per byte and each below `2^bits`, into MLX's bit stream, the first code lowest.
 ///
 /// # Panics
-/// When `codes` is not a multiple of 8 long, `out` is not `codes.len() * bits / 8` long, or `bits` is not among
+/// If the length of `codes` is not a multiple of 8, the length of `out` not `codes.len() * bits / 8`, or `bits` not in
 /// [`super::AffineSpec::BITS`].
 pub fn pack_codes(bits: u32, codes: &[u8], out: &mut [u8]) {
     assert!(codes.len().is_multiple_of(8) && out.len() == codes.len() / 8 * bits as usize);
     for_bits!(bits, pack, (codes, out));
 }
 
-/// The inverse of [`pack_codes`].
+/// Unpacks the output of [`pack_codes`].
 ///
 /// # Panics
 /// As [`pack_codes`], with the lengths exchanged.

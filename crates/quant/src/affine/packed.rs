@@ -1,9 +1,9 @@
-//! Quantized matrices, owned and borrowed.
+//! Packed matrices, owned and borrowed.
 
 use super::AffineSpec;
 use crate::FloatType;
 
-/// A quantized matrix that owns its parts.
+/// A packed matrix that owns its buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedMatrix {
     /// Bits and group size.
@@ -12,7 +12,7 @@ pub struct PackedMatrix {
     pub float: FloatType,
     /// Number of rows.
     pub rows: usize,
-    /// Weights of a row.
+    /// Weights per row.
     pub cols: usize,
     /// [rows, words_per_row] 32-bit words, little-endian.
     pub words: Vec<u8>,
@@ -22,7 +22,7 @@ pub struct PackedMatrix {
     pub biases: Vec<u8>,
 }
 
-/// A quantized matrix whose parts lie elsewhere, at any alignment.
+/// A borrowed packed matrix; its buffers may have any alignment.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedView<'a> {
     /// Bits and group size.
@@ -31,7 +31,7 @@ pub struct PackedView<'a> {
     pub float: FloatType,
     /// Number of rows.
     pub rows: usize,
-    /// Weights of a row.
+    /// Weights per row.
     pub cols: usize,
     /// [rows, words_per_row] 32-bit words, little-endian.
     pub words: &'a [u8],
@@ -42,10 +42,10 @@ pub struct PackedView<'a> {
 }
 
 impl PackedMatrix {
-    /// A matrix of zero bytes, to be filled.
+    /// Creates a matrix of zero bytes.
     ///
     /// # Panics
-    /// Unless `spec` fits `cols`.
+    /// If `cols` is not a multiple of the group size.
     pub fn zeroed(spec: AffineSpec, float: FloatType, rows: usize, cols: usize) -> Self {
         assert!(spec.fits(cols), "{spec:?} for rows of {cols}");
         let group_bytes = rows * spec.groups_per_row(cols) * float.size();
@@ -60,7 +60,7 @@ impl PackedMatrix {
         }
     }
 
-    /// The matrix, borrowed.
+    /// Borrows the matrix.
     pub fn view(&self) -> PackedView<'_> {
         PackedView {
             spec: self.spec,
@@ -73,14 +73,14 @@ impl PackedMatrix {
         }
     }
 
-    /// Bytes of all parts.
+    /// Size in bytes: words, scales and biases.
     pub fn bytes(&self) -> usize {
         self.words.len() + self.scales.len() + self.biases.len()
     }
 }
 
 impl PackedView<'_> {
-    /// Bytes of a row's words, and of its scales (or biases).
+    /// Sizes in bytes of a row's words, and of its scales (or biases).
     pub(crate) fn row_bytes(&self) -> (usize, usize) {
         (self.spec.words_per_row(self.cols) * 4, self.spec.groups_per_row(self.cols) * self.float.size())
     }

@@ -1,4 +1,4 @@
-//! From weights to codes.
+//! Round-to-nearest quantization.
 
 use rayon::prelude::*;
 
@@ -6,17 +6,17 @@ use super::pack::{for_bits, pack};
 use super::{AffineError, AffineSpec, PackedMatrix};
 use crate::FloatType;
 
-/// Rows are handed to threads in pieces of about this many weights: long enough to pay for the hand-over.
-const PIECE: usize = 1 << 16;
+/// Weights per parallel task: enough to amortise its overhead.
+const WEIGHTS_PER_TASK: usize = 1 << 16;
 
-/// Round-to-nearest quantization of a row-major matrix with rows of `cols` weights, `source` being its little-endian
-/// elements of type `float`. Rows are shared out over rayon's threads; the result does not depend on their number.
+/// Quantizes a row-major matrix [rows, cols] by round to nearest. `source` holds its little-endian elements of type
+/// `float`. Rows are distributed over rayon's threads; the result does not depend on their number.
 ///
 /// # Errors
-/// [`AffineError::Columns`] when rows do not divide into groups.
+/// [`AffineError::Columns`] if rows do not divide into groups.
 ///
 /// # Panics
-/// When `source` does not consist of whole rows.
+/// If `source` does not consist of whole rows.
 pub fn quantize_rows(
     spec: AffineSpec,
     float: FloatType,
@@ -26,7 +26,7 @@ pub fn quantize_rows(
     spec.check_columns(cols)?;
     assert!(source.len().is_multiple_of(cols * float.size()), "whole rows of {cols}");
     let mut packed = PackedMatrix::zeroed(spec, float, source.len() / (cols * float.size()), cols);
-    let rows = PIECE.div_ceil(cols);
+    let rows = WEIGHTS_PER_TASK.div_ceil(cols);
     let word_bytes = rows * spec.words_per_row(cols) * 4;
     let group_bytes = rows * spec.groups_per_row(cols) * float.size();
     packed
@@ -41,13 +41,13 @@ pub fn quantize_rows(
     Ok(packed)
 }
 
-/// [`quantize_rows`] for weights in f32 whose scales and biases are to be stored as `float`.
+/// Quantizes f32 weights like [`quantize_rows`]; scales and biases are stored as `float`.
 ///
 /// # Errors
-/// [`AffineError::Columns`] when rows do not divide into groups.
+/// [`AffineError::Columns`] if rows do not divide into groups.
 ///
 /// # Panics
-/// When `values` does not consist of whole rows.
+/// If `values` does not consist of whole rows.
 pub fn quantize_values(
     spec: AffineSpec,
     float: FloatType,
@@ -73,11 +73,11 @@ pub fn quantize_values(
     Ok(packed)
 }
 
-/// Quantizes the groups of `source` (little-endian elements of type `float`, any number of whole groups) one after
-/// the other on this thread. `words`, `scales` and `biases` are filled with the layout of [`PackedMatrix`].
+/// Quantizes the groups of `source` (little-endian elements of type `float`, any number of whole groups) on this thread.
+/// Writes `words`, `scales` and `biases` in the layout of [`PackedMatrix`].
 ///
 /// # Panics
-/// When the lengths do not agree.
+/// If the lengths are inconsistent.
 pub fn quantize_into(
     spec: AffineSpec,
     float: FloatType,
@@ -162,12 +162,12 @@ fn groups<R: Fn(usize, &mut [f32]), const GROUP: usize, const BITS: u32>(
     }
 }
 
-/// `steps` rounded to the nearest whole number, ties to even, within `0..=largest`.
+/// Rounds `steps` to the nearest integer, ties to even, clamped to `0..=largest`.
 #[inline(always)]
 fn nearest_code(steps: f32, largest: f32) -> u8 {
-    // Comparisons rather than `clamp`, and an addition rather than `round_ties_even`: both compile to plain vector
-    // instructions everywhere. Above 2^23 the spacing of f32 is 1, so the sum is rounded as wanted and its low
-    // mantissa bits are the code. Bounds that are whole numbers may be applied before rounding as well as after.
+    // Comparisons instead of `clamp` and an addition instead of `round_ties_even` vectorise on every target. Above 2^23
+    // the spacing of f32 is 1, so the sum is rounded to nearest and its low mantissa bits are the code. Clamping to
+    // integers commutes with rounding.
     let low = if steps > 0.0 { steps } else { 0.0 };
     let bounded = if low < largest { low } else { largest };
     (bounded + 8_388_608.0).to_bits() as u8
@@ -193,8 +193,8 @@ fn parameters(values: &[f32], largest: f32) -> (f32, f32) {
     if steps == 0.0 { (scale, 0.0) } else { (edge / steps, edge) }
 }
 
-/// MLX's choice of scale and bias for one group, in f32 as the codes are computed, before rounding for storage. The
-/// length of `values` must be a multiple of 32.
+/// Returns MLX's scale and bias of one group in f32, before rounding for storage. The length of `values` must be a multiple
+/// of 32.
 pub fn group_parameters(spec: AffineSpec, values: &[f32]) -> (f32, f32) {
     parameters(values, f32::from(spec.largest_code()))
 }

@@ -2,33 +2,33 @@
 
 use crate::FloatType;
 
-/// How finely weights are quantized: a supported pair of bits and group size.
+/// A supported pair of bits and group size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AffineSpec {
     bits: u32,
     group_size: usize,
 }
 
-/// Why weights cannot be quantized so.
+/// An unsupported or unsuitable [`AffineSpec`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AffineError {
     /// MLX has no kernels for this number of bits.
     #[error("unsupported bits\n  expected: one of {:?}\n  found:    {found}", AffineSpec::BITS)]
     Bits {
-        /// The bits asked for.
+        /// The requested bits.
         found: u32,
     },
     /// MLX has no kernels for this group size.
     #[error("unsupported group size\n  expected: one of {:?}\n  found:    {found}", AffineSpec::GROUP_SIZES)]
     GroupSize {
-        /// The group size asked for.
+        /// The requested group size.
         found: usize,
     },
     /// Rows do not consist of whole groups.
     #[error("rows of {cols} weights do not divide into groups of {group_size}")]
     Columns {
-        /// Weights of a row.
+        /// Weights per row.
         cols: usize,
         /// The group size.
         group_size: usize,
@@ -41,6 +41,8 @@ impl AffineSpec {
     /// Supported group sizes.
     pub const GROUP_SIZES: [usize; 3] = [32, 64, 128];
 
+    /// Checks bits and group size.
+    ///
     /// # Errors
     /// Bits or group size that MLX does not support.
     pub fn new(bits: u32, group_size: usize) -> Result<Self, AffineError> {
@@ -53,12 +55,12 @@ impl AffineSpec {
         }
     }
 
-    /// Bits of a code.
+    /// Bits per code.
     pub fn bits(self) -> u32 {
         self.bits
     }
 
-    /// Weights of a group.
+    /// Weights per group.
     pub fn group_size(self) -> usize {
         self.group_size
     }
@@ -68,28 +70,30 @@ impl AffineSpec {
         ((1u32 << self.bits) - 1) as u8
     }
 
-    /// Whether rows of `cols` weights divide into whole groups.
+    /// Returns true if rows of `cols` weights divide into whole groups.
     pub fn fits(self, cols: usize) -> bool {
         cols > 0 && cols.is_multiple_of(self.group_size)
     }
 
+    /// Checks that rows of `cols` weights divide into whole groups.
+    ///
     /// # Errors
     /// [`AffineError::Columns`] unless [`Self::fits`].
     pub fn check_columns(self, cols: usize) -> Result<(), AffineError> {
         if self.fits(cols) { Ok(()) } else { Err(AffineError::Columns { cols, group_size: self.group_size }) }
     }
 
-    /// 32-bit words of a row of `cols` weights.
+    /// Number of 32-bit words in a row of `cols` weights.
     pub fn words_per_row(self, cols: usize) -> usize {
         cols * self.bits as usize / 32
     }
 
-    /// Groups of a row of `cols` weights.
+    /// Number of groups in a row of `cols` weights.
     pub fn groups_per_row(self, cols: usize) -> usize {
         cols / self.group_size
     }
 
-    /// Bits of a weight, its share of scale and bias included.
+    /// Bits per weight, scale and bias included.
     pub fn bits_per_weight(self, float: FloatType) -> f64 {
         f64::from(self.bits) + (2 * 8 * float.size()) as f64 / self.group_size as f64
     }

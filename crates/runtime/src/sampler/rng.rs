@@ -1,5 +1,7 @@
 //! Counter-based random numbers: functions of a seed and a position.
 
+use q35_random::{GOLDEN_GAMMA, mix64};
+
 /// A counter-based generator: the number of step `n` is a hash of the seed and `n`, so it does not depend on history
 /// or on the division of the work among threads. The hash is SplitMix64's finalizer, applied twice with the seed in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,17 +16,10 @@ impl CounterRng {
 
     /// Uniform in [0, 1), with 53 random bits.
     pub(crate) fn uniform(self, step: u64) -> f64 {
-        let bits = mix(
-            mix(step.wrapping_mul(0x9E37_79B9_7F4A_7C15)) ^ self.seed.wrapping_add(0x6A09_E667_F3BC_C909)
-        );
+        let step = mix64(step.wrapping_mul(GOLDEN_GAMMA));
+        let bits = mix64(step ^ self.seed.wrapping_add(0x6A09_E667_F3BC_C909));
         (bits >> 11) as f64 / (1u64 << 53) as f64
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
