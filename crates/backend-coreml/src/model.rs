@@ -49,7 +49,9 @@ impl CoreMlModel {
                 let predictor = load(package)?;
                 let stage = |name: &str| {
                     let signature = predictor.signatures().iter().find(|signature| signature.name == name);
-                    signature.map(|signature| Stage::from_signature(package, 0, signature, &config)).transpose()
+                    signature
+                        .map(|signature| Stage::from_signature(package, 0, signature, &config))
+                        .transpose()
                 };
                 prefill = stage("prefill")?;
                 decode = stage("decode")?.ok_or_else(|| no_function(package, "decode"))?;
@@ -62,12 +64,22 @@ impl CoreMlModel {
                     let stage = Stage::from_signature(package, index, only, &config)?;
                     prefill = prefill.or(Some(stage));
                 }
-                decode = Stage::from_signature(second, 1, only_function(second, predictors[1].as_ref())?, &config)?;
+                decode = Stage::from_signature(
+                    second,
+                    1,
+                    only_function(second, predictors[1].as_ref())?,
+                    &config,
+                )?;
             }
             Form::SpeechSwift { embedding: table, decoder } => {
                 embedding = Some(Embedding::Package(load(table)?));
                 predictors.push(load(decoder)?);
-                decode = Stage::from_signature(decoder, 0, only_function(decoder, predictors[0].as_ref())?, &config)?;
+                decode = Stage::from_signature(
+                    decoder,
+                    0,
+                    only_function(decoder, predictors[0].as_ref())?,
+                    &config,
+                )?;
             }
         }
         let embedding = match (&decode.token_input, embedding) {
@@ -154,7 +166,6 @@ impl Form {
         }
     }
 }
-
 
 impl Model for CoreMlModel {
     fn config(&self) -> &TextConfig {

@@ -260,8 +260,7 @@ impl Sequence for CoreMlSequence {
         let size = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim;
         let mut values = Vec::new();
         let is_state = |name: &str| name.starts_with("recurrent_state");
-        let mut ports: Vec<_> =
-            self.shared.decode.persistent().filter(|port| is_state(&port.name)).collect();
+        let mut ports: Vec<_> = self.shared.decode.persistent().filter(|port| is_state(&port.name)).collect();
         // Numeric order: `recurrent_state_10` follows `recurrent_state_9`.
         ports.sort_by_key(|port| (port.name.len(), port.name.clone()));
         for port in ports {

@@ -34,7 +34,8 @@ pub fn package_signatures(package: &Path) -> Result<Vec<Signature>, PredictError
 }
 
 fn port(feature: &FeatureDescription) -> Result<Port, PredictError> {
-    let wrong = || PredictError::Framework(format!("feature `{}` is not an array of fixed shape", feature.name));
+    let wrong =
+        || PredictError::Framework(format!("feature `{}` is not an array of fixed shape", feature.name));
     let kind = feature.r#type.as_ref().and_then(|ty| ty.kind.as_ref()).ok_or_else(wrong)?;
     let array: &ArrayFeatureType = match kind {
         FeatureKind::MultiArray(array) => array,

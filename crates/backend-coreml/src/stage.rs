@@ -187,10 +187,7 @@ mod tests {
             ],
             states: Vec::new(),
         };
-        assert_eq!(
-            cache_output(&signature, &port("kv_cache_3", &[2, 8])).as_deref(),
-            Some("kv_cache_out_3")
-        );
+        assert_eq!(cache_output(&signature, &port("kv_cache_3", &[2, 8])).as_deref(), Some("kv_cache_out_3"));
         assert_eq!(cache_output(&signature, &port("conv_state", &[4])).as_deref(), Some("conv_state_out"));
         assert_eq!(cache_output(&signature, &port("x_0", &[1])).as_deref(), Some("x_0_out"));
         assert_eq!(cache_output(&signature, &port("conv_state", &[5])), None);

@@ -33,10 +33,8 @@ impl Worker {
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let thread = std::thread::Builder::new()
-            .name("q35-mlx".into())
-            .spawn(run)
-            .map_err(MlxBackendError::Thread)?;
+        let thread =
+            std::thread::Builder::new().name("q35-mlx".into()).spawn(run).map_err(MlxBackendError::Thread)?;
         outcome.recv().map_err(|_| MlxBackendError::Stopped)??;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }

@@ -23,7 +23,9 @@ pub(crate) fn allocate(port: &Port) -> Result<Retained<MLMultiArray>, PredictErr
         DType::F16 => MLMultiArrayDataType::Float16,
         DType::F32 => MLMultiArrayDataType::Float32,
         DType::I32 => MLMultiArrayDataType::Int32,
-        other => return Err(PredictError::Framework(format!("arrays of {} are not supported", other.name()))),
+        other => {
+            return Err(PredictError::Framework(format!("arrays of {} are not supported", other.name())));
+        }
     };
     // SAFETY: the shape is an array of integers and the type is one of Core ML's.
     unsafe {

@@ -42,8 +42,7 @@ impl AppleSession {
             fill(&array, &Tensor::float(&port.ty.shape, vec![0.0; port.ty.count()]))?;
             Ok((port.name.clone(), (port.clone(), Array(array))))
         };
-        let caches =
-            autoreleasepool(|_| cache_inputs.iter().map(zero).collect::<Result<_, PredictError>>())?;
+        let caches = autoreleasepool(|_| cache_inputs.iter().map(zero).collect::<Result<_, PredictError>>())?;
         Ok(Self { package, caches, inputs: BTreeMap::new(), states: BTreeMap::new(), current: None })
     }
 

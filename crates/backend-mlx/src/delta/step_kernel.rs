@@ -44,8 +44,11 @@ impl StepKernel {
         let seed = random::key(35)?;
         let normal = |shape: &[i32]| random::normal::<f32>(shape, None, None, &seed);
         let width = 2 * key_heads * key_dim + value_heads * value_dim;
-        let projected =
-            Projected { mixed: normal(&[1, width])?, a: normal(&[1, value_heads])?, b: normal(&[1, value_heads])? };
+        let projected = Projected {
+            mixed: normal(&[1, width])?,
+            a: normal(&[1, value_heads])?,
+            b: normal(&[1, value_heads])?,
+        };
         let (a_log, dt_bias) = (normal(&[value_heads])?, normal(&[value_heads])?);
         let gates = Gates { a_log: &a_log, dt_bias: &dt_bias };
         let state = normal(&[value_heads, value_dim, key_dim])?;
