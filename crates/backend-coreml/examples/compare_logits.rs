@@ -1,8 +1,8 @@
-//! Holds a directory of packages against stored logits: `compare_logits DIR EXPECTED.safetensors [half]`, where the
-//! file has `input_ids` [n] and `logits` [n, vocab] (such as those made beside packages of other software).
+//! Compares a directory of packages with stored logits: `compare_logits DIR EXPECTED.safetensors [half]`. The file holds
+//! `input_ids` [n] and `logits` [n, vocab], for example those that other software computed with the same packages.
 //!
-//! Prints how far the logits of every token are from the stored ones, once token by token and, if the packages can
-//! prefill, how far the last token's are after a prefill in chunks.
+//! Prints the divergence of all tokens processed one by one and, if the packages have a prefill function, that of the
+//! last token after a prefill in chunks.
 #![allow(clippy::print_stdout, reason = "an example is a program")]
 
 use anyhow::{Context, Result, bail};
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn report(what: &str, expected: &[&[f32]], found: &[Vec<f32>]) -> Result<()> {
+fn report(label: &str, expected: &[&[f32]], found: &[Vec<f32>]) -> Result<()> {
     let (mut summary, mut worst) = (Summarizer::default(), 0.0f32);
     for (expected, found) in expected.iter().zip(found) {
         summary.push(&compare_rows(expected, found)?);
@@ -64,7 +64,7 @@ fn report(what: &str, expected: &[&[f32]], found: &[Vec<f32>]) -> Result<()> {
     }
     let summary = summary.finish();
     println!(
-        "{what}: mean KL {:.3e}, top-1 {:.1} %, relative difference {worst:.2e}",
+        "{label}: mean KL {:.3e}, top-1 {:.1} %, relative difference {worst:.2e}",
         summary.kl.mean,
         100.0 * summary.top1_agreement
     );

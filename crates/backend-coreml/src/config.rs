@@ -1,4 +1,4 @@
-//! The sizes of the model in a directory of packages.
+//! The model configuration of a directory of packages.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::OpenError;
 
-/// Reads `config.json`, or, where there is none, the `chat_config.json` that stands beside speech-swift's packages.
+/// Reads `config.json`, or `chat_config.json` (the file beside speech-swift's packages) if there is none.
 pub(crate) fn read_config(dir: &Path) -> Result<TextConfig, OpenError> {
     let path = dir.join("config.json");
     if path.exists() {
@@ -29,7 +29,8 @@ fn read_json(path: &Path) -> Result<Value, OpenError> {
     serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
 }
 
-/// speech-swift's sizes under the names of `config.json`. It has as many value heads as key heads, of equal width.
+/// Translates speech-swift's configuration to the keys of `config.json`; `None` if a key is missing. The format has one
+/// number of heads and one width for both keys and values of linear attention.
 fn from_chat_config(chat: &Value) -> Option<Value> {
     let (delta, attention) = (chat.get("deltanet")?, chat.get("gated_attention")?);
     let layers = chat.get("num_layers")?.as_u64()?;

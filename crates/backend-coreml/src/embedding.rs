@@ -1,4 +1,4 @@
-//! Where a token's embedding comes from.
+//! Sources of token embeddings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,28 +10,28 @@ use q35_checkpoint::{SafetensorsFile, StoredTensor, StoredType};
 use crate::predictor::{Call, Predictor};
 use crate::{OpenError, PredictError, Tensor};
 
-/// Where a token's embedding comes from.
+/// Source of token embeddings.
 #[derive(Clone)]
 pub(crate) enum Embedding {
-    /// The functions take ids.
+    /// The package looks ids up itself.
     Inside,
     /// A table that the host reads.
     Host(Arc<HostTable>),
-    /// A package of its own: `token_id` [1, 1] in, `embedding` [1, 1, hidden] out.
+    /// A separate package: input `token_id` [1, 1], output `embedding` [1, 1, hidden].
     Package(Arc<dyn Predictor>),
 }
 
-/// The embedding as its own safetensors file, mapped.
+/// A memory-mapped safetensors file with the embedding matrix [vocab, hidden], as floats or as int8 codes with scales.
 pub(crate) struct HostTable {
     file: SafetensorsFile,
     name: String,
-    /// For codes: the tensor of their scales.
+    /// Name of the scales [vocab, blocks], if the matrix holds codes.
     scales: Option<String>,
     hidden_size: usize,
 }
 
 impl HostTable {
-    /// Finds the only safetensors file of the directory that holds a table of the model's size.
+    /// Opens the first safetensors file of the directory, in order of names, that holds a [vocab, hidden] matrix.
     pub(crate) fn open(dir: &Path, config: &TextConfig) -> Result<Self, OpenError> {
         let missing = |path: &Path, found: String| OpenError::TableShape {
             path: path.to_owned(),
@@ -53,7 +53,7 @@ impl HostTable {
             let table = file
                 .tensors()
                 .filter(|tensor| tensor.shape == [config.vocab_size, config.hidden_size])
-                .find_map(|table| scales_of(&file, &table));
+                .find_map(|table| table_names(&file, &table));
             if let Some((name, scales)) = table {
                 return Ok(Self { file, name, scales, hidden_size: config.hidden_size });
             }
@@ -62,8 +62,8 @@ impl HostTable {
         Err(missing(dir, if found.is_empty() { "no safetensors file".to_owned() } else { found.join(", ") }))
     }
 
-    /// Appends a token's row.
-    fn row(&self, id: u32, out: &mut Vec<f32>) {
+    /// Appends a token's embedding [hidden].
+    fn append_row(&self, id: u32, out: &mut Vec<f32>) {
         let Some(table) = self.file.tensor(&self.name) else { return };
         let (row, start) = (id as usize, out.len());
         let floats = |table: &StoredTensor<'_>, width: usize, out: &mut [f32]| {
@@ -84,14 +84,14 @@ impl HostTable {
         }
     }
 
-    /// Bytes of the mapped file.
+    /// Size of the mapped file.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.file.bytes().len() as u64
     }
 }
 
-/// A table's name and, if it holds int8, that of its scales; none if it can be no embedding.
-fn scales_of(file: &SafetensorsFile, table: &StoredTensor<'_>) -> Option<(String, Option<String>)> {
+/// Names of the matrix and, if it holds int8 codes, of its scales; `None` if the tensor is of another type.
+fn table_names(file: &SafetensorsFile, table: &StoredTensor<'_>) -> Option<(String, Option<String>)> {
     let name = table.name.to_owned();
     if table.dtype.float().is_some() {
         return Some((name, None));
@@ -105,7 +105,7 @@ fn scales_of(file: &SafetensorsFile, table: &StoredTensor<'_>) -> Option<(String
 }
 
 impl Embedding {
-    /// Rows of `ids`, which are in the vocabulary, padded with zeros to `tokens` rows: [1, tokens, hidden].
+    /// Embeddings of `ids` (all within the vocabulary), padded with zeros to `tokens` rows: [1, tokens, hidden].
     pub(crate) fn rows(
         &self,
         ids: &[u32],
@@ -116,7 +116,7 @@ impl Embedding {
         match self {
             Self::Inside => {}
             Self::Host(table) => {
-                ids.iter().for_each(|&id| table.row(id, &mut rows));
+                ids.iter().for_each(|&id| table.append_row(id, &mut rows));
             }
             Self::Package(package) => {
                 let mut session = package.session(&[])?;
@@ -125,7 +125,7 @@ impl Embedding {
                 for &id in ids {
                     let token =
                         BTreeMap::from([("token_id".to_owned(), Tensor::int(&[1, 1], vec![id as i32]))]);
-                    let outputs = session.predict(Call { function, inputs: token, kept: &[] }, None)?;
+                    let outputs = session.predict(Call { function, inputs: token, caches: &[] }, None)?;
                     let row = outputs.get("embedding").and_then(Tensor::floats);
                     rows.extend(
                         row.ok_or_else(|| PredictError::Framework("no output `embedding`".to_owned()))?,

@@ -1,4 +1,4 @@
-//! Why a directory cannot be driven, and why a prediction failed.
+//! Errors of opening a directory and of predictions.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,11 @@ use q35_architecture::ConfigError;
 use q35_checkpoint::SafetensorsError;
 use q35_mil_eval::EvalError;
 
-/// Why a directory cannot be opened as a Core ML model.
+/// Failure to open a directory as a Core ML model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// None of the known sets of packages is there.
+    /// The directory has none of the supported sets of packages.
     #[error(
         "{dir} holds no Core ML model\n  expected: model.mlpackage, or prefill.mlpackage and decode.mlpackage, \
          or embedding.mlpackage and decoder.mlpackage"
@@ -24,65 +24,65 @@ pub enum OpenError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the failure.
         message: String,
     },
-    /// The configuration is not of a model that is known.
+    /// The configuration is not one of a supported model.
     #[error("{path}: {source}")]
     Config {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The configuration error.
         source: ConfigError,
     },
-    /// A package cannot be loaded by whoever should execute it.
+    /// The predictor cannot load a package.
     #[error("{package}: {source}")]
     Package {
         /// The package.
         package: PathBuf,
-        /// Why.
+        /// The predictor's error.
         source: PredictError,
     },
-    /// A function has not the inputs and outputs of any known form.
+    /// A function's inputs and outputs are none of the supported forms.
     #[error("{package}: function `{function}`: {what}")]
     Form {
         /// The package.
         package: PathBuf,
         /// The function.
         function: String,
-        /// What is missing or does not fit.
+        /// Description of the missing or unsuitable feature.
         what: String,
     },
     /// The host's embedding table cannot be read.
     #[error(transparent)]
     Table(#[from] SafetensorsError),
-    /// The host's embedding table is missing or of another size.
+    /// The host's embedding table is missing or has another shape.
     #[error(
         "{path}: no embedding table\n  expected: one tensor [{vocab_size}, {hidden_size}] of floats, or of int8 with scales\n  found:    {found}"
     )]
     TableShape {
-        /// The file, or the directory without one.
+        /// The file, or the directory if it has no safetensors file.
         path: PathBuf,
-        /// Rows it must have.
+        /// Expected number of rows.
         vocab_size: usize,
-        /// Columns it must have.
+        /// Expected number of columns.
         hidden_size: usize,
-        /// What is there.
+        /// Names and shapes of the tensors found.
         found: String,
     },
 }
 
-/// Why a predictor failed.
+/// Failure of a predictor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PredictError {
-    /// The evaluator.
+    /// The evaluator's error.
     #[error(transparent)]
     Evaluator(#[from] EvalError),
-    /// The system's framework.
+    /// The system framework's error, as it describes it.
     #[error("{0}")]
     Framework(String),
-    /// There is no state of that name.
+    /// The package has no state or cache input of that name.
     #[error("no state `{0}`")]
     NoState(String),
 }

@@ -1,4 +1,4 @@
-//! Packages executed by q35's own evaluator.
+//! [`Predictor`] over q35's evaluator of MIL programs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,17 +10,17 @@ use q35_mil_eval::{Port, Precision, Program, State, Tensor};
 use crate::PredictError;
 use crate::predictor::{Call, Predictor, Session, Signature, Watcher};
 
-/// A package in the evaluator.
+/// A package loaded into the evaluator.
 pub struct EvaluatorPredictor {
     program: Arc<Program>,
     signatures: Vec<Signature>,
 }
 
 impl EvaluatorPredictor {
-    /// Loads the package in a directory.
+    /// Loads a `.mlpackage` directory.
     ///
     /// # Errors
-    /// The package is malformed, or has an operation that is not supported.
+    /// The package is malformed, or contains an operation that the evaluator does not support.
     pub fn load(package: &Path, precision: Precision) -> Result<Self, PredictError> {
         let program = Program::load(package, precision)?;
         let signatures = program
@@ -48,10 +48,11 @@ impl Predictor for EvaluatorPredictor {
         &self.signatures
     }
 
-    fn session(&self, kept: &[Port]) -> Result<Box<dyn Session>, PredictError> {
+    fn session(&self, cache_inputs: &[Port]) -> Result<Box<dyn Session>, PredictError> {
         let state = self.program.new_state();
         let program = Arc::clone(&self.program);
-        Ok(Box::new(EvaluatorSession { program, state, ports: kept.to_vec(), kept: zeros(kept) }))
+        let caches = zeros(cache_inputs);
+        Ok(Box::new(EvaluatorSession { program, state, cache_inputs: cache_inputs.to_vec(), caches }))
     }
 
     fn can_watch(&self) -> bool {
@@ -77,9 +78,9 @@ fn zeros(ports: &[Port]) -> BTreeMap<String, Tensor> {
 struct EvaluatorSession {
     program: Arc<Program>,
     state: State,
-    /// What is kept.
-    ports: Vec<Port>,
-    kept: BTreeMap<String, Tensor>,
+    cache_inputs: Vec<Port>,
+    /// Values of the cache inputs, by name.
+    caches: BTreeMap<String, Tensor>,
 }
 
 impl Session for EvaluatorSession {
@@ -88,10 +89,10 @@ impl Session for EvaluatorSession {
         call: Call<'_>,
         watcher: Option<&mut Watcher<'_>>,
     ) -> Result<BTreeMap<String, Tensor>, PredictError> {
-        let Call { function, mut inputs, kept } = call;
-        for value in kept {
+        let Call { function, mut inputs, caches } = call;
+        for cache in caches {
             // Moved, not copied, so that the program may write in place.
-            if let Some((name, tensor)) = self.kept.remove_entry(&value.input.name) {
+            if let Some((name, tensor)) = self.caches.remove_entry(&cache.input.name) {
                 inputs.insert(name, tensor);
             }
         }
@@ -99,22 +100,22 @@ impl Session for EvaluatorSession {
             Some(watcher) => self.program.run_watched(function, inputs, &mut self.state, watcher)?,
             None => self.program.run(function, inputs, &mut self.state)?,
         };
-        for value in kept {
-            let missing = || PredictError::Framework(format!("no output `{}`", value.output));
-            let tensor = outputs.remove(&value.output).ok_or_else(missing)?;
-            self.kept.insert(value.input.name.clone(), tensor);
+        for cache in caches {
+            let missing = || PredictError::Framework(format!("no output `{}`", cache.output));
+            let tensor = outputs.remove(&cache.output).ok_or_else(missing)?;
+            self.caches.insert(cache.input.name.clone(), tensor);
         }
         Ok(outputs)
     }
 
     fn state(&self, name: &str) -> Result<Tensor, PredictError> {
-        let state = self.kept.get(name).or_else(|| self.state.get(name));
+        let state = self.caches.get(name).or_else(|| self.state.get(name));
         state.cloned().ok_or_else(|| PredictError::NoState(name.to_owned()))
     }
 
     fn set_state(&mut self, name: &str, value: Tensor) -> Result<(), PredictError> {
-        if self.ports.iter().any(|port| port.name == name) {
-            self.kept.insert(name.to_owned(), value);
+        if self.cache_inputs.iter().any(|port| port.name == name) {
+            self.caches.insert(name.to_owned(), value);
             return Ok(());
         }
         Ok(self.state.set(name, value)?)
@@ -122,12 +123,12 @@ impl Session for EvaluatorSession {
 
     fn reset(&mut self) -> Result<(), PredictError> {
         self.state.reset();
-        self.kept = zeros(&self.ports);
+        self.caches = zeros(&self.cache_inputs);
         Ok(())
     }
 
     fn state_bytes(&self) -> u64 {
-        let kept: usize = self.kept.values().map(Tensor::size_bytes).sum();
-        (kept + self.state.size_bytes()) as u64
+        let caches: usize = self.caches.values().map(Tensor::size_bytes).sum();
+        (caches + self.state.size_bytes()) as u64
     }
 }

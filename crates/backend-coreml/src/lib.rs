@@ -1,14 +1,14 @@
-//! Drives Core ML packages of Qwen3.5 as a [`q35_inference::Model`], whoever executes them.
+//! Runs Core ML packages of Qwen3.5 as a [`q35_inference::Model`].
 //!
-//! [`CoreMlModel::open`] looks at a directory, finds out which of the known forms its packages have (one package with
-//! a `prefill` and a `decode` function, one package for each, or an embedding and a decoder as speech-swift loads
-//! them; caches as inputs and outputs or as states; embedding inside, on the host, or in a package), and feeds them: a
-//! prompt in chunks padded on the right, then token by token. Everything it needs to know it reads from the functions'
-//! own inputs, outputs and states, so that a package made by others is driven by the same code.
+//! [`CoreMlModel::open`] recognises the form of a directory's packages: one package with a `prefill` and a `decode`
+//! function, one package for each, or an embedding and a decoder as speech-swift loads them; caches as inputs and
+//! outputs or as states; the embedding inside, on the host, or in a package. It then feeds a prompt in chunks padded on
+//! the right, and generated tokens one by one. All sizes and names are read from the functions' inputs, outputs and
+//! states, so packages that other converters wrote run too if their features have the same meaning.
 //!
 //! A [`Predictor`] executes the packages: [`EvaluatorPredictor`] on any system, `ApplePredictor` through Apple's Core ML.
 //!
-//! It knows nothing of chat, and nothing of how the packages were made.
+//! The crate must not know about chat or about conversion. `unsafe` is confined to the `apple` module.
 //!
 //! ```no_run
 //! use q35_backend_coreml::{CoreMlModel, Precision};
@@ -28,12 +28,13 @@ mod config;
 mod embedding;
 mod error;
 mod evaluator;
-mod forms;
 mod model;
 mod predictor;
 mod sequence;
+mod shared;
 mod signatures;
 mod snapshots;
+mod stage;
 mod units;
 
 #[cfg(target_vendor = "apple")]
@@ -41,7 +42,7 @@ pub use apple::{ApplePredictor, compute_plan};
 pub use error::{OpenError, PredictError};
 pub use evaluator::EvaluatorPredictor;
 pub use model::{CoreMlModel, LoadPackage};
-pub use predictor::{Call, Kept, Predictor, Session, Signature, Watcher};
+pub use predictor::{CacheIo, Call, Predictor, Session, Signature, Watcher};
 pub use q35_mil_eval::{Port, Precision, Tensor};
 pub use signatures::package_signatures;
 pub use units::{ComputeUnits, PlannedOperation};

@@ -1,4 +1,4 @@
-//! A directory of packages as a model.
+//! [`CoreMlModel`]: a directory of packages as a [`Model`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,46 +9,33 @@ use q35_inference::{Model, ModelMemory, RunError, Sequence};
 use crate::config::read_config;
 use crate::embedding::{Embedding, HostTable};
 use crate::evaluator::EvaluatorPredictor;
-use crate::forms::{Stage, TokenInput};
 use crate::predictor::{Predictor, Signature};
 use crate::sequence::CoreMlSequence;
+use crate::shared::Shared;
+use crate::stage::{Stage, TokenInput};
 use crate::{OpenError, Precision, PredictError};
 
-/// Loads one package into whoever executes it.
+/// Loads one package into its predictor.
 pub type LoadPackage<'a> = dyn Fn(&Path) -> Result<Arc<dyn Predictor>, PredictError> + 'a;
 
 /// A loaded directory of Core ML packages.
 pub struct CoreMlModel {
-    pub(crate) parts: Arc<Parts>,
-}
-
-/// What sequences share.
-pub(crate) struct Parts {
-    pub(crate) config: TextConfig,
-    pub(crate) predictors: Vec<Arc<dyn Predictor>>,
-    pub(crate) embedding: Embedding,
-    /// Consumes a chunk at once, where there is such a function.
-    pub(crate) prefill: Option<Stage>,
-    /// Consumes a token.
-    pub(crate) decode: Stage,
-    /// Tokens that the caches have room for.
-    pub(crate) context: usize,
-    form: &'static str,
+    shared: Arc<Shared>,
 }
 
 impl CoreMlModel {
-    /// Opens a directory with the evaluator; `precision` says how it keeps fp16 values.
+    /// Opens a directory in the evaluator; `precision` selects its arithmetic for fp16 values.
     ///
     /// # Errors
-    /// No known set of packages, or one of them cannot be loaded or driven.
+    /// The directory has no supported set of packages, or one of them cannot be loaded or has unsuitable functions.
     pub fn open(dir: &Path, precision: Precision) -> Result<Self, OpenError> {
         Self::open_with(dir, &|package| Ok(Arc::new(EvaluatorPredictor::load(package, precision)?)))
     }
 
-    /// Opens a directory with packages loaded by `load`.
+    /// Opens a directory, loading each package with `load`.
     ///
     /// # Errors
-    /// No known set of packages, or one of them cannot be loaded or driven.
+    /// The directory has no supported set of packages, or one of them cannot be loaded or has unsuitable functions.
     pub fn open_with(dir: &Path, load: &LoadPackage<'_>) -> Result<Self, OpenError> {
         let form = Form::of(dir)?;
         let config = read_config(dir)?;
@@ -62,7 +49,9 @@ impl CoreMlModel {
                 let predictor = load(package)?;
                 let stage = |name: &str| {
                     let signature = predictor.signatures().iter().find(|signature| signature.name == name);
-                    signature.map(|signature| Stage::of(package, 0, signature, &config)).transpose()
+                    signature
+                        .map(|signature| Stage::from_signature(package, 0, signature, &config))
+                        .transpose()
                 };
                 prefill = stage("prefill")?;
                 decode = stage("decode")?.ok_or_else(|| no_function(package, "decode"))?;
@@ -72,15 +61,25 @@ impl CoreMlModel {
                 for (index, package) in [first, second].into_iter().enumerate() {
                     predictors.push(load(package)?);
                     let only = only_function(package, predictors[index].as_ref())?;
-                    let stage = Stage::of(package, index, only, &config)?;
+                    let stage = Stage::from_signature(package, index, only, &config)?;
                     prefill = prefill.or(Some(stage));
                 }
-                decode = Stage::of(second, 1, only_function(second, predictors[1].as_ref())?, &config)?;
+                decode = Stage::from_signature(
+                    second,
+                    1,
+                    only_function(second, predictors[1].as_ref())?,
+                    &config,
+                )?;
             }
             Form::SpeechSwift { embedding: table, decoder } => {
                 embedding = Some(Embedding::Package(load(table)?));
                 predictors.push(load(decoder)?);
-                decode = Stage::of(decoder, 0, only_function(decoder, predictors[0].as_ref())?, &config)?;
+                decode = Stage::from_signature(
+                    decoder,
+                    0,
+                    only_function(decoder, predictors[0].as_ref())?,
+                    &config,
+                )?;
             }
         }
         let embedding = match (&decode.token_input, embedding) {
@@ -89,11 +88,12 @@ impl CoreMlModel {
             (TokenInput::Embeddings(_), None) => Embedding::Host(Arc::new(HostTable::open(dir, &config)?)),
         };
         if let Some(prefill) = &prefill {
-            agree(form.package(), prefill, &decode)?;
+            check_same_caches(form.package(), prefill, &decode)?;
         }
         let context = decode.context().unwrap_or(config.max_position_embeddings);
         let form = form.name();
-        Ok(Self { parts: Arc::new(Parts { config, predictors, embedding, prefill, decode, context, form }) })
+        let shared = Shared { config, predictors, embedding, prefill, decode, context, form };
+        Ok(Self { shared: Arc::new(shared) })
     }
 }
 
@@ -109,24 +109,24 @@ fn only_function<'a>(package: &Path, predictor: &'a dyn Predictor) -> Result<&'a
     predictor.signatures().first().ok_or_else(|| no_function(package, "main"))
 }
 
-/// Whether two stages can hand their caches to each other.
-fn agree(package: &Path, prefill: &Stage, decode: &Stage) -> Result<(), OpenError> {
-    let kept = |stage: &Stage| {
-        let mut ports: Vec<_> = stage.memory().cloned().collect();
+/// Checks that the two stages have the same caches and states, so that one can continue from the other's.
+fn check_same_caches(package: &Path, prefill: &Stage, decode: &Stage) -> Result<(), OpenError> {
+    let persistent = |stage: &Stage| {
+        let mut ports: Vec<_> = stage.persistent().cloned().collect();
         ports.sort_by(|a, b| a.name.cmp(&b.name));
         ports
     };
-    if kept(prefill) == kept(decode) && prefill.carried.len() == decode.carried.len() {
+    if persistent(prefill) == persistent(decode) && prefill.caches.len() == decode.caches.len() {
         return Ok(());
     }
     Err(OpenError::Form {
         package: package.to_owned(),
         function: prefill.function.clone(),
-        what: "its caches are not those of the decoding function".to_owned(),
+        what: "its caches differ from those of the decode function".to_owned(),
     })
 }
 
-/// Which packages a directory has.
+/// The packages of a directory.
 enum Form {
     Multifunction(PathBuf),
     Split { prefill: PathBuf, decode: PathBuf },
@@ -167,66 +167,58 @@ impl Form {
     }
 }
 
-impl Parts {
-    /// Names the form and the execution, so that snapshots are not mixed up.
-    pub(crate) fn layout(&self) -> String {
-        let caches = if self.decode.states.is_empty() { "io" } else { "state" };
-        format!("coreml-1 {} {caches} {} {}", self.form, self.context, self.predictors[0].describe())
-    }
-}
-
 impl Model for CoreMlModel {
     fn config(&self) -> &TextConfig {
-        &self.parts.config
+        &self.shared.config
     }
 
     fn describe(&self) -> String {
-        let parts = &self.parts;
-        let caches = if parts.decode.states.is_empty() { "caches as inputs" } else { "caches as states" };
-        let chunk = match &parts.prefill {
+        let shared = &self.shared;
+        let caches = if shared.decode.states.is_empty() { "caches as inputs" } else { "caches as states" };
+        let chunk = match &shared.prefill {
             Some(stage) => format!("prefill by {}", stage.tokens),
             None => "no prefill".to_owned(),
         };
-        format!("Core ML package ({}, {caches}, {chunk}), {}", parts.form, parts.predictors[0].describe())
+        format!("Core ML package ({}, {caches}, {chunk}), {}", shared.form, shared.predictors[0].describe())
     }
 
     fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
-        if max_context > self.parts.context {
-            return Err(RunError::ContextLimit { requested: max_context, limit: self.parts.context });
+        if max_context > self.shared.context {
+            return Err(RunError::ContextLimit { requested: max_context, limit: self.shared.context });
         }
-        Ok(Box::new(CoreMlSequence::new(Arc::clone(&self.parts), max_context)?))
+        Ok(Box::new(CoreMlSequence::new(Arc::clone(&self.shared), max_context)?))
     }
 
     fn context_limit(&self) -> Option<usize> {
-        Some(self.parts.context)
+        Some(self.shared.context)
     }
 
     fn prefill_alignment(&self) -> usize {
-        self.parts.prefill.as_ref().map_or(1, |stage| stage.tokens)
+        self.shared.prefill.as_ref().map_or(1, |stage| stage.tokens)
     }
 
     fn prefill_returns_all_logits(&self) -> bool {
-        self.parts.prefill.is_none()
+        self.shared.prefill.is_none()
     }
 
     fn memory(&self) -> ModelMemory {
-        let parts = &self.parts;
+        let shared = &self.shared;
         let mut total = ModelMemory::default();
-        for (index, predictor) in parts.predictors.iter().enumerate() {
-            let own = predictor.memory(&parts.decode.function);
-            total.mapped_bytes += own.mapped_bytes;
-            total.owned_bytes += own.owned_bytes;
-            if index == parts.decode.predictor {
-                total.weight_bytes_per_token = own.weight_bytes_per_token;
+        for (index, predictor) in shared.predictors.iter().enumerate() {
+            let memory = predictor.memory(&shared.decode.function);
+            total.mapped_bytes += memory.mapped_bytes;
+            total.owned_bytes += memory.owned_bytes;
+            if index == shared.decode.predictor {
+                total.weight_bytes_per_token = memory.weight_bytes_per_token;
             }
         }
-        match &parts.embedding {
+        match &shared.embedding {
             Embedding::Inside => {}
             Embedding::Host(table) => total.mapped_bytes += table.size_bytes(),
             Embedding::Package(package) => {
-                let own = package.memory("main");
-                total.mapped_bytes += own.mapped_bytes;
-                total.owned_bytes += own.owned_bytes;
+                let memory = package.memory("main");
+                total.mapped_bytes += memory.mapped_bytes;
+                total.owned_bytes += memory.owned_bytes;
             }
         }
         total

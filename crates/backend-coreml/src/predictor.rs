@@ -1,4 +1,4 @@
-//! Whoever executes a package.
+//! The interface to an executor of packages.
 
 use std::collections::BTreeMap;
 
@@ -9,31 +9,31 @@ use crate::PredictError;
 
 /// A loaded package.
 pub trait Predictor: Send + Sync {
-    /// Who executes, for people: "evaluator, fp16".
+    /// Name of the executor and its arithmetic for display, e.g. "evaluator, f32".
     fn describe(&self) -> String;
 
     /// Its functions, ordered by name.
     fn signatures(&self) -> &[Signature];
 
-    /// A run over fresh states, all zero, that keeps values for these inputs of its functions besides.
+    /// Starts a session whose states and `cache_inputs` are all zero.
     ///
     /// # Errors
-    /// The states cannot be made.
-    fn session(&self, kept: &[Port]) -> Result<Box<dyn Session>, PredictError>;
+    /// The states cannot be allocated.
+    fn session(&self, cache_inputs: &[Port]) -> Result<Box<dyn Session>, PredictError>;
 
-    /// Whether intermediate values can be watched; [`Session::predict`] ignores its watcher otherwise.
+    /// True if intermediate values can be observed; [`Session::predict`] ignores its watcher otherwise.
     fn can_watch(&self) -> bool;
 
-    /// What the weights occupy; `function` is the one that decodes.
+    /// Memory of the weights; `function` is the one used for decoding.
     fn memory(&self, function: &str) -> ModelMemory;
 }
 
-/// What a function takes and gives.
+/// A function's inputs, outputs and states.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
-    /// Its name.
+    /// The function's name.
     pub name: String,
-    /// Inputs that are no states.
+    /// Inputs other than states.
     pub inputs: Vec<Port>,
     /// Outputs.
     pub outputs: Vec<Port>,
@@ -53,13 +53,13 @@ impl Signature {
     }
 }
 
-/// A value that a function takes and whose successor it gives, so that a session keeps it from call to call: a cache
-/// that is no state of the package.
+/// A cache that is passed to a function as an input and returned, updated, as an output. The session stores it between
+/// calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// The input that takes it.
+pub struct CacheIo {
+    /// Input that receives the current value.
     pub input: Port,
-    /// The output that gives its successor.
+    /// Name of the output with the next value.
     pub output: String,
 }
 
@@ -67,45 +67,45 @@ pub struct Kept {
 pub struct Call<'a> {
     /// The function.
     pub function: &'a str,
-    /// Its inputs by name, but for those kept.
+    /// The function's inputs by name, caches excluded.
     pub inputs: BTreeMap<String, Tensor>,
-    /// The inputs that the session has kept; their outputs are kept in turn and not given.
-    pub kept: &'a [Kept],
+    /// The function's caches: the session supplies the inputs and stores the outputs instead of returning them.
+    pub caches: &'a [CacheIo],
 }
 
-/// Sees intermediate values by the names that the program gives them.
+/// Callback for intermediate values, called with a value's name in the program and its contents.
 pub type Watcher<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
-/// Predictions that share states. What is kept for inputs counts as a state of the input's name.
+/// A series of predictions over the same states. The value of a cache input counts as a state with the input's name.
 pub trait Session: Send {
-    /// Calls a function; gives its outputs by name.
+    /// Calls a function and returns its outputs by name.
     ///
     /// # Errors
-    /// Inputs that do not fit, or a failure of the execution; the states are undefined then.
+    /// The inputs do not fit or the execution fails; the states are undefined afterwards.
     fn predict(
         &mut self,
         call: Call<'_>,
         watcher: Option<&mut Watcher<'_>>,
     ) -> Result<BTreeMap<String, Tensor>, PredictError>;
 
-    /// A copy of a state.
+    /// Copies a state out.
     ///
     /// # Errors
-    /// There is no such state, or it cannot be read.
+    /// The package has no such state, or it cannot be read.
     fn state(&self, name: &str) -> Result<Tensor, PredictError>;
 
     /// Replaces a state.
     ///
     /// # Errors
-    /// There is no such state, or the value does not fit.
+    /// The package has no such state, or the value does not fit.
     fn set_state(&mut self, name: &str, value: Tensor) -> Result<(), PredictError>;
 
-    /// All states zero again.
+    /// Sets all states to zero.
     ///
     /// # Errors
     /// The states cannot be written.
     fn reset(&mut self) -> Result<(), PredictError>;
 
-    /// Bytes that the states occupy.
+    /// Size of the states in bytes.
     fn state_bytes(&self) -> u64;
 }

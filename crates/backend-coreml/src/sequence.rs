@@ -1,4 +1,4 @@
-//! A growing sequence over the packages.
+//! [`Sequence`] over the packages of a [`CoreMlModel`](crate::CoreMlModel).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,57 +6,56 @@ use std::sync::Arc;
 use q35_architecture::LayerKind;
 use q35_inference::{HiddenStateAt, LogitsFor, Observer, RecurrentState, RunError, Sequence, Snapshot};
 
-use crate::forms::{Mask, Stage, TokenInput};
-use crate::model::Parts;
 use crate::predictor::{Call, Session};
-use crate::snapshots::{restored, saved};
+use crate::shared::Shared;
+use crate::snapshots::{load_cache, save_cache};
+use crate::stage::{Mask, Stage, TokenInput};
 use crate::{PredictError, Tensor};
 
-/// What a mask of the context holds for positions that must not be seen.
-const FORBIDDEN: f32 = -1e4;
+/// Additive mask value of positions that must not be attended to; finite in fp16.
+const MASKED: f32 = -1e4;
 
 pub(crate) struct CoreMlSequence {
-    parts: Arc<Parts>,
+    shared: Arc<Shared>,
     max_context: usize,
     position: usize,
-    /// One per predictor.
+    /// One session per predictor.
     sessions: Vec<Box<dyn Session>>,
-    /// Whose session holds the caches as they are now.
+    /// Index of the session that holds the latest caches.
     current: usize,
-    /// A prediction failed half way, so the states are undefined.
+    /// True after a failed prediction: the states are undefined.
     broken: bool,
 }
 
-/// A failure as the trait reports it.
-fn backend(error: PredictError) -> RunError {
+fn backend_error(error: PredictError) -> RunError {
     RunError::Backend { backend: "Core ML package", message: error.to_string() }
 }
 
 impl CoreMlSequence {
-    pub(crate) fn new(parts: Arc<Parts>, max_context: usize) -> Result<Self, RunError> {
-        let kept: Vec<_> = parts.decode.carried.iter().map(|carried| carried.input.clone()).collect();
-        let sessions =
-            parts.predictors.iter().map(|p| p.session(&kept)).collect::<Result<_, _>>().map_err(backend)?;
-        let current = parts.decode.predictor;
-        Ok(Self { parts, max_context, position: 0, sessions, current, broken: false })
+    pub(crate) fn new(shared: Arc<Shared>, max_context: usize) -> Result<Self, RunError> {
+        let cache_inputs: Vec<_> = shared.decode.caches.iter().map(|cache| cache.input.clone()).collect();
+        let sessions = shared.predictors.iter().map(|predictor| predictor.session(&cache_inputs));
+        let sessions = sessions.collect::<Result<_, _>>().map_err(backend_error)?;
+        let current = shared.decode.predictor;
+        Ok(Self { shared, max_context, position: 0, sessions, current, broken: false })
     }
 
-    /// The value of a cache.
+    /// Current value of a cache or state.
     pub(crate) fn cache(&self, name: &str) -> Result<Tensor, PredictError> {
         self.sessions[self.current].state(name)
     }
 
-    /// Feeds `ids` (at most the stage's tokens) and gives the logits of the last.
+    /// Processes `ids` (at most the stage's number of tokens) and returns the logits [vocab] of the last.
     fn predict(
         &mut self,
         stage: &Stage,
         ids: &[u32],
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, PredictError> {
-        let parts = Arc::clone(&self.parts);
+        let shared = Arc::clone(&self.shared);
         if self.current != stage.predictor {
-            // Split packages: the caches move to the session that needs them.
-            for port in stage.memory() {
+            // Split packages: the caches are copied to the other package's session.
+            for port in stage.persistent() {
                 let value = self.sessions[self.current].state(&port.name)?;
                 self.sessions[stage.predictor].set_state(&port.name, value)?;
             }
@@ -70,7 +69,7 @@ impl CoreMlSequence {
                 inputs.insert(name.clone(), Tensor::int(&[1, stage.tokens], padded));
             }
             TokenInput::Embeddings(name) => {
-                let rows = parts.embedding.rows(ids, stage.tokens, parts.config.hidden_size)?;
+                let rows = shared.embedding.rows(ids, stage.tokens, shared.config.hidden_size)?;
                 inputs.insert(name.clone(), rows);
             }
         }
@@ -80,8 +79,8 @@ impl CoreMlSequence {
                 inputs.insert(port.name.clone(), Tensor::int(&port.ty.shape, real));
             }
             Mask::Context(port) => {
-                let seen = |i: usize| if i <= self.position { 0.0 } else { FORBIDDEN };
-                let mask = (0..port.ty.count()).map(seen).collect();
+                let mask_value = |i: usize| if i <= self.position { 0.0 } else { MASKED };
+                let mask = (0..port.ty.count()).map(mask_value).collect();
                 inputs.insert(port.name.clone(), Tensor::float(&port.ty.shape, mask));
             }
             Mask::None => {}
@@ -92,18 +91,18 @@ impl CoreMlSequence {
                 Tensor::int(&port.ty.shape, vec![self.position as i32; port.ty.count()]),
             );
         }
-        let call = Call { function: &stage.function, inputs, kept: &stage.carried };
-        let (position, hidden_size) = (self.position, parts.config.hidden_size);
+        let call = Call { function: &stage.function, inputs, caches: &stage.caches };
+        let (position, hidden_size) = (self.position, shared.config.hidden_size);
         let session = &mut self.sessions[stage.predictor];
-        let outputs = if observer.wants_hidden() && parts.predictors[stage.predictor].can_watch() {
+        let outputs = if observer.wants_hidden() && shared.predictors[stage.predictor].can_watch() {
             let mut watch = |name: &str, tensor: &Tensor| {
-                if let (Some(site), Some(rows)) = (site(name), tensor.floats()) {
+                if let (Some(location), Some(rows)) = (hidden_state_at(name), tensor.floats()) {
                     // A value of one row belongs to the last token.
                     let last_only = rows.len() == hidden_size;
                     let real = if last_only { hidden_size } else { ids.len() * hidden_size };
                     let from = if last_only { position + ids.len() - 1 } else { position };
                     if let Some(real) = rows.get(..real) {
-                        observer.hidden(site, from, real);
+                        observer.hidden(location, from, real);
                     }
                 }
             };
@@ -115,24 +114,25 @@ impl CoreMlSequence {
         logits.ok_or_else(|| PredictError::Framework("no output `logits`".to_owned()))
     }
 
-    /// The function for the next piece, and how many of `left` tokens it takes.
-    fn next_stage(&self, left: usize, rows: LogitsFor) -> (Stage, usize) {
-        match &self.parts.prefill {
-            // A chunk must fit the caches whole, padding included, and gives the logits of its last token only.
+    /// The function for the next chunk, and the number of the `remaining` tokens that it processes.
+    fn next_stage(&self, remaining: usize, logits_for: LogitsFor) -> (Stage, usize) {
+        let Shared { prefill, decode, context, .. } = &*self.shared;
+        match prefill {
+            // A chunk must fit the caches with its padding, and returns the logits of its last token only.
             Some(prefill)
-                if rows != LogitsFor::AllTokens
-                    && left > 1
-                    && self.position + prefill.tokens <= self.parts.context =>
+                if logits_for != LogitsFor::AllTokens
+                    && remaining > 1
+                    && self.position + prefill.tokens <= *context =>
             {
-                (prefill.clone(), left.min(prefill.tokens))
+                (prefill.clone(), remaining.min(prefill.tokens))
             }
-            _ => (self.parts.decode.clone(), left.min(self.parts.decode.tokens)),
+            _ => (decode.clone(), remaining.min(decode.tokens)),
         }
     }
 }
 
-/// The place in the model that a value's name stands for.
-fn site(name: &str) -> Option<HiddenStateAt> {
+/// The hidden state that a value of the program holds, by the names that `q35-format-coreml` writes.
+fn hidden_state_at(name: &str) -> Option<HiddenStateAt> {
     match name {
         "embedded" => return Some(HiddenStateAt::Embedding),
         "final_norm" => return Some(HiddenStateAt::FinalNorm),
@@ -156,8 +156,13 @@ impl Sequence for CoreMlSequence {
         self.max_context
     }
 
-    fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
-        let vocab_size = self.parts.config.vocab_size;
+    fn extend(
+        &mut self,
+        ids: &[u32],
+        logits_for: LogitsFor,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
+        let vocab_size = self.shared.config.vocab_size;
         if let Some(at) = ids.iter().position(|&id| id as usize >= vocab_size) {
             return Err(RunError::Token { id: ids[at], position: self.position + at, vocab_size });
         }
@@ -167,7 +172,7 @@ impl Sequence for CoreMlSequence {
         }
         if self.broken {
             let message =
-                "an earlier call failed half way; reset the sequence or restore a snapshot".to_owned();
+                "an earlier call failed half-way; reset the sequence or restore a snapshot".to_owned();
             return Err(RunError::Backend { backend: "Core ML package", message });
         }
         let (start, mut rest) = (self.position, ids);
@@ -175,18 +180,18 @@ impl Sequence for CoreMlSequence {
             if observer.cancelled() {
                 return Err(RunError::Cancelled);
             }
-            let (stage, count) = self.next_stage(rest.len(), rows);
-            let (piece, tail) = rest.split_at(count);
-            let logits = match self.predict(&stage, piece, observer) {
+            let (stage, count) = self.next_stage(rest.len(), logits_for);
+            let (chunk, tail) = rest.split_at(count);
+            let logits = match self.predict(&stage, chunk, observer) {
                 Ok(logits) => logits,
                 Err(error) => {
                     (self.broken, self.position) = (true, start);
-                    return Err(backend(error));
+                    return Err(backend_error(error));
                 }
             };
             self.position += count;
             rest = tail;
-            if rows == LogitsFor::AllTokens || (rows == LogitsFor::LastToken && rest.is_empty()) {
+            if logits_for == LogitsFor::AllTokens || (logits_for == LogitsFor::LastToken && rest.is_empty()) {
                 observer.logits(self.position - 1, &logits);
             }
         }
@@ -195,16 +200,16 @@ impl Sequence for CoreMlSequence {
 
     fn snapshot(&self) -> Result<Snapshot, RunError> {
         let mut tensors = Vec::new();
-        for port in self.parts.decode.memory() {
-            let value = self.cache(&port.name).map_err(backend)?;
-            tensors.push(saved(port, &value, self.position));
+        for port in self.shared.decode.persistent() {
+            let value = self.cache(&port.name).map_err(backend_error)?;
+            tensors.push(save_cache(port, &value, self.position));
         }
-        Ok(Snapshot { position: self.position, layout: self.parts.layout(), tensors })
+        Ok(Snapshot { position: self.position, layout: self.shared.layout(), tensors })
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RunError> {
         let misfit = |expected: String, found: String| RunError::Snapshot { expected, found };
-        let layout = self.parts.layout();
+        let layout = self.shared.layout();
         if snapshot.layout != layout {
             return Err(misfit(layout, snapshot.layout.clone()));
         }
@@ -214,22 +219,22 @@ impl Sequence for CoreMlSequence {
                 format!("{}", snapshot.position),
             ));
         }
-        // All are read before the first is put in place, so that a bad snapshot changes nothing.
-        let parts = Arc::clone(&self.parts);
+        // All tensors are read before the first state is replaced, so that a bad snapshot changes nothing.
+        let shared = Arc::clone(&self.shared);
         let mut values = Vec::new();
-        for port in parts.decode.memory() {
+        for port in shared.decode.persistent() {
             let found = snapshot.tensor(&port.name);
-            let value = found.and_then(|tensor| restored(port, tensor, snapshot.position));
+            let value = found.and_then(|tensor| load_cache(port, tensor, snapshot.position));
             values.push(value.ok_or_else(|| {
                 let found = found.map_or("nothing".to_owned(), |t| format!("{:?} {:?}", t.dtype, t.shape));
                 misfit(format!("`{}` as {}", port.name, port.ty), found)
             })?);
         }
         self.broken = false;
-        for (port, value) in parts.decode.memory().zip(values) {
+        for (port, value) in shared.decode.persistent().zip(values) {
             if let Err(error) = self.sessions[self.current].set_state(&port.name, value) {
                 self.broken = true;
-                return Err(backend(error));
+                return Err(backend_error(error));
             }
         }
         self.position = snapshot.position;
@@ -246,20 +251,20 @@ impl Sequence for CoreMlSequence {
     }
 
     fn scratch_bytes(&self) -> u64 {
-        // Intermediate values live only inside of a call.
+        // Intermediate values exist only during a call.
         0
     }
 
     fn recurrent_states(&self) -> Result<Vec<RecurrentState>, RunError> {
-        let config = &self.parts.config;
+        let config = &self.shared.config;
         let size = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim;
         let mut values = Vec::new();
         let is_state = |name: &str| name.starts_with("recurrent_state");
-        let mut ports: Vec<_> = self.parts.decode.memory().filter(|port| is_state(&port.name)).collect();
-        // `recurrent_state_10` comes after `recurrent_state_9`.
+        let mut ports: Vec<_> = self.shared.decode.persistent().filter(|port| is_state(&port.name)).collect();
+        // Numeric order: `recurrent_state_10` follows `recurrent_state_9`.
         ports.sort_by_key(|port| (port.name.len(), port.name.clone()));
         for port in ports {
-            let tensor = self.cache(&port.name).map_err(backend)?;
+            let tensor = self.cache(&port.name).map_err(backend_error)?;
             values.extend_from_slice(tensor.floats().unwrap_or_default());
         }
         let layers: Vec<usize> = config.layers_of(LayerKind::LinearAttention).collect();
@@ -277,12 +282,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sites_are_named_values() {
-        assert_eq!(site("embedded"), Some(HiddenStateAt::Embedding));
-        assert_eq!(site("layers_12_mixed"), Some(HiddenStateAt::AfterAttention(12)));
-        assert_eq!(site("layers_0_output"), Some(HiddenStateAt::AfterMlp(0)));
-        assert_eq!(site("final_norm"), Some(HiddenStateAt::FinalNorm));
-        assert_eq!(site("layers_x_output"), None);
-        assert_eq!(site("layers_1_mlp_gate"), None);
+    fn hidden_states_are_found_by_name() {
+        assert_eq!(hidden_state_at("embedded"), Some(HiddenStateAt::Embedding));
+        assert_eq!(hidden_state_at("layers_12_mixed"), Some(HiddenStateAt::AfterAttention(12)));
+        assert_eq!(hidden_state_at("layers_0_output"), Some(HiddenStateAt::AfterMlp(0)));
+        assert_eq!(hidden_state_at("final_norm"), Some(HiddenStateAt::FinalNorm));
+        assert_eq!(hidden_state_at("layers_x_output"), None);
+        assert_eq!(hidden_state_at("layers_1_mlp_gate"), None);
     }
 }

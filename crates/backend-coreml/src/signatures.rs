@@ -1,4 +1,4 @@
-//! What a package's functions take and give, from its description alone.
+//! Signatures read from a package's description.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use q35_mil_eval::Port;
 use crate::PredictError;
 use crate::predictor::Signature;
 
-/// Reads a package's signatures without loading its program into anything: for executors that do not read it themselves.
+/// Reads the signatures of a package's functions, ordered by name, from its description; the program is not loaded.
 ///
 /// # Errors
-/// The package cannot be read, or a feature is no array of fixed shape.
+/// The package cannot be read, or a feature is not an array of fixed shape.
 pub fn package_signatures(package: &Path) -> Result<Vec<Signature>, PredictError> {
     let package = Package::open(package).map_err(|error| PredictError::Framework(error.to_string()))?;
     let description = package.model().description.clone().unwrap_or_default();
@@ -34,7 +34,8 @@ pub fn package_signatures(package: &Path) -> Result<Vec<Signature>, PredictError
 }
 
 fn port(feature: &FeatureDescription) -> Result<Port, PredictError> {
-    let wrong = || PredictError::Framework(format!("feature `{}` is no array of fixed shape", feature.name));
+    let wrong =
+        || PredictError::Framework(format!("feature `{}` is not an array of fixed shape", feature.name));
     let kind = feature.r#type.as_ref().and_then(|ty| ty.kind.as_ref()).ok_or_else(wrong)?;
     let array: &ArrayFeatureType = match kind {
         FeatureKind::MultiArray(array) => array,

@@ -1,4 +1,4 @@
-//! How a prompt is cut changes nothing, nor does what stands in padding.
+//! Logits depend neither on the division of a prompt into chunks nor on the contents of padding.
 
 mod support;
 
@@ -9,15 +9,15 @@ use q35_format_coreml::{Cache, Compute, Embedding, Layout, Options};
 use q35_inference::{LogitsFor, Model};
 use q35_mil_eval::{Data, Program, Tensor};
 use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
-use support::{Collected, Work, feed, ids, open, relative};
+use support::{Collected, Workspace, feed, ids, open, relative};
 
-/// Chunks and single tokens do the same sums in another order.
-const CLOSE: f32 = 2e-4;
+/// Relative tolerance: chunks and single tokens add the same terms in different orders.
+const TOLERANCE: f32 = 2e-4;
 
 #[test]
 fn prompts_of_any_length_equal_single_tokens() {
     let checkpoint = TinyCheckpoint::new().with_config(tiny_more_value_heads());
-    let work = Work::new(&checkpoint);
+    let work = Workspace::new(&checkpoint);
     for cache in [Cache::State, Cache::Io] {
         let out = work.convert(&Options { cache, compute: Compute::F32, context: 320, ..Options::default() });
         let model = open(&out, Precision::Exact);
@@ -28,12 +28,12 @@ fn prompts_of_any_length_equal_single_tokens() {
         for prompt in [1, 63, 64, 65, 200] {
             let mut sequence = model.new_sequence(320).unwrap();
             let last = feed(&mut *sequence, &ids[..prompt]);
-            assert!(relative(&rows.0[prompt - 1], &last) < CLOSE, "{cache} {prompt}");
-            // A continued conversation: one token of an answer, then another turn that begins anywhere.
-            for piece in [1, 63] {
-                let end = sequence.position() + piece;
-                let last = feed(&mut *sequence, &ids[end - piece..end]);
-                assert!(relative(&rows.0[end - 1], &last) < CLOSE, "{cache} {prompt} then {piece}");
+            assert!(relative(&rows.0[prompt - 1], &last) < TOLERANCE, "{cache} {prompt}");
+            // A continued conversation: one generated token, then another turn at an arbitrary position.
+            for tokens in [1, 63] {
+                let end = sequence.position() + tokens;
+                let last = feed(&mut *sequence, &ids[end - tokens..end]);
+                assert!(relative(&rows.0[end - 1], &last) < TOLERANCE, "{cache} {prompt} then {tokens}");
             }
         }
         let mut chunked = model.new_sequence(320).unwrap();
@@ -41,28 +41,28 @@ fn prompts_of_any_length_equal_single_tokens() {
         for (single, chunked) in
             single.recurrent_states().unwrap().iter().zip(chunked.recurrent_states().unwrap())
         {
-            assert!(relative(&single.values, &chunked.values) < CLOSE, "{cache} layer {}", single.layer);
+            assert!(relative(&single.values, &chunked.values) < TOLERANCE, "{cache} layer {}", single.layer);
         }
     }
 }
 
 #[test]
 fn a_full_cache_takes_its_last_tokens() {
-    // The last 24 positions hold no whole chunk of 64.
-    let work = Work::new(&TinyCheckpoint::new());
+    // The last 24 positions have no room for a full chunk of 64.
+    let work = Workspace::new(&TinyCheckpoint::new());
     let options = Options { compute: Compute::F32, context: 88, ..Options::default() };
     let model = open(&work.convert(&options), Precision::Exact);
     let ids = ids(88, 320);
     let mut rows = Collected::default();
     model.new_sequence(88).unwrap().extend(&ids, LogitsFor::AllTokens, &mut rows).unwrap();
     let last = feed(&mut *model.new_sequence(88).unwrap(), &ids);
-    assert!(relative(&rows.0[87], &last) < CLOSE);
+    assert!(relative(&rows.0[87], &last) < TOLERANCE);
     assert!(model.new_sequence(89).is_err());
 }
 
-/// Calls `prefill` with seven real tokens and nine padded ones, in the middle of a sequence.
+/// Calls `prefill` with seven real and nine padding tokens at position 5; returns outputs and states.
 fn padded_call(options: &Options, garbage: bool, precision: Precision) -> BTreeMap<String, Tensor> {
-    let work = Work::new(&TinyCheckpoint::new());
+    let work = Workspace::new(&TinyCheckpoint::new());
     let program = Program::load(&work.convert(options).join("model.mlpackage"), precision).unwrap();
     let function = program.function("prefill").unwrap();
     let (real, padded) = (7, 9);

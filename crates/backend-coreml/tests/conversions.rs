@@ -1,4 +1,4 @@
-//! Whatever way a package is written, the evaluator finds in it the model whose weights it holds.
+//! For every combination of conversion options, the evaluator computes the model whose weights the package holds.
 
 mod support;
 
@@ -10,15 +10,16 @@ use q35_format_coreml::{Cache, Compute, Encoding, Options};
 use q35_inference::Weights;
 use q35_reference::{Device, Reference};
 use q35_testkit::{TinyCheckpoint, tiny, tiny_more_value_heads};
-use support::{Work, all_rows, combinations, ids, open, prompt_then_steps, small, summary, weights};
+use support::{Workspace, all_rows, combinations, ids, open, prompt_then_steps, small, summary, weights};
 
-/// Mean KL against the float reference on the package's own weights.
+/// Largest mean KL to the float reference on the package's dequantized weights, for f32 packages.
 const F32: f64 = 1e-6;
+/// The same for f16 packages.
 const F16: f64 = 1e-4;
 
-/// Holds a conversion against the float reference on its own weights: a prompt of three chunks, the last one short, and
-/// three steps.
-fn check(work: &Work, options: &Options) {
+/// Compares a conversion with the float reference on its dequantized weights: a prompt of three chunks, the last one
+/// short, and three decode steps.
+fn check(work: &Workspace, options: &Options) {
     let out = work.convert(options);
     let reference = Reference::load(&weights(&out), Device::Cpu).unwrap();
     compare(&reference, &out, options);
@@ -34,28 +35,28 @@ fn compare(reference: &Reference, out: &std::path::Path, options: &Options) {
     assert!(summary.kl.mean <= limit, "{options:?}: {:?}", summary.kl);
 }
 
-/// What a package's weights stand for, as numbers and as the model to compare with.
-struct Known {
+/// Dequantized weights of a package and the float reference on them.
+struct Dequantized {
     numbers: Vec<Vec<f32>>,
     reference: Reference,
 }
 
 #[test]
 fn every_way_to_write_it_is_the_model_of_its_weights() {
-    let work = Work::new(&TinyCheckpoint::new());
-    // All encodings but block32 stand for the same numbers, whatever the layout: one reference serves them all.
-    let mut known: BTreeMap<(bool, &str), Known> = BTreeMap::new();
+    let work = Workspace::new(&TinyCheckpoint::new());
+    // All encodings but block32 dequantize to the same weights in every layout and share one reference.
+    let mut references: BTreeMap<(bool, &str), Dequantized> = BTreeMap::new();
     for options in combinations() {
         let out = work.convert(&options);
         let weights = weights(&out);
         let numbers = numbers(&weights);
         let key = (options.encoding == Encoding::Block32, options.compute.name());
-        let known = known.entry(key).or_insert_with(|| Known {
+        let expected = references.entry(key).or_insert_with(|| Dequantized {
             numbers: numbers.clone(),
             reference: Reference::load(&weights, Device::Cpu).unwrap(),
         });
-        assert!(known.numbers == numbers, "{options:?} stands for other numbers");
-        compare(&known.reference, &out, &options);
+        assert!(expected.numbers == numbers, "{options:?} has different weights");
+        compare(&expected.reference, &out, &options);
     }
 }
 
@@ -71,22 +72,22 @@ fn numbers(weights: &dyn Weights) -> Vec<Vec<f32>> {
 #[test]
 fn other_models_than_the_published_one() {
     use LayerKind::{FullAttention, LinearAttention};
-    let of = |config| TinyCheckpoint::new().with_config(config);
-    let kinds = |kinds: &[LayerKind]| {
-        of(TextConfig { layer_types: kinds.to_vec(), num_hidden_layers: kinds.len(), ..tiny() })
+    let with_config = |config| TinyCheckpoint::new().with_config(config);
+    let with_layers = |kinds: &[LayerKind]| {
+        with_config(TextConfig { layer_types: kinds.to_vec(), num_hidden_layers: kinds.len(), ..tiny() })
     };
     let checkpoints = [
         TinyCheckpoint::new().untied(),
         TinyCheckpoint::new().text_only().precision(q35_testkit::Precision::F16),
-        of(tiny_more_value_heads()),
-        of(TextConfig { partial_rotary_factor: 1.0, ..tiny() }),
-        of(TextConfig { linear_conv_kernel_dim: 2, ..tiny() }),
-        kinds(&[FullAttention, LinearAttention]),
-        kinds(&[FullAttention]),
-        kinds(&[LinearAttention]),
+        with_config(tiny_more_value_heads()),
+        with_config(TextConfig { partial_rotary_factor: 1.0, ..tiny() }),
+        with_config(TextConfig { linear_conv_kernel_dim: 2, ..tiny() }),
+        with_layers(&[FullAttention, LinearAttention]),
+        with_layers(&[FullAttention]),
+        with_layers(&[LinearAttention]),
     ];
     for checkpoint in checkpoints {
-        let work = Work::new(&checkpoint);
+        let work = Workspace::new(&checkpoint);
         for cache in [Cache::State, Cache::Io] {
             check(&work, &Options { cache, compute: Compute::F32, ..small() });
         }
@@ -94,8 +95,8 @@ fn other_models_than_the_published_one() {
 }
 
 #[test]
-fn an_untied_table_may_lie_with_the_host_alone() {
-    let work = Work::new(&TinyCheckpoint::new().untied());
+fn an_untied_embedding_may_be_on_the_host_alone() {
+    let work = Workspace::new(&TinyCheckpoint::new().untied());
     let options = Options { embedding: q35_format_coreml::Embedding::Host, ..small() };
     check(&work, &options);
     check(&work, &Options { compute: Compute::F32, head_splits: Some(7), ..options });
@@ -103,7 +104,7 @@ fn an_untied_table_may_lie_with_the_host_alone() {
 
 #[test]
 fn chunks_of_any_length() {
-    let work = Work::new(&TinyCheckpoint::new());
+    let work = Workspace::new(&TinyCheckpoint::new());
     for prefill_chunk in [1, 2, 3, 24, 37] {
         check(&work, &Options { prefill_chunk, compute: Compute::F32, ..small() });
     }
@@ -111,7 +112,7 @@ fn chunks_of_any_length() {
 
 #[test]
 fn half_precision_stays_close_on_the_embedded_model() {
-    let work = Work::embedded();
+    let work = Workspace::embedded();
     let out = work.convert(&Options { context: 128, ..Options::default() });
     let reference = Reference::load(&weights(&out), Device::Cpu).unwrap();
     let ids = ids(100, 4000);

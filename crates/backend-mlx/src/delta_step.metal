@@ -1,6 +1,6 @@
-// One token of the gated delta rule, everything between the convolution and the gated norm. One SIMD group per value
-// column of a head; its lanes share the key axis, so that a head's row of the state is read and written once, whole
-// cache lines at a time, and stays in registers between.
+// The gated delta rule for one token: everything between the convolution and the gated norm. One SIMD group per value
+// column of a head; its lanes split the key axis, so that each row of the state is read and written once, by whole cache
+// lines, and is in registers in between.
 //
 // Template: KEY_HEADS, HEADS (value heads), K, V. Grid (32, V, HEADS). K is a multiple of 32.
 //   mixed [2 K KEY_HEADS + V HEADS]  queries, keys, values before SiLU
@@ -35,19 +35,19 @@ const float raw_value = float(mixed[2 * KEY_HEADS * K + head * V + column]);
 const float value = raw_value / (1.0f + metal::precise::exp(-raw_value));
 
 const int row = (head * V + column) * K + first;
-float kept[PER_LANE];
-float seen = 0.0f;
+float updated[PER_LANE];
+float predicted = 0.0f;
 for (int i = 0; i < PER_LANE; ++i) {
-  kept[i] = state[row + i] * decay;
+  updated[i] = state[row + i] * decay;
   key[i] *= key_scale;
-  seen += kept[i] * key[i];
+  predicted += updated[i] * key[i];
 }
-const float delta = (value - simd_sum(seen)) * beta;
+const float delta = (value - simd_sum(predicted)) * beta;
 float read = 0.0f;
 for (int i = 0; i < PER_LANE; ++i) {
-  kept[i] += key[i] * delta;
-  state_out[row + i] = kept[i];
-  read += kept[i] * query[i];
+  updated[i] += key[i] * delta;
+  state_out[row + i] = updated[i];
+  read += updated[i] * query[i];
 }
 read = simd_sum(read) * query_scale;
 if (lane == 0) {

@@ -1,37 +1,39 @@
-//! The sequences that run over a network. Lives on the worker's thread.
+//! Executes a network's graphs for the sequences of a model. Lives on the worker thread.
 //!
-//! After a call that gave the logits of its last token, most likely one more token follows. So the graph of that token
-//! is built at once, with a slot for its id, while the device still works on the last one: when the id is known, the
-//! graph only has to be evaluated.
+//! After a call that returned the logits of its last token, one more token is the likely next call. So the graph of that
+//! token is built ahead, with a placeholder for its id, while the device still works on the current one. Once the id is
+//! known, the graph only has to be evaluated.
 
 use std::collections::HashMap;
 
+use mlx_rs::Array;
 use mlx_rs::transforms::async_eval;
-use mlx_rs::{Array, Dtype};
 use q35_inference::{HiddenStateAt, LogitsFor};
 
-use crate::ffi::TokenSlot;
-use crate::forward::{Graph, Network, State};
-use crate::model::MlxBackendError;
+use crate::error::MlxBackendError;
+use crate::host::to_host;
+use crate::qwen3_5::{Graph, Network};
+use crate::state::State;
+use crate::token_slot::TokenSlot;
 
-/// What a piece gave, as numbers on the host.
+/// Results of one chunk in host memory.
 #[derive(Default)]
-pub(crate) struct Produced {
-    /// Rows of logits, [rows, vocab].
+pub(crate) struct ChunkOutput {
+    /// Logits, [rows, vocab].
     pub logits: Vec<f32>,
-    /// The residual stream, each [T, D].
+    /// The residual stream at each observed location, [T, D] each.
     pub hidden: Vec<(HiddenStateAt, Vec<f32>)>,
 }
 
-/// A sequence as it stands, and the graph of one more token if it has been built.
-struct Standing {
+/// A sequence's state, and the graph of its next token if that has been built ahead.
+struct SequenceEntry {
     state: State,
     next: Option<(TokenSlot, Graph)>,
 }
 
 pub(crate) struct Engine {
     pub network: Network,
-    sequences: HashMap<u64, Standing>,
+    sequences: HashMap<u64, SequenceEntry>,
 }
 
 impl Engine {
@@ -41,63 +43,56 @@ impl Engine {
 
     /// A sequence's state.
     pub fn state(&self, sequence: u64) -> Result<&State, MlxBackendError> {
-        self.sequences.get(&sequence).map(|standing| &standing.state).ok_or(MlxBackendError::Lost)
+        self.sequences.get(&sequence).map(|entry| &entry.state).ok_or(MlxBackendError::Lost)
     }
 
-    /// Puts a sequence, new or not, into a state.
+    /// Sets the state of a new or existing sequence.
     pub fn set_state(&mut self, sequence: u64, state: State) {
-        self.sequences.insert(sequence, Standing { state, next: None });
+        self.sequences.insert(sequence, SequenceEntry { state, next: None });
     }
 
     pub fn remove(&mut self, sequence: u64) {
         self.sequences.remove(&sequence);
     }
 
-    /// Consumes a piece of tokens. A sequence for which this fails is lost until it is given a state again: keeping a
-    /// second one would keep MLX from writing keys and values where they are.
+    /// Processes a chunk of tokens. On failure the sequence is lost until [`Self::set_state`]: a second reference to its
+    /// state would prevent MLX from updating keys and values in place.
     pub fn advance(
         &mut self,
         sequence: u64,
         ids: &[u32],
-        rows: LogitsFor,
-        watch: bool,
-    ) -> Result<Produced, MlxBackendError> {
-        let Standing { state, next } = self.sequences.remove(&sequence).ok_or(MlxBackendError::Lost)?;
+        logits_for: LogitsFor,
+        observe_hidden: bool,
+    ) -> Result<ChunkOutput, MlxBackendError> {
+        let SequenceEntry { state, next } = self.sequences.remove(&sequence).ok_or(MlxBackendError::Lost)?;
         let graph = match (next, ids) {
-            (Some((slot, graph)), [id]) if rows == LogitsFor::LastToken && !watch => {
+            (Some((slot, graph)), [id]) if logits_for == LogitsFor::LastToken && !observe_hidden => {
                 slot.fill(*id);
                 graph
             }
             (next, _) => {
                 drop(next);
                 let ids = Array::from_slice(ids, &[ids.len() as i32]);
-                self.network.graph(&state, &ids, rows, watch)?
+                self.network.graph(&state, &ids, logits_for, observe_hidden)?
             }
         };
         drop(state);
-        let Graph { after, logits, watched } = graph;
-        async_eval(after.arrays().chain(&logits).chain(watched.iter().map(|(_, x)| x)))?;
+        let Graph { after, logits, hidden } = graph;
+        async_eval(after.arrays().chain(&logits).chain(hidden.iter().map(|(_, x)| x)))?;
         let mut next = None;
-        if rows == LogitsFor::LastToken && !watch {
+        if logits_for == LogitsFor::LastToken && !observe_hidden {
             let slot = TokenSlot::new();
             let graph = self.network.graph(&after, slot.ids(), LogitsFor::LastToken, false)?;
             next = Some((slot, graph));
         }
-        let mut produced = Produced::default();
-        if let Some(rows) = &logits {
-            produced.logits = to_host(rows)?;
+        let mut output = ChunkOutput::default();
+        if let Some(logits) = &logits {
+            output.logits = to_host(logits)?;
         }
-        for (site, x) in watched {
-            produced.hidden.push((site, to_host(&x)?));
+        for (location, x) in hidden {
+            output.hidden.push((location, to_host(&x)?));
         }
-        self.sequences.insert(sequence, Standing { state: after, next });
-        Ok(produced)
+        self.sequences.insert(sequence, SequenceEntry { state: after, next });
+        Ok(output)
     }
-}
-
-/// The numbers of an array, row-major, f32.
-pub(crate) fn to_host(array: &Array) -> mlx_rs::error::Result<Vec<f32>> {
-    let array = array.as_dtype(Dtype::Float32)?.contiguous()?;
-    array.eval()?;
-    Ok(array.as_slice::<f32>().to_vec())
 }

@@ -1,30 +1,47 @@
-//! Runs an MLX model directory through MLX itself (mlx-rs): on Apple's GPU by Metal, on a Linux machine by MLX's CPU
-//! backend, which is how the code is tested without a Mac.
+//! Runs an MLX model directory through MLX itself (mlx-rs): on Apple's GPU by Metal, and on Linux by MLX's CPU backend,
+//! on which the tests run.
 //!
-//! It reads directories through `q35_format_mlx`, computes with MLX operations only, and answers to the same two traits as
-//! every other backend. It knows nothing of chat.
+//! The crate reads directories through `q35_format_mlx`, computes with MLX operations only, and implements
+//! [`q35_inference::Model`]. It must not know about chat.
 //!
-//! MLX wants its arrays built and evaluated on one thread: `MlxModel` owns that thread and sends it jobs, so that
-//! the handles outside may be moved and shared freely. A token is one lazy graph, evaluated asynchronously; while the
-//! device works on it, the thread builds the graph of the next (see `engine`).
+//! MLX arrays must be built and evaluated on one thread. `MlxModel` owns that worker thread and sends it jobs, so that
+//! models and sequences can be moved and shared freely. A token is one lazy graph, evaluated asynchronously; while the
+//! device works on it, the worker builds the graph of the next token (see `engine`).
 //!
 //! The crate is empty without the feature `mlx`, because MLX needs Xcode on a Mac and `scripts/mlx/setup_linux.sh`
-//! elsewhere. Metal itself has not been exercised where this was written: see `docs/apple.md`.
+//! elsewhere. It has never run on Metal: see `docs/apple.md`.
+//!
+#![cfg_attr(feature = "mlx", doc = "```no_run")]
+#![cfg_attr(not(feature = "mlx"), doc = "```ignore")]
+//! use q35_backend_mlx::{MlxDevice, MlxModel};
+//! use q35_inference::{Discard, LogitsFor, Model};
+//!
+//! let directory = q35_format_mlx::MlxDirectory::open("model-dir".as_ref())?;
+//! let model = MlxModel::load(directory.into(), MlxDevice::default())?;
+//! let mut sequence = model.new_sequence(256)?;
+//! sequence.extend(&[1, 2, 3], LogitsFor::LastToken, &mut Discard)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![cfg(feature = "mlx")]
 #![deny(missing_docs)]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
-mod attention;
 mod delta;
+mod device;
 mod engine;
-mod ffi;
-mod forward;
-#[cfg(target_vendor = "apple")]
-mod metal;
+mod error;
+mod host;
+mod kv_cache;
 mod model;
+mod qwen3_5;
 mod sequence;
+mod shared;
 mod snapshot;
+mod state;
+mod token_slot;
 mod weights;
 mod worker;
 
-pub use model::{MlxBackendError, MlxDevice, MlxModel};
+pub use device::MlxDevice;
+pub use error::MlxBackendError;
+pub use model::MlxModel;

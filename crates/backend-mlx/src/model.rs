@@ -1,7 +1,7 @@
-//! The model as the rest of the project sees it.
+//! [`MlxModel`]: an MLX directory as a [`Model`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use mlx_rs::{Device, Dtype};
 use q35_architecture::TextConfig;
@@ -10,91 +10,26 @@ use q35_inference::{Model, ModelMemory, RunError, Sequence};
 use q35_quant::FloatType;
 
 use crate::delta::{DeltaRule, Sizes};
+use crate::device::{MlxDevice, gpu_is_available};
 use crate::engine::Engine;
-use crate::ffi::gpu_is_available;
-use crate::forward::Network;
-use crate::sequence::MlxSequence;
+use crate::error::MlxBackendError;
+use crate::qwen3_5::Network;
+use crate::sequence::{CHUNK, MlxSequence};
+use crate::shared::Shared;
 use crate::snapshot::layout;
 use crate::weights::{ModelWeights, activation_type};
 use crate::worker::Worker;
 
-/// Where MLX computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MlxDevice {
-    /// MLX's CPU backend, in f32.
-    Cpu,
-    /// Apple's GPU through Metal, in the type of the checkpoint's scales.
-    Gpu,
-}
-
-impl Default for MlxDevice {
-    /// The GPU where there is one.
-    fn default() -> Self {
-        if gpu_is_available() { Self::Gpu } else { Self::Cpu }
-    }
-}
-
-/// Why MLX cannot run a model.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MlxBackendError {
-    /// There is no GPU that MLX can use. (Asking MLX for it would end the process.)
-    #[error(
-        "MLX has no GPU here\n  expected: a build for macOS, on a machine with Metal\nhint: use MLX's CPU device"
-    )]
-    NoGpu,
-    /// MLX's own word.
-    #[error("MLX: {0}")]
-    Mlx(#[from] mlx_rs::error::Exception),
-    /// A tensor of the directory is not what the model needs.
-    #[error("tensor `{name}` was expected {expected}")]
-    Tensor {
-        /// The tensor.
-        name: String,
-        /// What was expected.
-        expected: &'static str,
-    },
-    /// The thread could not be started.
-    #[error("cannot start MLX's thread: {0}")]
-    Thread(std::io::Error),
-    /// An earlier call failed half way, and the state with it.
-    #[error("an earlier call failed half way; reset the sequence or restore a snapshot")]
-    Lost,
-    /// The thread has ended.
-    #[error("MLX's thread has stopped")]
-    Stopped,
-}
-
-impl From<MlxBackendError> for RunError {
-    fn from(error: MlxBackendError) -> Self {
-        Self::Backend { backend: "MLX", message: error.to_string() }
-    }
-}
-
 /// An MLX directory loaded into MLX. Dropping it frees the weights.
 pub struct MlxModel {
-    pub(crate) shared: Arc<Shared>,
-}
-
-pub(crate) struct Shared {
-    pub config: TextConfig,
-    pub worker: Worker,
-    /// Of snapshots.
-    pub layout: String,
-    next_sequence: AtomicU64,
-    device: MlxDevice,
-    activations: FloatType,
-    /// Whether decoding uses the kernel of our own.
-    fused: bool,
-    weight_bytes: u64,
-    bytes_per_token: u64,
+    shared: Arc<Shared>,
 }
 
 impl MlxModel {
     /// Loads a directory's weights onto `device`.
     ///
     /// # Errors
-    /// No such device, or weights that cannot be read or do not fit.
+    /// The device is not available, or a tensor cannot be read or has an unexpected form.
     pub fn load(directory: Arc<MlxDirectory>, device: MlxDevice) -> Result<Self, MlxBackendError> {
         if device == MlxDevice::Gpu && !gpu_is_available() {
             return Err(MlxBackendError::NoGpu);
@@ -103,7 +38,7 @@ impl MlxModel {
         let activations = activation_type(&directory, device)?;
         let source = Arc::clone(&directory);
         let worker = Worker::start(move || {
-            // The default device is a setting of the thread that computes.
+            // The default device is a setting of the current thread, the worker's.
             Device::set_default(&match device {
                 MlxDevice::Cpu => Device::cpu(),
                 MlxDevice::Gpu => Device::gpu(),
@@ -133,17 +68,17 @@ impl MlxModel {
             config,
             worker,
             layout,
-            next_sequence,
             device,
             activations,
             fused,
             weight_bytes,
             bytes_per_token,
+            next_sequence,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// What activations are kept in.
+    /// Float type of the activations.
     pub fn activations(&self) -> FloatType {
         self.shared.activations
     }
@@ -163,8 +98,7 @@ impl Model for MlxModel {
     }
 
     fn new_sequence(&self, max_context: usize) -> Result<Box<dyn Sequence>, RunError> {
-        let id = self.shared.next_sequence.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(MlxSequence::start(Arc::clone(&self.shared), id, max_context)?))
+        Ok(Box::new(MlxSequence::start(Arc::clone(&self.shared), max_context)?))
     }
 
     fn context_limit(&self) -> Option<usize> {
@@ -172,7 +106,7 @@ impl Model for MlxModel {
     }
 
     fn prefill_alignment(&self) -> usize {
-        crate::sequence::PIECE
+        CHUNK
     }
 
     fn memory(&self) -> ModelMemory {

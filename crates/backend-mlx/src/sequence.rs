@@ -1,16 +1,17 @@
-//! One sequence: a handle whose state lives on MLX's thread.
+//! [`Sequence`]: a handle to a state on the worker thread.
 
 use std::sync::Arc;
 
 use q35_inference::{LogitsFor, Observer, RecurrentState, RunError, Sequence, Snapshot};
 
-use crate::engine::to_host;
-use crate::forward::{LayerState, State};
-use crate::model::{MlxBackendError, Shared};
-use crate::snapshot::{restore, saved};
+use crate::error::MlxBackendError;
+use crate::host::to_host;
+use crate::shared::Shared;
+use crate::snapshot::{restore, save};
+use crate::state::{LayerState, State};
 
-/// Tokens computed between two looks at the observer's wish to stop, and the grid of prefill.
-pub(crate) const PIECE: usize = 64;
+/// Tokens of a prefill chunk: the prefill alignment, and the interval of cancellation checks.
+pub(crate) const CHUNK: usize = 64;
 
 pub(crate) struct MlxSequence {
     shared: Arc<Shared>,
@@ -20,8 +21,8 @@ pub(crate) struct MlxSequence {
 }
 
 impl MlxSequence {
-    pub fn start(shared: Arc<Shared>, id: u64, max_context: usize) -> Result<Self, RunError> {
-        let sequence = Self { shared, id, position: 0, max_context };
+    pub fn start(shared: Arc<Shared>, max_context: usize) -> Result<Self, RunError> {
+        let sequence = Self { id: shared.new_sequence_id(), shared, position: 0, max_context };
         sequence.set_empty()?;
         Ok(sequence)
     }
@@ -43,7 +44,7 @@ impl MlxSequence {
         self.shared.worker.run(move |engine| Ok(job(engine.state(id)?)?))
     }
 
-    fn checked(&self, ids: &[u32]) -> Result<(), RunError> {
+    fn check_tokens(&self, ids: &[u32]) -> Result<(), RunError> {
         let vocab_size = self.shared.config.vocab_size;
         if let Some(at) = ids.iter().position(|id| *id as usize >= vocab_size) {
             return Err(RunError::Token { id: ids[at], position: self.position + at, vocab_size });
@@ -65,38 +66,50 @@ impl Sequence for MlxSequence {
         self.max_context
     }
 
-    fn extend(&mut self, ids: &[u32], rows: LogitsFor, observer: &mut dyn Observer) -> Result<(), RunError> {
-        self.checked(ids)?;
-        let (watch, id, vocab) = (observer.wants_hidden(), self.id, self.shared.config.vocab_size);
+    fn extend(
+        &mut self,
+        ids: &[u32],
+        logits_for: LogitsFor,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
+        self.check_tokens(ids)?;
+        let (observe_hidden, id, vocab) = (observer.wants_hidden(), self.id, self.shared.config.vocab_size);
         let before = self.position;
         let mut rest = ids;
         while !rest.is_empty() {
             if observer.cancelled() {
                 return Err(RunError::Cancelled);
             }
-            // Pieces end on the grid of absolute positions, so that a prompt may be cut anywhere on it.
-            let (piece, later) = rest.split_at(rest.len().min(PIECE - self.position % PIECE));
-            let wanted =
-                if rows == LogitsFor::LastToken && !later.is_empty() { LogitsFor::None } else { rows };
-            let tokens = piece.to_vec();
-            let produced = self.shared.worker.run(move |engine| engine.advance(id, &tokens, wanted, watch));
-            let produced = produced.inspect_err(|_| self.position = before)?;
-            for (site, values) in &produced.hidden {
-                observer.hidden(*site, self.position, values);
+            // Chunks end at absolute multiples of CHUNK, so that results do not depend on aligned cuts of a prompt.
+            let (chunk, tail) = rest.split_at(rest.len().min(CHUNK - self.position % CHUNK));
+            let chunk_logits = match logits_for {
+                LogitsFor::LastToken if !tail.is_empty() => LogitsFor::None,
+                other => other,
+            };
+            let tokens = chunk.to_vec();
+            let output = self
+                .shared
+                .worker
+                .run(move |engine| engine.advance(id, &tokens, chunk_logits, observe_hidden))
+                .inspect_err(|_| self.position = before)?;
+            for (location, values) in &output.hidden {
+                observer.hidden(*location, self.position, values);
             }
-            let first =
-                if wanted == LogitsFor::AllTokens { self.position } else { self.position + piece.len() - 1 };
-            for (row, values) in produced.logits.chunks_exact(vocab).enumerate() {
+            let first = match chunk_logits {
+                LogitsFor::AllTokens => self.position,
+                _ => self.position + chunk.len() - 1,
+            };
+            for (row, values) in output.logits.chunks_exact(vocab).enumerate() {
                 observer.logits(first + row, values);
             }
-            self.position += piece.len();
-            rest = later;
+            self.position += chunk.len();
+            rest = tail;
         }
         Ok(())
     }
 
     fn snapshot(&self) -> Result<Snapshot, RunError> {
-        let tensors = self.with_state(saved)?;
+        let tensors = self.with_state(save)?;
         Ok(Snapshot { position: self.position, layout: self.shared.layout.clone(), tensors })
     }
 
@@ -124,7 +137,7 @@ impl Sequence for MlxSequence {
     }
 
     fn reset(&mut self) {
-        // An empty state is made of zeros alone; if even that fails, the next call reports it.
+        // If the allocation of zeros fails, the next call reports it.
         drop(self.set_empty());
         self.position = 0;
     }

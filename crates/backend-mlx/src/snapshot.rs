@@ -1,20 +1,21 @@
-//! States as snapshots: everything f32, whatever the device computes in.
+//! Conversion between states and snapshots. Snapshot tensors are f32 for every activation type.
 
 use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype};
 use q35_inference::{Snapshot, SnapshotTensor, StateType};
 
-use crate::attention::KeyValueCache;
-use crate::engine::to_host;
-use crate::forward::{LayerState, State};
+use crate::host::to_host;
+use crate::kv_cache::KeyValueCache;
+use crate::state::{LayerState, State};
 
-/// Names the layout; what was computed in one type is not gone on with in another.
+/// Layout string of snapshots; names the activation type, because a state computed in one type must not be continued in
+/// another.
 pub(crate) fn layout(dtype: Dtype) -> String {
     format!("mlx-2 {dtype:?}").to_lowercase()
 }
 
-/// The tensors of a state.
-pub(crate) fn saved(state: &State) -> Result<Vec<SnapshotTensor>> {
+/// The snapshot tensors of a state.
+pub(crate) fn save(state: &State) -> Result<Vec<SnapshotTensor>> {
     let mut tensors = Vec::new();
     for (index, layer) in state.layers.iter().enumerate() {
         let named = match layer {
@@ -38,7 +39,8 @@ pub(crate) fn saved(state: &State) -> Result<Vec<SnapshotTensor>> {
     Ok(tensors)
 }
 
-/// Turns an empty state into the saved one, or names the tensor that is missing or does not fit.
+/// Overwrites an empty state with the saved one. The inner result is `Err` with a description of the expected tensor if
+/// one is missing or does not fit.
 pub(crate) fn restore(
     state: &mut State,
     snapshot: &Snapshot,

@@ -5,16 +5,16 @@ use mlx_rs::ops::{self, indexing::take_axis};
 use mlx_rs::{Array, Dtype};
 use q35_architecture::LayerKind;
 use q35_format_mlx::{MlxDirectory, MlxTensor};
-
 use q35_quant::FloatType;
 
-use crate::model::{MlxBackendError, MlxDevice};
+use crate::device::MlxDevice;
+use crate::error::MlxBackendError;
 
 /// A matrix [rows, columns], applied as `x W^T`.
 pub(crate) enum Matrix {
-    /// MLX's affine groups.
+    /// Codes in MLX's affine groups.
     Packed { weight: Array, scales: Array, biases: Array, group_size: i32, bits: i32 },
-    /// A tensor that was left float.
+    /// A matrix that is not quantized.
     Float(Array),
 }
 
@@ -29,7 +29,7 @@ impl Matrix {
         }
     }
 
-    /// The rows with these indices, [T, columns].
+    /// The rows with the given indices ids [T], dequantized: [T, columns].
     pub fn rows(&self, ids: &Array, dtype: Dtype) -> Result<Array> {
         let rows = match self {
             Self::Packed { weight, scales, biases, group_size, bits } => {
@@ -101,7 +101,7 @@ pub(crate) struct ModelWeights {
 }
 
 impl ModelWeights {
-    /// Copies a directory's weights into MLX, for activations of type `dtype`.
+    /// Copies a directory's weights into MLX; float weights, scales and biases become `dtype`, the activations' type.
     pub fn load(directory: &MlxDirectory, dtype: Dtype) -> std::result::Result<Self, MlxBackendError> {
         let load = Loader { directory, dtype };
         let config = directory.config();
@@ -114,18 +114,18 @@ impl ModelWeights {
         })
     }
 
-    /// The matrix that gives logits.
+    /// The language-model head.
     pub fn head(&self) -> &Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Bytes of all matrices.
+    /// Size of all matrices in bytes.
     pub fn size_bytes(&self) -> u64 {
         let untied = self.head.as_ref().map_or(0, |_| self.embedding.size_bytes() as u64);
         untied + self.bytes_per_token()
     }
 
-    /// Bytes of the matrices that a token is multiplied with.
+    /// Size in bytes of the matrices that every token is multiplied with.
     pub fn bytes_per_token(&self) -> u64 {
         let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(Matrix::size_bytes).sum();
         (layers + self.head().size_bytes()) as u64
@@ -146,7 +146,7 @@ impl Layer {
     }
 }
 
-/// On a GPU activations take the type of the embedding's scales, as in mlx-lm; on the CPU they are f32.
+/// Type of the activations: on a GPU that of the embedding's scales, as in mlx-lm; on the CPU f32.
 pub(crate) fn activation_type(
     directory: &MlxDirectory,
     device: MlxDevice,
@@ -185,7 +185,7 @@ impl Loader<'_> {
                 in_proj_a: matrix("linear_attn.in_proj_a")?,
                 in_proj_b: matrix("linear_attn.in_proj_b")?,
                 out_proj: matrix("linear_attn.out_proj")?,
-                // One row per tap: the last axis is then the channels, as in the activations.
+                // [taps, channels]: channels last, as in the activations.
                 conv1d: evaluated(
                     vector("linear_attn.conv1d.weight", self.dtype)?
                         .reshape(&[channels, -1])?
@@ -244,7 +244,7 @@ impl Loader<'_> {
     }
 }
 
-/// Computed now, so that a device without memory for it says so while the model is loaded.
+/// Evaluates an array at once, so that a lack of device memory is reported while the model is loaded.
 fn evaluated(array: Array) -> Result<Array> {
     array.eval()?;
     Ok(array)

@@ -1,14 +1,14 @@
-//! The one thread on which MLX lives.
+//! The thread on which all MLX arrays are built and evaluated.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::engine::Engine;
-use crate::model::MlxBackendError;
+use crate::error::MlxBackendError;
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
-/// Sends jobs to the thread that owns the engine; dropping it ends the thread and frees the model.
+/// Handle of the thread that owns the engine; dropping it ends the thread and frees the model.
 pub(crate) struct Worker {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -23,32 +23,29 @@ impl Worker {
         let (ready, outcome) = channel();
         let run = move || match build() {
             Ok(mut engine) => {
-                let told = ready.send(Ok(()));
-                drop(told);
+                drop(ready.send(Ok(())));
                 for job in inbox {
                     job(&mut engine);
                 }
-                // Freed arrays stay with MLX's allocator otherwise. Failing to free is no reason to say anything.
+                // MLX's allocator caches freed arrays; a failure to release them is harmless.
                 drop(engine);
                 drop(mlx_rs::memory::clear_cache());
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let thread = std::thread::Builder::new()
-            .name("q35-format-mlx".into())
-            .spawn(run)
-            .map_err(MlxBackendError::Thread)?;
+        let thread =
+            std::thread::Builder::new().name("q35-mlx".into()).spawn(run).map_err(MlxBackendError::Thread)?;
         outcome.recv().map_err(|_| MlxBackendError::Stopped)??;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Runs `job` on the thread and waits for its answer.
+    /// Runs `job` on the thread and waits for its result.
     pub fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Engine) -> Result<T, MlxBackendError> + Send + 'static,
     ) -> Result<T, MlxBackendError> {
-        let (answer, outcome) = channel();
-        let job: Job = Box::new(move |engine| drop(answer.send(job(engine))));
+        let (result, outcome) = channel();
+        let job: Job = Box::new(move |engine| drop(result.send(job(engine))));
         self.jobs
             .as_ref()
             .ok_or(MlxBackendError::Stopped)?
@@ -57,7 +54,7 @@ impl Worker {
         outcome.recv().map_err(|_| MlxBackendError::Stopped)?
     }
 
-    /// Sends `job` and does not wait: for what nobody needs an answer to.
+    /// Sends `job` without waiting for it.
     pub fn send(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
         if let Some(jobs) = &self.jobs {
             drop(jobs.send(Box::new(job)));

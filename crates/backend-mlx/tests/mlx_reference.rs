@@ -1,5 +1,5 @@
-//! MLX's answers against the float reference and the CPU backend on the same directories. Runs only with the feature
-//! `mlx` (see `scripts/mlx/setup_linux.sh`).
+//! Compares MLX's logits with those of the float reference and of the CPU backend on the same directories. Needs the
+//! feature `mlx` (see `scripts/mlx/setup_linux.sh`).
 #![cfg(feature = "mlx")]
 
 mod support;
@@ -17,7 +17,7 @@ use q35_reference::{Device, Reference};
 use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
 use support::{all_rows, ids, mean_kl, quantized, rounded};
 
-/// Prefill over two pieces of the grid, the second ragged, then token by token.
+/// Divides ids into two prefill parts, neither a multiple of the prefill alignment, and single decode tokens.
 fn cuts(ids: &[u32]) -> Vec<&[u32]> {
     let (first, rest) = ids.split_at(70);
     let (second, steps) = rest.split_at(72);
@@ -40,13 +40,14 @@ fn mlx_agrees_with_the_float_reference_on_the_same_weights() {
     }
 }
 
-/// Another form for every matrix, as a calibrated model may have; one in nine is left in float.
+/// A recipe with different bits and groups for each matrix, as a calibrated model may have; about one in nine stays
+/// float.
 struct Mixed;
 
 impl Mixed {
     fn spec(name: &str) -> AffineSpec {
-        let at: usize = name.bytes().map(usize::from).sum();
-        AffineSpec::new([2, 3, 4, 5, 6, 8][at % 6], [32, 64, 128][at % 3]).unwrap()
+        let hash: usize = name.bytes().map(usize::from).sum();
+        AffineSpec::new([2, 3, 4, 5, 6, 8][hash % 6], [32, 64, 128][hash % 3]).unwrap()
     }
 }
 
@@ -60,8 +61,8 @@ impl Recipe for Mixed {
     }
 
     fn treatment(&self, tensor: &TensorSpec) -> Treatment {
-        let at: usize = tensor.name.bytes().map(usize::from).sum();
-        if at.is_multiple_of(9) { Treatment::Keep } else { Treatment::Quantize(Self::spec(&tensor.name)) }
+        let hash: usize = tensor.name.bytes().map(usize::from).sum();
+        if hash.is_multiple_of(9) { Treatment::Keep } else { Treatment::Quantize(Self::spec(&tensor.name)) }
     }
 
     fn quantize(

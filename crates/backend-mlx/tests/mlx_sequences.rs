@@ -1,4 +1,4 @@
-//! A sequence's own consistency, and its errors.
+//! Consistency and errors of sequences.
 #![cfg(feature = "mlx")]
 
 mod support;
@@ -16,7 +16,7 @@ fn model() -> MlxModel {
     MlxModel::load(directory, MlxDevice::Cpu).unwrap()
 }
 
-/// Decoding evaluates graphs that were built before their token was known.
+/// Decoding evaluates graphs that were built before their token id was known.
 #[test]
 fn tokens_decoded_one_by_one_give_what_they_give_together() {
     let model = model();
@@ -26,7 +26,7 @@ fn tokens_decoded_one_by_one_give_what_they_give_together() {
     let mut found = Collect::default();
     sequence.extend(&ids[..60], LogitsFor::LastToken, &mut found).unwrap();
     for (at, id) in ids.iter().enumerate().skip(60) {
-        // The graph that waits for this token is given up in between now and then.
+        // A restore discards the graph built ahead; a snapshot must not disturb it.
         if at == 70 {
             let snapshot = sequence.snapshot().unwrap();
             sequence.restore(&snapshot).unwrap();
@@ -95,7 +95,7 @@ fn snapshots_that_do_not_fit_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn what_cannot_be_done_is_an_error() {
+fn unavailable_devices_bad_tokens_and_overlong_sequences_are_errors() {
     let directory = quantized(&TinyCheckpoint::new(), &rounded(4, 32), Form::default());
     if !cfg!(target_vendor = "apple") {
         let error = MlxModel::load(Arc::clone(&directory), MlxDevice::Gpu).err();

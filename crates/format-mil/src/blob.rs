@@ -1,4 +1,4 @@
-//! Writing weight.bin: blob storage version 2, record by record.
+//! Writer of `weight.bin` files (blob storage version 2).
 
 use std::collections::BTreeMap;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -7,15 +7,14 @@ use sha2::{Digest, Sha256};
 
 use crate::DType;
 
-/// Records and the file header are aligned to this, and this long.
+/// Alignment of records in bytes; also the length of the headers of file and records.
 pub const ALIGNMENT: u64 = 64;
 /// First word of a record's header.
 pub const SENTINEL: u32 = 0xDEAD_BEEF;
-/// The version of the storage format.
+/// Version of the storage format.
 pub const VERSION: u32 = 2;
 
-/// Writes a weight file front to back. What has been written is not kept in memory, but for the fingerprints of
-/// [`WeightWriter::add`].
+/// Writes a weight file sequentially. Only the hashes for the deduplication of [`WeightWriter::add`] stay in memory.
 ///
 /// ```
 /// use q35_format_mil::{DType, WeightWriter};
@@ -38,25 +37,25 @@ pub struct WeightWriter<W> {
     stored: BTreeMap<[u8; 32], u64>,
 }
 
-/// Why a weight file could not be written.
+/// Failure to write a weight file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightWriteError {
-    /// The output failed.
+    /// Writing to the output failed.
     #[error("cannot write the weight file")]
     Io(#[from] io::Error),
-    /// A type that weight files have no code for.
+    /// Weight files have no code for the type.
     #[error("{dtype} cannot be stored in a weight file")]
     DType {
         /// The type.
         dtype: DType,
     },
-    /// A record got more or fewer bytes than its elements take.
+    /// More or fewer bytes were written to a record than its elements need.
     #[error("a record of {expected} bytes got {found}")]
     Length {
-        /// As announced.
+        /// Size of the record's elements in bytes.
         expected: u64,
-        /// As written.
+        /// Number of bytes written.
         found: u64,
     },
 }
@@ -65,21 +64,21 @@ impl<W: Write + Seek> WeightWriter<W> {
     /// Starts a file at the beginning of `out`.
     ///
     /// # Errors
-    /// The output failed.
+    /// Writing to the output failed.
     pub fn new(mut out: W) -> Result<Self, WeightWriteError> {
         out.write_all(&[0; ALIGNMENT as usize])?;
         Ok(Self { out, position: ALIGNMENT, records: 0, stored: BTreeMap::new() })
     }
 
-    /// Bytes so far.
+    /// Length of the file so far, in bytes.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// A whole record of `count` elements, or an equal one that is there already: its offset.
+    /// Writes a record of `count` elements, unless an equal one has been written; returns its offset.
     ///
     /// # Errors
-    /// The output failed, the type cannot be stored, or `bytes` are not `count` elements.
+    /// Writing fails, the type cannot be stored, or `bytes` is not the size of `count` elements.
     pub fn add(&mut self, dtype: DType, count: usize, bytes: &[u8]) -> Result<u64, WeightWriteError> {
         let mut hash = Sha256::new();
         hash.update(dtype.code().to_le_bytes());
@@ -96,10 +95,10 @@ impl<W: Write + Seek> WeightWriter<W> {
         Ok(offset)
     }
 
-    /// Starts a record of `count` elements, to be filled piece by piece.
+    /// Starts a record of `count` elements, to be written in parts.
     ///
     /// # Errors
-    /// The output failed, or the type cannot be stored.
+    /// Writing fails, or the type cannot be stored.
     pub fn record(&mut self, dtype: DType, count: usize) -> Result<RecordWriter<'_, W>, WeightWriteError> {
         let code = dtype.blob_code().ok_or(WeightWriteError::DType { dtype })?;
         let offset = self.position.next_multiple_of(ALIGNMENT);
@@ -118,10 +117,10 @@ impl<W: Write + Seek> WeightWriter<W> {
         Ok(RecordWriter { file: self, offset, size, written: 0 })
     }
 
-    /// Completes the file's header and gives the output back.
+    /// Completes the file's header and returns the output.
     ///
     /// # Errors
-    /// The output failed.
+    /// Writing to the output failed.
     pub fn finish(mut self) -> Result<W, WeightWriteError> {
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&self.records.to_le_bytes())?;
@@ -132,7 +131,7 @@ impl<W: Write + Seek> WeightWriter<W> {
     }
 }
 
-/// A record that is being filled.
+/// Writer of one record.
 #[derive(Debug)]
 pub struct RecordWriter<'a, W> {
     file: &'a mut WeightWriter<W>,
@@ -145,7 +144,7 @@ impl<W: Write + Seek> RecordWriter<'_, W> {
     /// Appends packed little-endian elements.
     ///
     /// # Errors
-    /// The output failed, or the record is full.
+    /// Writing fails, or the record would exceed its size.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WeightWriteError> {
         let found = self.written + bytes.len() as u64;
         if found > self.size {
@@ -157,10 +156,10 @@ impl<W: Write + Seek> RecordWriter<'_, W> {
         Ok(())
     }
 
-    /// The record's offset, which a value refers to.
+    /// Completes the record and returns the offset of its header, for [`crate::BlobRef::offset`].
     ///
     /// # Errors
-    /// The record is not full.
+    /// The record is not complete.
     pub fn finish(self) -> Result<u64, WeightWriteError> {
         if self.written != self.size {
             return Err(WeightWriteError::Length { expected: self.size, found: self.written });
@@ -175,9 +174,9 @@ mod tests {
 
     use super::*;
 
-    /// The bytes that coremltools' own writer makes of these records (`libmilstoragepython`, coremltools 9.0).
+    /// Expected bytes: written by coremltools (`libmilstoragepython`, coremltools 9.0) for the same records.
     #[test]
-    fn bytes_are_as_the_format_says() {
+    fn bytes_equal_those_of_coremltools() {
         let mut file = WeightWriter::new(Cursor::new(Vec::new())).unwrap();
         assert_eq!(file.add(DType::I4, 5, &[0xe1, 0xc3, 0x07]).unwrap(), 64);
         assert_eq!(file.add(DType::F32, 1, &1.5f32.to_le_bytes()).unwrap(), 192);
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_records_are_stored_once_but_types_are_told_apart() {
+    fn equal_records_of_one_type_are_stored_once() {
         let mut file = WeightWriter::new(Cursor::new(Vec::new())).unwrap();
         let first = file.add(DType::I8, 4, &[0; 4]).unwrap();
         assert_eq!(file.add(DType::I8, 4, &[0; 4]).unwrap(), first);
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_takes_exactly_its_elements() {
+    fn a_record_holds_exactly_its_elements() {
         let mut file = WeightWriter::new(Cursor::new(Vec::new())).unwrap();
         let error = file.add(DType::F16, 3, &[0; 5]).unwrap_err();
         assert_eq!(error.to_string(), "a record of 6 bytes got 5");

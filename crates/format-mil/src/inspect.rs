@@ -1,56 +1,57 @@
-//! What is in a package, for people: functions, features, operators, bytes, and what may trouble the Neural Engine.
+//! Summary of a package for display: functions, features, operators, sizes, and risks on the Neural Engine.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::neural_engine::{Risk, risks};
+use crate::visit::{visit_operations, visit_values};
 use crate::{DType, Package, Type, proto};
 
-/// A package, summed up.
+/// Summary of a package.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
-    /// As stated.
+    /// Specification version.
     pub specification_version: i32,
-    /// The function that runs when none is named.
+    /// Name of the default function.
     pub default_function: String,
     /// The functions, ordered by name.
     pub functions: Vec<InspectedFunction>,
-    /// Bytes of weight records by element type; a record counts once, however often it is used.
+    /// Size of the weight records in bytes, by element type; a shared record counts once.
     pub weight_bytes: BTreeMap<DType, u64>,
-    /// Length of the weight files, headers and padding included.
+    /// Length of the weight files in bytes, headers and padding included.
     pub weight_file_bytes: u64,
-    /// What may trouble the Neural Engine.
+    /// Reported Neural Engine limits that the package touches.
     pub risks: Vec<Risk>,
 }
 
-/// A function, summed up.
+/// Summary of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InspectedFunction {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its operator set.
+    /// Operator set.
     pub opset: String,
-    /// Inputs that are no states, with their types.
+    /// Names and types of inputs other than states.
     pub inputs: Vec<(String, String)>,
-    /// Outputs, with their types.
+    /// Names and types of outputs.
     pub outputs: Vec<(String, String)>,
-    /// States, with their types.
+    /// Names and types of states.
     pub states: Vec<(String, String)>,
-    /// How often each operator occurs, inner blocks included, `const` left out.
+    /// Number of operations per operator, inner blocks included, `const` excluded.
     pub operators: BTreeMap<String, usize>,
     /// Number of `const` operations.
     pub constants: usize,
-    /// Bytes of the weight records that it refers to.
+    /// Size in bytes of the weight records that the function refers to.
     pub weight_bytes: u64,
 }
 
 impl InspectedFunction {
-    /// Operations that are no constants.
+    /// Number of operations, constants excluded.
     pub fn operations(&self) -> usize {
         self.operators.values().sum()
     }
 }
 
-/// Sums a package up. What is malformed in it is left out; [`crate::check`] names that.
+/// Summarises a package. Malformed parts are omitted; [`crate::check`](fn@crate::check) reports them.
 pub fn inspect(package: &Package) -> Inspection {
     let description = package.model().description.as_ref();
     let named = description.map(|description| description.default_function_name.clone());
@@ -60,7 +61,7 @@ pub fn inspect(package: &Package) -> Inspection {
     for (name, function) in &package.program().functions {
         let Some(block) = function.block_specializations.get(&function.opset) else { continue };
         let mut used = BTreeSet::new();
-        crate::read::visit_values(block, &mut |value| {
+        visit_values(block, &mut |value| {
             if let Some(proto::ValueKind::BlobFile(blob)) = &value.kind {
                 used.insert((blob.file_name.clone(), blob.offset));
             }
@@ -127,21 +128,13 @@ fn function_summary(
     summary
 }
 
-/// Calls `visit` with every operation of a block and the blocks inside of it. Decoding has bounded their depth.
-pub(crate) fn visit_operations<'a>(block: &'a proto::Block, visit: &mut impl FnMut(&'a proto::Operation)) {
-    for operation in &block.operations {
-        visit(operation);
-        operation.blocks.iter().for_each(|inner| visit_operations(inner, visit));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sample;
 
     #[test]
-    fn a_package_is_summed_up() {
+    fn a_package_is_summarised() {
         let dir = tempfile::tempdir().unwrap();
         sample::write(dir.path());
         let package = Package::open(dir.path()).unwrap();
@@ -152,7 +145,7 @@ mod tests {
         assert_eq!(prefill.outputs, [("y".to_owned(), "fp16[1, 4, 32]".to_owned())]);
         assert_eq!(decode.states, [("cache".to_owned(), "fp16[8, 32]".to_owned())]);
         assert_eq!((decode.operators["linear"], decode.operators["concat"]), (1, 2));
-        // Shared records count once: codes, and scales with the zeros of the bias.
+        // Shared records count once: codes, and scales with the bias's zeros.
         assert_eq!(inspection.weight_bytes, BTreeMap::from([(DType::I8, 1024), (DType::F16, 128)]));
         assert_eq!((decode.weight_bytes, prefill.weight_bytes), (1152, 1152));
         assert_eq!(inspection.weight_file_bytes, package.weight_files().values().next().unwrap().len());

@@ -1,7 +1,14 @@
-//! Core ML's mlprogram packages as a file format: protobuf messages ([`proto`]), types and values, the operators'
-//! signatures ([`ops`]), a typed builder ([`build`]), and packages written record by record ([`PackageWriter`]).
+//! Core ML's mlprogram packages as a file format: protobuf messages ([`proto`]), types and values, operator signatures
+//! and type inference ([`ops`]), a typed builder ([`build`]), readers ([`Package`]), writers ([`PackageWriter`]) and a
+//! checker ([`check`](fn@check)).
 //!
-//! Knows the format and the operators' types, not what any model computes.
+//! ```no_run
+//! let package = q35_format_mil::Package::open("model.mlpackage".as_ref())?;
+//! q35_format_mil::check(&package).into_result()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The crate defines the format and the operators' types. It must not know about any model or execute programs.
 #![deny(missing_docs)]
 
 mod blob;
@@ -18,6 +25,7 @@ mod records;
 mod sample;
 mod types;
 mod value;
+mod visit;
 
 pub use blob::{ALIGNMENT, RecordWriter, SENTINEL, VERSION, WeightWriteError, WeightWriter};
 pub use check::{CheckError, Defect, Finding, Report, check};

@@ -1,37 +1,37 @@
 //! Reported limits of the Neural Engine that a package touches.
 //!
-//! Where an operation runs is decided by Core ML on a device, and nothing here has run there: these are others' reports,
-//! some of which contradict each other. Each risk names what it touches and who reported it.
+//! Core ML decides on the device where an operation runs, and q35 has never run there: the limits are reports by others,
+//! some of them contradictory. Each risk names the operations concerned and the source of the report.
 
 use std::collections::BTreeMap;
 
-use crate::inspect::visit_operations;
+use crate::visit::visit_operations;
 use crate::{Package, TensorType, Type, proto};
 
 /// A reported limit that a package touches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Risk {
-    /// Which limit.
+    /// The limit.
     pub limit: Limit,
-    /// The function, or the package's part.
+    /// Name of the function, or "package".
     pub place: String,
-    /// What touches it: operations or features, the first few.
+    /// The first few operations or features that touch the limit.
     pub touches: Vec<String>,
-    /// How many do.
+    /// Number of operations or features that touch the limit.
     pub count: usize,
 }
 
-/// Limits that were reported.
+/// Reported limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Limit {
     /// More than one state.
     ManyStates,
-    /// A state's last dimension is no multiple of 32.
+    /// A state's last dimension is not a multiple of 32.
     StateWidth,
     /// A state that is not fp16.
     StateType,
-    /// Writing many rows into a state at once.
+    /// An update of many rows of a state at once.
     WideUpdate,
     /// Scales per block instead of per channel.
     BlockScales,
@@ -39,30 +39,30 @@ pub enum Limit {
     ScaledTable,
     /// int8 weights without a table.
     PlainInt8,
-    /// Signed weights with a zero point of 0, iOS 16 form.
+    /// Signed weights with a zero point of 0 in the iOS 16 operator.
     SignedZeroPoint,
     /// fp32 arithmetic.
     Float32,
-    /// A dimension that the engine's tensors cannot have.
+    /// A dimension larger than the engine supports.
     LargeDimension,
-    /// More dimensions than work well.
+    /// A rank larger than recommended.
     Rank,
     /// Loops and branches.
     ControlFlow,
-    /// Operators that were seen to leave the engine.
+    /// Operators that were observed to run on other units.
     Operators,
     /// A gather from quantized weights.
     QuantizedGather,
     /// A large package.
     PackageSize,
-    /// The index of the largest element of a large vocabulary.
+    /// An argmax over a large vocabulary.
     LargeIndices,
     /// Flexible shapes by range.
     FlexibleShapes,
 }
 
 impl Limit {
-    /// A short name, for programs.
+    /// Identifier in machine-readable output.
     pub fn name(self) -> &'static str {
         match self {
             Self::ManyStates => "many_states",
@@ -85,7 +85,7 @@ impl Limit {
         }
     }
 
-    /// What may happen, as a risk.
+    /// Description of the risk.
     pub fn risk(self) -> &'static str {
         match self {
             Self::ManyStates => {
@@ -128,7 +128,7 @@ impl Limit {
         }
     }
 
-    /// Who says so.
+    /// Source of the report.
     pub fn source(self) -> &'static str {
         match self {
             Self::ManyStates | Self::LargeIndices => {
@@ -154,14 +154,14 @@ impl Limit {
     }
 }
 
-/// Dimensions of the engine's tensors: height and width, and channels.
+/// Largest reported height or width of the engine's tensors; channels are limited separately.
 const LARGEST_SIDE: usize = 16_384;
 const LARGEST_CHANNELS: usize = 65_536;
 const UPDATE_ROWS: usize = 32;
 const PACKAGE_BYTES: u64 = 1_000_000_000;
 const SHOWN: usize = 5;
 
-/// Every reported limit that the package touches, by function.
+/// All reported limits that the package touches, by function.
 pub(crate) fn risks(package: &Package) -> Vec<Risk> {
     let mut risks = Vec::new();
     for (name, function) in &package.program().functions {
@@ -190,7 +190,7 @@ pub(crate) fn risks(package: &Package) -> Vec<Risk> {
     risks
 }
 
-/// A feature whose shape is described as ranges.
+/// Name of a feature with a flexible shape (ranges).
 fn ranged_feature(model: &proto::Model) -> Option<String> {
     let description = model.description.as_ref()?;
     let functions = description.functions.iter().flat_map(|f| f.input.iter().chain(&f.output));
@@ -331,7 +331,7 @@ impl Found {
             if ty.rank() > 4 {
                 self.add(Limit::Rank, format!("{op} {} {ty}", output.name));
             }
-            // Channels stand third from the back; a matrix's rows and columns are height and width.
+            // Channels are the third axis from the back; a matrix's rows and columns are height and width.
             let too_large = ty
                 .shape
                 .iter()
@@ -352,7 +352,7 @@ mod tests {
     use crate::{DType, PackageWriter, Value};
 
     #[test]
-    fn what_is_touched_is_named_with_its_source() {
+    fn risks_name_operations_and_sources() {
         let dir = tempfile::tempdir().unwrap();
         let mut package = PackageWriter::create(dir.path()).unwrap();
         let weights = package.weights();

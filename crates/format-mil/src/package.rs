@@ -1,4 +1,4 @@
-//! Writing a `.mlpackage` directory.
+//! Writer of `.mlpackage` directories.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -10,29 +10,28 @@ use sha2::{Digest, Sha256};
 
 use crate::{WeightWriteError, WeightWriter, proto};
 
-/// The weight file of a package that is being written.
+/// Writer of a package's weight file.
 pub type PackageWeights = WeightWriter<BufWriter<File>>;
 
-/// A package being written: first its weights, then its model.
+/// Writes a package: first its weights, then its model.
 ///
-/// Everything is written into the directory itself; whoever wants it whole or not at all gives a temporary one and
-/// renames it.
+/// Files are written in place; for an atomic result, write to a temporary directory and rename it.
 #[derive(Debug)]
 pub struct PackageWriter {
     dir: PathBuf,
     weights: PackageWeights,
 }
 
-/// Why a package could not be written.
+/// Failure to write a package.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackageWriteError {
-    /// The file system refused.
+    /// A file or directory cannot be written.
     #[error("cannot write `{path}`")]
     Io {
-        /// What was to be written.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why not.
+        /// Cause of the failure.
         source: io::Error,
     },
     /// The weights could not be written.
@@ -40,7 +39,7 @@ pub enum PackageWriteError {
     Weights {
         /// The package.
         path: PathBuf,
-        /// Why not.
+        /// Cause of the failure.
         source: WeightWriteError,
     },
 }
@@ -52,7 +51,7 @@ impl PackageWriter {
     /// Creates the directory and an empty weight file.
     ///
     /// # Errors
-    /// The file system refused.
+    /// A file or directory cannot be written.
     pub fn create(dir: &Path) -> Result<Self, PackageWriteError> {
         let folder = dir.join("Data").join(WEIGHTS);
         fs::create_dir_all(&folder)
@@ -72,7 +71,7 @@ impl PackageWriter {
     /// Completes the package with its model and manifest.
     ///
     /// # Errors
-    /// The file system refused.
+    /// A file or directory cannot be written.
     pub fn finish(self, model: &proto::Model) -> Result<(), PackageWriteError> {
         let Self { dir, weights } = self;
         weights.finish().map_err(|source| PackageWriteError::Weights { path: dir.clone(), source })?;
@@ -100,7 +99,7 @@ fn manifest(model: &[u8]) -> serde_json::Value {
     })
 }
 
-/// In the form of a random UUID, but the same for the same model, so that packages can be compared.
+/// An identifier in the form of a UUID, derived from the model so that equal models yield equal packages.
 fn identifier(model: &[u8], path: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(path.as_bytes());

@@ -1,4 +1,4 @@
-//! Reading packages back: manifest, model message, weight files.
+//! Reading of packages: manifest, model message, weight files.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -7,17 +7,18 @@ use prost::Message;
 use serde::Deserialize;
 
 use crate::records::{Bytes, RecordError, WeightFile};
+use crate::visit::visit_values;
 use crate::{BlobRef, Data, Immediate, Value, proto};
 
-/// The longest model message that is read. A program of a model of any size is a few MB, since weights stand in their
-/// own file; decoding needs many times the message's length, so absurd ones are refused before.
+/// Largest accepted model message, in bytes. Programs are a few MB for models of any size, because weights are in a
+/// separate file; decoding needs many times the message's length, so longer ones are rejected first.
 pub const MAX_MODEL_BYTES: u64 = 64 << 20;
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 const WEIGHTS_PREFIX: &str = "@model_path/weights/";
 
-/// A package that was read: the model message, and the weight files it refers to, mapped.
+/// An opened package: the decoded model message and the mapped weight files that it refers to.
 ///
-/// Reading checks only what is needed to find the parts; [`crate::check`] judges them.
+/// Opening checks only what is needed to find the parts; [`crate::check`](fn@crate::check) checks their contents.
 #[derive(Clone, Debug)]
 pub struct Package {
     dir: PathBuf,
@@ -27,16 +28,16 @@ pub struct Package {
     files: BTreeMap<String, WeightFile>,
 }
 
-/// The elements of a constant, wherever they stand.
+/// The elements of a constant.
 #[derive(Clone, Debug)]
 pub enum Content<'a> {
-    /// In the message, in a field of the type's own kind.
+    /// Immediate elements in the message field of their kind.
     Elements(&'a proto::Elements),
-    /// In a weight file (or as bytes in the message), packed.
+    /// Packed elements in a weight file, or as immediate bytes.
     Packed(Bytes),
 }
 
-/// Why a package cannot be read.
+/// Failure to read a package.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
@@ -45,25 +46,25 @@ pub enum ReadError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// `Manifest.json` is none.
+    /// `Manifest.json` is malformed.
     #[error("{path}: {message}")]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the defect.
         message: String,
     },
-    /// A file that is longer than any of its kind.
+    /// A file exceeds the size limit.
     #[error("{path}: {found} bytes, at most {limit} are read")]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// Its length.
+        /// Length in bytes.
         found: u64,
-        /// The limit.
+        /// Largest accepted length in bytes.
         limit: u64,
     },
     /// The model message cannot be decoded.
@@ -71,22 +72,22 @@ pub enum ReadError {
     Decode {
         /// The file.
         path: PathBuf,
-        /// Where decoding failed.
+        /// The decoding error.
         source: prost::DecodeError,
     },
-    /// A model of another kind than `mlProgram`.
+    /// The model is not an `mlProgram`.
     #[error("{path} holds no mlprogram\n  expected: a model of type mlProgram (Core ML 5 or later)")]
     NoProgram {
         /// The file.
         path: PathBuf,
     },
-    /// A program refers to a file outside of the package.
+    /// A value refers to a file outside of the package's weights directory.
     #[error("a value refers to {file:?}\n  expected: a file under {WEIGHTS_PREFIX}")]
     Reference {
-        /// As written.
+        /// File name in the program.
         file: String,
     },
-    /// A weight file or a record of it.
+    /// A weight file or one of its records is malformed.
     #[error(transparent)]
     Record(#[from] RecordError),
 }
@@ -110,7 +111,7 @@ struct Item {
 }
 
 impl Package {
-    /// Reads the package in the directory `dir` and maps the weight files that its program refers to.
+    /// Opens the package directory `dir` and maps the weight files that its program refers to.
     ///
     /// # Errors
     /// A part is missing, too long, or malformed; a value refers to a file outside of the package.
@@ -132,7 +133,7 @@ impl Package {
             if plain && !path.is_empty() {
                 Ok(data.join(path))
             } else {
-                Err(wrong(format!("the path {path:?} leads out of the package")))
+                Err(wrong(format!("the path {path:?} points outside of the package")))
             }
         };
         let model_path = inside(&root.path)?;
@@ -162,12 +163,12 @@ impl Package {
         &self.dir
     }
 
-    /// The file of the model message.
+    /// Path of the model message.
     pub fn model_path(&self) -> &Path {
         &self.model_path
     }
 
-    /// The directory of the weight files.
+    /// Directory of the weight files.
     pub fn weights_dir(&self) -> &Path {
         &self.weights_dir
     }
@@ -183,15 +184,15 @@ impl Package {
         self.model.ml_program.as_ref().unwrap_or(&EMPTY)
     }
 
-    /// The weight files by the names that the program uses.
+    /// The weight files by their name in the program.
     pub fn weight_files(&self) -> &BTreeMap<String, WeightFile> {
         &self.files
     }
 
-    /// The elements of a constant of this package.
+    /// The elements of one of this package's constants.
     ///
     /// # Errors
-    /// A record is missing or is not of the value's type and length.
+    /// The record is missing, or its type or length differs from the value's.
     pub fn content<'a>(&self, value: &'a Value) -> Result<Content<'a>, ReadError> {
         match &value.data {
             Data::Immediate(proto::Elements::Bytes(bytes))
@@ -209,16 +210,16 @@ impl Package {
     }
 }
 
-/// Whether a path is one file name, leading nowhere else.
+/// True if a path consists of a single file name.
 fn is_plain_name(path: &str) -> bool {
     let mut parts = Path::new(path).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
 }
 
-/// Decodes a model message; its length must have been bounded by the caller.
+/// Decodes a model message. The caller must bound the length of untrusted bytes.
 ///
 /// # Errors
-/// The bytes are no such message, or messages are nested too deeply.
+/// The bytes are not a model message, or messages are nested too deeply.
 pub fn decode(bytes: &[u8]) -> Result<proto::Model, prost::DecodeError> {
     proto::Model::decode(bytes)
 }
@@ -236,7 +237,7 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-/// Names of all weight files that a program's values refer to.
+/// Names of the weight files that a program's values refer to.
 fn referenced_files(program: &proto::Program) -> std::collections::BTreeSet<&str> {
     let mut names = std::collections::BTreeSet::new();
     for function in program.functions.values() {
@@ -249,17 +250,4 @@ fn referenced_files(program: &proto::Program) -> std::collections::BTreeSet<&str
         }
     }
     names
-}
-
-/// Calls `visit` with every constant of a block and the blocks inside of it. Decoding has bounded their depth.
-pub(crate) fn visit_values<'a>(block: &'a proto::Block, visit: &mut impl FnMut(&'a proto::Value)) {
-    for operation in &block.operations {
-        operation.attributes.values().for_each(&mut *visit);
-        for binding in operation.inputs.values().flat_map(|argument| &argument.arguments) {
-            if let Some(proto::BindingKind::Value(value)) = &binding.kind {
-                visit(value);
-            }
-        }
-        operation.blocks.iter().for_each(|inner| visit_values(inner, visit));
-    }
 }

@@ -1,7 +1,7 @@
-//! Reading weight files: blob storage version 2.
+//! Reader of weight files (blob storage version 2).
 //!
-//! A header of 64 bytes (number of records, version), then records, each a header of 64 bytes at a multiple of 64
-//! followed by its data. Files are mapped, never read whole; a record's data is shared by whoever asks for it.
+//! A file is a header of 64 bytes (number of records, version) and records, each a header of 64 bytes at a multiple of
+//! 64 followed by its data. Files are memory-mapped; a record's [`Bytes`] share the mapping.
 
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -23,20 +23,20 @@ pub struct WeightFile {
     map: Arc<Mmap>,
 }
 
-/// One record's header, checked against the file's length.
+/// A record's header, checked against the file's length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where the header stands: what a program refers to.
+    /// Offset of the header, to which a program refers.
     pub offset: u64,
     /// Element type.
     pub dtype: DType,
-    /// Unused bits after the last element.
+    /// Number of unused bits after the last element.
     pub padding_bits: u64,
-    /// Where the data stands in the file.
+    /// Byte range of the data in the file.
     pub data: Range<u64>,
 }
 
-/// Bytes that keep what they lie in alive: part of a mapped file, or their own memory.
+/// Reference-counted bytes: part of a mapped file, or owned memory.
 #[derive(Clone, Debug)]
 pub struct Bytes {
     owner: Owner,
@@ -49,7 +49,7 @@ enum Owner {
     Memory(Arc<[u8]>),
 }
 
-/// Why a weight file, or a record of it, cannot be read.
+/// A weight file or one of its records is unreadable or malformed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
@@ -58,26 +58,26 @@ pub enum RecordError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// Another version of the format, or no weight file at all.
+    /// The file has another version of the format or is not a weight file.
     #[error("{path}: storage version {found}, expected {VERSION}")]
     Version {
         /// The file.
         path: PathBuf,
-        /// What its header says.
+        /// Version found.
         found: u32,
     },
-    /// Too short for its header.
+    /// The file is too short for a header.
     #[error("{path}: {length} bytes, too short for a header of 64")]
     Header {
         /// The file.
         path: PathBuf,
-        /// Its length.
+        /// Length of the file in bytes.
         length: u64,
     },
-    /// An offset that is no multiple of 64 or lies outside of the file.
+    /// An offset is not a multiple of 64 or is outside of the file.
     #[error("{path}: offset {offset} is misaligned or outside of the file of {length} bytes")]
     Offset {
         /// The file.
@@ -87,17 +87,17 @@ pub enum RecordError {
         /// The file's length.
         length: u64,
     },
-    /// No record at an offset.
+    /// An offset does not point to a record.
     #[error("{path}: no record at {offset}: sentinel {found:#010x}, expected {SENTINEL:#010x}")]
     Sentinel {
         /// The file.
         path: PathBuf,
         /// The offset.
         offset: u64,
-        /// What stands there.
+        /// Word found in place of the sentinel.
         found: u32,
     },
-    /// A type code that is not known.
+    /// A record's type code is unknown.
     #[error("{path}: the record at {offset} has the unknown type code {code}")]
     DType {
         /// The file.
@@ -107,33 +107,33 @@ pub enum RecordError {
         /// The code.
         code: u32,
     },
-    /// Data outside of the file, misaligned, or not behind its header.
+    /// A record's data is outside of the file, misaligned, or does not follow its header.
     #[error("{path}: the record at {offset} has its data at {start}, {bytes} bytes; the file has {length}")]
     Range {
         /// The file.
         path: PathBuf,
         /// The record.
         offset: u64,
-        /// Where the data would start.
+        /// Offset of the data.
         start: u64,
-        /// How long it would be.
+        /// Length of the data in bytes.
         bytes: u64,
         /// The file's length.
         length: u64,
     },
-    /// The header counts more or fewer records than there are.
+    /// The header's number of records differs from the actual one, or bytes follow the last record.
     #[error("{path}: the header counts {counted} records, {found} are there, {trailing} bytes follow them")]
     Count {
         /// The file.
         path: PathBuf,
-        /// As the header says.
+        /// Number in the header.
         counted: u32,
-        /// As found.
+        /// Actual number.
         found: usize,
-        /// Bytes after the last of them.
+        /// Number of bytes after the last record.
         trailing: u64,
     },
-    /// A record's type or length is not that of the value that refers to it.
+    /// A record's type or length differs from that of the value that refers to it.
     #[error(
         "{path}: the record at {offset} holds {dtype}, {bytes} bytes, {padding_bits} padding bits\n  expected: {expected}"
     )]
@@ -142,13 +142,13 @@ pub enum RecordError {
         path: PathBuf,
         /// The record.
         offset: u64,
-        /// Its type.
+        /// Type of the record.
         dtype: DType,
-        /// Its length.
+        /// Length of the record in bytes.
         bytes: u64,
-        /// Its unused bits.
+        /// Number of unused bits.
         padding_bits: u64,
-        /// The value's type.
+        /// Type of the value.
         expected: TensorType,
     },
 }
@@ -157,7 +157,7 @@ impl WeightFile {
     /// Maps a weight file and reads its header.
     ///
     /// # Errors
-    /// The file cannot be mapped, is too short, or is of another version.
+    /// The file cannot be mapped, is too short, or has another version.
     pub fn open(path: &Path) -> Result<Self, RecordError> {
         let io = |source| RecordError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
@@ -184,7 +184,7 @@ impl WeightFile {
         self.map.len() as u64
     }
 
-    /// Whether it has no bytes; a file that was opened has at least a header.
+    /// True if the file has no bytes; never the case for an opened file.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
@@ -201,10 +201,10 @@ impl WeightFile {
         u64::from_le_bytes(bytes)
     }
 
-    /// The record whose header stands at `offset`.
+    /// The record whose header is at `offset`.
     ///
     /// # Errors
-    /// No record is there, or its data is not wholly in the file.
+    /// There is no record at `offset`, or its data is not entirely within the file.
     pub fn record(&self, offset: u64) -> Result<Record, RecordError> {
         let (path, length) = (|| self.path.clone(), self.len());
         let inside = offset.checked_add(ALIGNMENT).is_some_and(|end| end <= length);
@@ -231,7 +231,7 @@ impl WeightFile {
     /// The record at `offset` as the data of a value of type `ty`.
     ///
     /// # Errors
-    /// No record is there, or it is of another type or length.
+    /// There is no record at `offset`, or its type or length differs.
     pub fn data(&self, offset: u64, ty: &TensorType) -> Result<Bytes, RecordError> {
         let record = self.record(offset)?;
         let bytes = record.data.end - record.data.start;
@@ -254,15 +254,15 @@ impl WeightFile {
         Ok(Bytes { owner: Owner::Mapped(Arc::clone(&self.map)), range })
     }
 
-    /// All records, in order; they and the header must fill the file.
+    /// All records, in order. The header and the records must fill the file.
     ///
     /// # Errors
-    /// A record is malformed, or there are not as many as the header says.
+    /// A record is malformed, or the number of records differs from the header's.
     pub fn records(&self) -> Result<Vec<Record>, RecordError> {
         let counted = self.u32_at(0);
         let mut records = Vec::new();
         let mut offset = ALIGNMENT;
-        // The count is the file's claim: it bounds the walk but reserves nothing.
+        // The count is untrusted: it bounds the loop but no allocation.
         while records.len() < counted as usize && offset < self.len() {
             let record = self.record(offset)?;
             offset = record.data.end.next_multiple_of(ALIGNMENT);
@@ -278,13 +278,13 @@ impl WeightFile {
 }
 
 impl Bytes {
-    /// Bytes in memory of their own.
+    /// Owned bytes.
     pub fn from_vec(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
         Self { owner: Owner::Memory(bytes.into()), range }
     }
 
-    /// Whether they lie in a mapped file.
+    /// True if the bytes are part of a mapped file.
     pub fn is_mapped(&self) -> bool {
         matches!(self.owner, Owner::Mapped(_))
     }
@@ -302,7 +302,7 @@ impl Deref for Bytes {
     }
 }
 
-/// Elements of fewer than 8 bits, unpacked: least significant bits first, contiguous across bytes.
+/// Unpacks elements of fewer than 8 bits: least significant bits first, contiguous across bytes.
 ///
 /// `bits` is 1 to 8. Elements beyond the end of `bytes` are zero.
 ///
@@ -324,7 +324,7 @@ pub fn unpack_bits(bytes: &[u8], bits: usize) -> impl Iterator<Item = u8> + '_ {
 mod tests {
     use super::*;
 
-    /// A file of records with these type codes and contents, written by the letter of the format.
+    /// A file of records with these type codes and contents.
     fn file(records: &[(u32, u64, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0; 64];
         bytes[..4].copy_from_slice(&(records.len() as u32).to_le_bytes());
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_found_where_a_program_refers_to_them() {
+    fn records_are_found_by_offset() {
         let file = opened(&file(&[(4, 0, &[1, 2, 3]), (8, 4, &[0xe1, 0xc3, 0x07])])).unwrap();
         let records = file.records().unwrap();
         assert_eq!(
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_must_be_what_the_value_says() {
+    fn a_record_must_match_the_value() {
         let file = opened(&file(&[(4, 0, &[1, 2, 3])])).unwrap();
         for ty in [TensorType::new(DType::U8, &[3]), TensorType::new(DType::I8, &[4])] {
             assert!(matches!(file.data(64, &ty), Err(RecordError::Content { .. })), "{ty}");
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_be_malformed_has_its_error() {
+    fn each_kind_of_malformed_file_has_its_error() {
         let good = file(&[(4, 0, &[1, 2, 3]), (4, 0, &[4])]);
         let with = |at: usize, value: u8| {
             let mut bytes = good.clone();

@@ -7,8 +7,8 @@ use crate::{DType, PackageWeights, PackageWriter, TensorType, Value, proto};
 
 const CONTEXT: usize = 8;
 
-/// Writes the package: `prefill` of four tokens and `decode` of one, each `x` [1, T, 32] in, `y` [1, T, 32] out, with a
-/// quantized weight and a state `cache` [8, 32].
+/// Writes the package: functions `prefill` (T = 4) and `decode` (T = 1) with input `x` [1, T, 32], output `y` [1, T, 32],
+/// a shared quantized weight and a state `cache` [8, 32].
 pub(crate) fn write(dir: &Path) {
     let mut package = PackageWriter::create(dir).unwrap();
     let functions = vec![function("decode", 1, package.weights()), function("prefill", 4, package.weights())];

@@ -32,7 +32,7 @@ pub enum DType {
     F8E5M2,
 }
 
-/// Which field of a `TensorValue` holds the elements of a type.
+/// The field of a `TensorValue` message that holds elements of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the variants are the fields' names")]
 pub enum Immediate {
@@ -49,12 +49,12 @@ struct Row {
     dtype: DType,
     /// `MILSpec.DataType`.
     code: i32,
-    /// Code in the header of a weight record, if it may stand there.
+    /// Code in the header of a weight record, if records may have the type.
     blob: Option<u32>,
     bits: usize,
     immediate: Immediate,
     name: &'static str,
-    /// `ArrayDataType`, if it may be a feature.
+    /// `ArrayDataType`, if features may have the type.
     array: Option<i32>,
 }
 
@@ -70,7 +70,7 @@ const fn row(
     Row { dtype, code, blob, bits, immediate, name, array }
 }
 
-/// In the order of the enum, so that a type is its own index.
+/// One row per type, in the order of the enum.
 const TABLE: [Row; 22] = [
     row(DType::Bool, 1, None, 8, Immediate::Bools, "bool", None),
     row(DType::String, 2, None, 0, Immediate::Strings, "string", None),
@@ -105,62 +105,62 @@ impl DType {
         TABLE.iter().find(|row| hit(row)).map(|row| row.dtype)
     }
 
-    /// Its number in the schema's `DataType`.
+    /// The code in the schema's `DataType`.
     pub fn code(self) -> i32 {
         self.row().code
     }
 
-    /// The type of that number.
+    /// The type with the given code.
     pub fn from_code(code: i32) -> Option<Self> {
         Self::find(|row| row.code == code)
     }
 
-    /// Its number in a weight record's header; booleans, strings and 64-bit numbers have none.
+    /// The code in a weight record's header; booleans, strings and 64-bit numbers have none.
     pub fn blob_code(self) -> Option<u32> {
         self.row().blob
     }
 
-    /// The type of that number.
+    /// The type with the given code.
     pub fn from_blob_code(code: u32) -> Option<Self> {
         Self::find(|row| row.blob == Some(code))
     }
 
-    /// Its number in `ArrayDataType`, for those that inputs, outputs and states may have.
+    /// The code in `ArrayDataType`, for types that inputs, outputs and states may have.
     pub fn array_code(self) -> Option<i32> {
         self.row().array
     }
 
-    /// The type of that number.
+    /// The type with the given code.
     pub fn from_array_code(code: i32) -> Option<Self> {
         Self::find(|row| row.array == Some(code))
     }
 
-    /// Bits of one element; strings have 0.
+    /// Number of bits of an element; 0 for strings.
     pub fn bits(self) -> usize {
         self.row().bits
     }
 
-    /// Bytes that `count` elements take when packed.
+    /// Size in bytes of `count` packed elements.
     pub fn packed_bytes(self, count: usize) -> usize {
         (count as u128 * self.bits() as u128).div_ceil(8).try_into().unwrap_or(usize::MAX)
     }
 
-    /// Which field of a message holds it in place.
+    /// The message field for immediate elements.
     pub fn immediate(self) -> Immediate {
         self.row().immediate
     }
 
-    /// Its name in MIL's text form, which `cast` takes: `fp16`.
+    /// Name in MIL's text form and in the parameter of `cast`, e.g. `fp16`.
     pub fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// The type of that name.
+    /// The type with the given name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::find(|row| row.name == name)
     }
 
-    /// fp16 or fp32, the types that arithmetic is done in.
+    /// True for fp16 and fp32, the types of arithmetic.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::F32)
     }
@@ -202,7 +202,7 @@ impl TensorType {
         self.shape.len()
     }
 
-    /// Bytes of all elements, packed.
+    /// Size in bytes of all elements, packed.
     pub fn packed_bytes(&self) -> usize {
         self.dtype.packed_bytes(self.count())
     }
@@ -214,12 +214,12 @@ impl fmt::Display for TensorType {
     }
 }
 
-/// The type of a value: a tensor, or a state around one.
+/// The type of a value: a tensor or a state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Type {
     /// A tensor.
     Tensor(TensorType),
-    /// A state, which `read_state` and `write_state` take.
+    /// A state that holds a tensor, accessed by `read_state` and `write_state`.
     State(TensorType),
 }
 
@@ -229,14 +229,14 @@ impl Type {
         Self::Tensor(TensorType::new(dtype, shape))
     }
 
-    /// The tensor itself or the one inside.
+    /// The tensor type, of the state's contents for a state.
     pub fn inner(&self) -> &TensorType {
         match self {
             Self::Tensor(tensor) | Self::State(tensor) => tensor,
         }
     }
 
-    /// The tensor, if it is no state.
+    /// The tensor type, `None` for a state.
     pub fn as_tensor(&self) -> Option<&TensorType> {
         match self {
             Self::Tensor(tensor) => Some(tensor),
@@ -254,7 +254,7 @@ impl fmt::Display for Type {
     }
 }
 
-/// Why a type in a file is none that is known here.
+/// A type in a file is malformed or unsupported.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TypeError {
@@ -264,31 +264,31 @@ pub enum TypeError {
     /// A list, tuple or dictionary.
     #[error("{kind} types are not supported, only tensors and states of tensors")]
     Kind {
-        /// Which.
+        /// Kind of the type.
         kind: &'static str,
     },
-    /// A number that names no element type.
+    /// The element type's code is unknown.
     #[error("unknown element type {code}")]
     DType {
-        /// The number.
+        /// The code.
         code: i32,
     },
-    /// `rank` does not count the dimensions.
+    /// `rank` differs from the number of dimensions.
     #[error("rank {rank} but {dimensions} dimensions")]
     Rank {
-        /// As stated.
+        /// Value of `rank`.
         rank: i64,
-        /// As listed.
+        /// Number of dimensions.
         dimensions: usize,
     },
     /// A dimension without a fixed size.
     #[error("dimension {index} has no fixed size: flexible shapes are not supported")]
     Flexible {
-        /// Which.
+        /// Index of the dimension.
         index: usize,
     },
-    /// The elements cannot be counted in 63 bits.
-    #[error("the shape {shape:?} is absurd")]
+    /// The number of elements exceeds 63 bits.
+    #[error("the shape {shape:?} is too large")]
     Absurd {
         /// The shape.
         shape: Vec<u64>,
@@ -372,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_is_its_own_index_and_has_its_own_codes() {
+    fn rows_match_the_enum_and_codes_are_unique() {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.dtype as usize, index);
             assert_eq!(DType::from_code(row.code), Some(row.dtype));
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn types_survive_the_message() {
+    fn types_round_trip_through_messages() {
         for ty in [
             Type::tensor(DType::F16, &[1, 2, 3]),
             Type::tensor(DType::Bool, &[]),
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tensor_type_is_said() {
+    fn malformed_types_are_errors() {
         let of = |data_type, rank, dimensions: Vec<proto::DimensionKind>| {
             let dimensions =
                 dimensions.into_iter().map(|kind| proto::Dimension { kind: Some(kind) }).collect();

@@ -8,16 +8,16 @@ use crate::{DType, Immediate, TensorType, Type, TypeError};
 /// A constant tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
-    /// Its type.
+    /// Element type and shape.
     pub ty: TensorType,
-    /// Its content.
+    /// Contents.
     pub data: Data,
 }
 
-/// The content of a constant.
+/// The contents of a constant.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
-    /// In the message.
+    /// Elements in the message.
     Immediate(Elements),
     /// A record of a weight file.
     Blob(BlobRef),
@@ -26,55 +26,55 @@ pub enum Data {
 /// A record of a weight file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobRef {
-    /// As written: `@model_path/weights/weight.bin`.
+    /// File name as in the program: `@model_path/weights/weight.bin`.
     pub file: String,
-    /// Of the record's 64-byte header.
+    /// Offset of the record's 64-byte header.
     pub offset: u64,
 }
 
-/// Why a value in a file is none.
+/// A value in a file is malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ValueError {
-    /// The type is unusable.
+    /// The type is malformed or unsupported.
     #[error(transparent)]
     Type(#[from] TypeError),
     /// A constant cannot be a state.
     #[error("a constant cannot be a state")]
     State,
-    /// No content.
+    /// The value has no contents.
     #[error("a value of type {ty} has no content")]
     Missing {
-        /// Its type.
+        /// Type of the value.
         ty: TensorType,
     },
     /// The elements are in the wrong field.
     #[error("{ty} stored as {found:?}, expected {expected:?}")]
     Field {
-        /// Its type.
+        /// Type of the value.
         ty: TensorType,
-        /// Where its elements belong.
+        /// Field required by the type.
         expected: Immediate,
-        /// Where they are.
+        /// Field found.
         found: Immediate,
     },
-    /// Too few or too many elements.
+    /// The number of elements differs from the shape's.
     #[error("{found} immediate elements or bytes for {ty}, expected {expected}")]
     Count {
-        /// Its type.
+        /// Type of the value.
         ty: TensorType,
-        /// As many as the shape says.
+        /// Number of elements or bytes by the shape.
         expected: usize,
-        /// As many as there are.
+        /// Number of elements or bytes found.
         found: usize,
     },
-    /// `docString` is set.
+    /// `docString` is set, which coremltools cannot load.
     #[error("docString is set, which coremltools cannot load")]
     DocString,
 }
 
 impl Elements {
-    /// Which field this is.
+    /// The message field of these elements.
     pub fn field(&self) -> Immediate {
         match self {
             Self::Floats(_) => Immediate::Floats,
@@ -123,18 +123,18 @@ impl Value {
         Self::immediate(DType::String, &[], Elements::Strings(proto::RepeatedStrings { values }))
     }
 
-    /// A truth value.
+    /// A scalar boolean.
     pub fn bool(value: bool) -> Self {
         Self::immediate(DType::Bool, &[], Elements::Bools(proto::RepeatedBools { values: vec![value] }))
     }
 
-    /// A list of truth values.
+    /// A list of booleans.
     pub fn bools(values: &[bool]) -> Self {
         let elements = Elements::Bools(proto::RepeatedBools { values: values.to_vec() });
         Self::immediate(DType::Bool, &[values.len()], elements)
     }
 
-    /// An int32.
+    /// A scalar int32.
     pub fn int(value: i32) -> Self {
         Self::immediate(DType::I32, &[], Elements::Ints(proto::RepeatedInts { values: vec![value] }))
     }
@@ -156,7 +156,7 @@ impl Value {
         Self::immediate(DType::F16, &[], Elements::Bytes(proto::RepeatedBytes { values }))
     }
 
-    /// A scalar of a float type; [`None`] for others.
+    /// A scalar of a float type; `None` for other types.
     pub fn float(dtype: DType, value: f32) -> Option<Self> {
         match dtype {
             DType::F16 => Some(Self::f16(value)),
@@ -165,7 +165,7 @@ impl Value {
         }
     }
 
-    /// A record of `@model_path/weights/weight.bin`.
+    /// A reference to a record of `@model_path/weights/weight.bin`.
     pub fn blob(ty: TensorType, offset: u64) -> Self {
         Self { ty, data: Data::Blob(BlobRef { file: WEIGHT_FILE.to_owned(), offset }) }
     }
@@ -178,7 +178,7 @@ impl Value {
         }
     }
 
-    /// Integers of any width that are in the message, in order.
+    /// The elements as integers, if they are immediate integers of any width.
     pub fn as_ints(&self) -> Option<Vec<i64>> {
         Some(match (self.ty.dtype, self.elements()?) {
             (_, Elements::Ints(v)) => v.values.iter().map(|&x| x.into()).collect(),
@@ -194,7 +194,7 @@ impl Value {
         })
     }
 
-    /// The only integer.
+    /// The value as a single integer.
     pub fn as_int(&self) -> Option<i64> {
         match self.as_ints()?.as_slice() {
             [one] => Some(*one),
@@ -202,7 +202,7 @@ impl Value {
         }
     }
 
-    /// Truth values that are in the message, in order.
+    /// The elements as booleans, if they are immediate booleans.
     pub fn as_bools(&self) -> Option<&[bool]> {
         match self.elements()? {
             Elements::Bools(v) => Some(&v.values),
@@ -210,7 +210,7 @@ impl Value {
         }
     }
 
-    /// The only truth value.
+    /// The value as a single boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match self.as_bools()? {
             [one] => Some(*one),
@@ -218,7 +218,7 @@ impl Value {
         }
     }
 
-    /// The only string.
+    /// The value as a single string.
     pub fn as_str(&self) -> Option<&str> {
         match self.elements()? {
             Elements::Strings(v) if v.values.len() == 1 => Some(&v.values[0]),
@@ -226,7 +226,7 @@ impl Value {
         }
     }
 
-    /// Floats (fp16, fp32 or fp64) that are in the message, in order.
+    /// The elements as floats, if they are immediate fp16, fp32 or fp64.
     pub fn as_floats(&self) -> Option<Vec<f64>> {
         Some(match (self.ty.dtype, self.elements()?) {
             (_, Elements::Floats(v)) => v.values.iter().map(|&x| x.into()).collect(),
@@ -238,7 +238,7 @@ impl Value {
         })
     }
 
-    /// The only float.
+    /// The value as a single float.
     pub fn as_float(&self) -> Option<f64> {
         match self.as_floats()?.as_slice() {
             [one] => Some(*one),
@@ -247,7 +247,7 @@ impl Value {
     }
 }
 
-/// The only weight file that packages of ours refer to.
+/// Name of the only weight file in packages that this crate writes.
 pub const WEIGHT_FILE: &str = "@model_path/weights/weight.bin";
 
 impl TryFrom<&proto::Value> for Value {
@@ -308,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_survive_the_message() {
+    fn values_round_trip_through_messages() {
         for value in [
             Value::string("fp16"),
             Value::bool(true),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn misfits_are_said() {
+    fn inconsistent_values_are_errors() {
         let mut value = Value::ints(&[1, 2]);
         value.ty.shape = vec![3];
         let error = Value::try_from(&proto::Value::from(&value)).unwrap_err();

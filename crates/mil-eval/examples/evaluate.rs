@@ -1,8 +1,8 @@
-//! Calls a function of a package once per step with inputs from a safetensors file, so that the evaluator can be held
-//! against another one on the same file and inputs.
+//! Calls a function of a package once per step with inputs from a safetensors file, so that the evaluator can be compared
+//! with another implementation on the same inputs.
 //!
-//! Every input has an extra first axis, the steps; inputs that `--carry` names do not: they are replaced after each
-//! step by an output. States start at zero (or at `--state-in`) and last from step to step.
+//! Every input has an extra first axis, the steps, except inputs named by `--carry`, which are replaced after each step
+//! by an output. States start at zero (or `--state-in`) and persist between steps.
 #![allow(clippy::print_stderr, reason = "an example is a program")]
 
 use std::collections::BTreeMap;
@@ -21,19 +21,19 @@ struct Arguments {
     /// Inputs, a safetensors file.
     #[arg(long)]
     inputs: PathBuf,
-    /// Where to write outputs, states (as `state.NAME`) and watched values.
+    /// Output file: outputs, states (as `state.NAME`) and watched values.
     #[arg(long)]
     outputs: PathBuf,
-    /// The function; the package's default if not given.
+    /// Name of the function; by default the package's default function.
     #[arg(long)]
     function: Option<String>,
-    /// States to start from, a safetensors file that this program wrote.
+    /// Initial states, a safetensors file that this program wrote.
     #[arg(long)]
     state_in: Option<PathBuf>,
-    /// `OUT:IN`: an output that is the next step's input.
+    /// `OUT:IN`: the output OUT becomes the next step's input IN.
     #[arg(long)]
     carry: Vec<String>,
-    /// Values to keep as well, by name.
+    /// Names of intermediate values to write as well.
     #[arg(long)]
     watch: Vec<String>,
     /// Round fp16 values as the program declares them.

@@ -1,4 +1,4 @@
-//! Constants of a program: decoded, or left packed where they are weights.
+//! Decoding of a program's constants. Large matrices stay packed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use crate::tensor::{Tensor, elements};
 use crate::weight::{Codes, Source, Value, Weight};
 use crate::{EvalError, Fault, Precision};
 
-/// Matrices of at least as many elements stay packed; smaller ones are cheaper dense.
+/// Matrices of at least this many elements stay packed; smaller ones are cheaper dense.
 const PACKED_ELEMENTS: usize = 4096;
 
-/// Decoded constants by the record they come from, so that functions share what they share in the file.
+/// Decoded constants by their record in the weight file, so that functions share them.
 pub(crate) type Records = HashMap<(String, u64, TensorType), Value>;
 
-/// What is known of a constant: its literal, or the weight that a `constexpr_*` operation makes.
+/// A constant before use: a literal, or the weight that a `constexpr_*` operation defines.
 #[derive(Clone)]
-pub(crate) enum Known {
+pub(crate) enum Constant {
     Literal(Literal),
     Weight(Value),
 }
 
-/// Why a constant cannot be had: the package, or its use.
+/// Failure to decode a constant: an unreadable package, or an unsuitable literal.
 pub(crate) enum ConstantError {
     Read(Box<EvalError>),
     Fault(Fault),
@@ -56,7 +56,7 @@ fn codes(package: &Package, literal: &Literal) -> Result<Codes, ConstantError> {
     Ok(Codes { bytes, dtype: literal.ty.dtype, shape: literal.ty.shape.clone() })
 }
 
-/// A literal as a value of a running program.
+/// Decodes a literal, or returns the value decoded before from the same record.
 pub(crate) fn value(
     package: &Package,
     literal: &Literal,
@@ -66,17 +66,17 @@ pub(crate) fn value(
         Data::Blob(blob) => Some((blob.file.clone(), blob.offset, literal.ty.clone())),
         Data::Immediate(_) => None,
     };
-    if let Some(known) = key.as_ref().and_then(|key| records.get(key)) {
-        return Ok(known.clone());
+    if let Some(decoded) = key.as_ref().and_then(|key| records.get(key)) {
+        return Ok(decoded.clone());
     }
-    let value = decoded(package, literal)?;
+    let value = decode(package, literal)?;
     if let Some(key) = key {
         records.insert(key, value.clone());
     }
     Ok(value)
 }
 
-fn decoded(package: &Package, literal: &Literal) -> Result<Value, ConstantError> {
+fn decode(package: &Package, literal: &Literal) -> Result<Value, ConstantError> {
     let (shape, dtype) = (&literal.ty.shape, literal.ty.dtype);
     let count = elements(shape)?;
     if let Some(text) = literal.as_str() {
@@ -128,38 +128,39 @@ fn decoded(package: &Package, literal: &Literal) -> Result<Value, ConstantError>
     }
 }
 
-/// The numbers of a constant, dense.
-fn floats(package: &Package, known: &Known) -> Result<(Vec<usize>, Vec<f32>), ConstantError> {
-    match known {
-        Known::Literal(literal) => {
+/// Shape and elements of a constant as dense f32.
+fn floats(package: &Package, constant: &Constant) -> Result<(Vec<usize>, Vec<f32>), ConstantError> {
+    match constant {
+        Constant::Literal(literal) => {
             let codes = codes(package, literal)?;
             Ok((codes.shape.clone(), codes.floats()?))
         }
-        Known::Weight(value) => {
+        Constant::Weight(value) => {
             let tensor = value.clone().into_dense()?;
-            let values = tensor.floats().ok_or_else(|| Fault::invalid("a weight that is no float"))?;
+            let values = tensor.floats().ok_or_else(|| Fault::invalid("a weight that is not float"))?;
             Ok((tensor.shape().to_vec(), values.to_vec()))
         }
     }
 }
 
-fn source(package: &Package, known: &Known) -> Result<Source, ConstantError> {
-    match known {
-        Known::Literal(literal) => Ok(Source::Codes(codes(package, literal)?)),
-        Known::Weight(Value::Weight(weight)) => Ok(Source::Weight(Arc::clone(weight))),
-        Known::Weight(Value::Tensor(tensor)) => {
-            let values = tensor.floats().ok_or_else(|| Fault::invalid("a weight that is no float"))?;
+fn source(package: &Package, constant: &Constant) -> Result<Source, ConstantError> {
+    match constant {
+        Constant::Literal(literal) => Ok(Source::Codes(codes(package, literal)?)),
+        Constant::Weight(Value::Weight(weight)) => Ok(Source::Weight(Arc::clone(weight))),
+        Constant::Weight(Value::Tensor(tensor)) => {
+            let values = tensor.floats().ok_or_else(|| Fault::invalid("a weight that is not float"))?;
             let bytes = Bytes::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect());
             Ok(Source::Codes(Codes { bytes, dtype: DType::F32, shape: tensor.shape().to_vec() }))
         }
     }
 }
 
-/// The result of a `constexpr_*` operation with the given arguments; `round` says whether it is fp16 and is rounded.
+/// The result of a `constexpr_*` operation; `None` if the operator is unknown. [`Precision::Half`] rounds the result to
+/// fp16.
 pub(crate) fn expression(
     package: &Package,
     operator: &str,
-    arguments: &HashMap<&str, Known>,
+    arguments: &HashMap<&str, Constant>,
     round: Precision,
 ) -> Option<Result<Value, ConstantError>> {
     let make = match operator {
@@ -169,7 +170,7 @@ pub(crate) fn expression(
         _ => return None,
     };
     Some(make(package, arguments, round).map(|value| match value {
-        // Small ones (norms, convolutions) are used by operators that want them dense.
+        // Operators need small weights (norms, convolutions) dense.
         Value::Weight(weight) if weight.shape().iter().product::<usize>() < PACKED_ELEMENTS => {
             weight.dense().map_or(Value::Weight(weight), Value::Tensor)
         }
@@ -177,13 +178,13 @@ pub(crate) fn expression(
     }))
 }
 
-fn required<'a>(arguments: &'a HashMap<&str, Known>, name: &str) -> Result<&'a Known, ConstantError> {
+fn required<'a>(arguments: &'a HashMap<&str, Constant>, name: &str) -> Result<&'a Constant, ConstantError> {
     arguments.get(name).ok_or_else(|| Fault::Missing(name.to_owned()).into())
 }
 
 fn shift_scale(
     package: &Package,
-    arguments: &HashMap<&str, Known>,
+    arguments: &HashMap<&str, Constant>,
     round: Precision,
 ) -> Result<Value, ConstantError> {
     let data = source(package, required(arguments, "data")?)?;
@@ -198,7 +199,7 @@ fn shift_scale(
 
 fn affine_dequantize(
     package: &Package,
-    arguments: &HashMap<&str, Known>,
+    arguments: &HashMap<&str, Constant>,
     round: Precision,
 ) -> Result<Value, ConstantError> {
     let data = source(package, required(arguments, "quantized_data")?)?;
@@ -206,32 +207,32 @@ fn affine_dequantize(
     let (_, zero_point) = floats(package, required(arguments, "zero_point")?)?;
     let rank = data.shape().len();
     let along = match arguments.get("axis") {
-        Some(Known::Literal(literal)) => crate::tensor::axis(literal.as_int().unwrap_or(0), rank)?,
+        Some(Constant::Literal(literal)) => crate::tensor::axis(literal.as_int().unwrap_or(0), rank)?,
         _ => 0,
     };
-    // Scalars stand for all; lists have one number per entry of the axis.
+    // A scalar applies to all entries of the axis; a list has one number per entry.
     let count = scale.len().max(zero_point.len());
-    let spread = |values: Vec<f32>| if values.len() == 1 { vec![values[0]; count] } else { values };
+    let repeated = |values: Vec<f32>| if values.len() == 1 { vec![values[0]; count] } else { values };
     let mut counts = vec![1; rank];
     if count != 1 {
         counts[along] = count;
     }
-    let (scale, zero_point) = (spread(scale), spread(zero_point));
+    let (scale, zero_point) = (repeated(scale), repeated(zero_point));
     Ok(Value::Weight(Arc::new(Weight::scaled(data, &counts, scale, Some(zero_point), round)?)))
 }
 
 fn lut_to_dense(
     package: &Package,
-    arguments: &HashMap<&str, Known>,
+    arguments: &HashMap<&str, Constant>,
     round: Precision,
 ) -> Result<Value, ConstantError> {
-    let Known::Literal(indices) = required(arguments, "indices")? else {
+    let Constant::Literal(indices) = required(arguments, "indices")? else {
         return Err(Fault::invalid("`indices` must be a literal").into());
     };
     let mut indices = codes(package, indices)?;
     let (lut_shape, table) = floats(package, required(arguments, "lut")?)?;
-    // The iOS 16 form: flat indices, a flat table, the shape as a parameter of its own.
-    if let Some(Known::Literal(shape)) = arguments.get("shape") {
+    // iOS 16: flat indices and table, with the shape as a separate parameter.
+    if let Some(Constant::Literal(shape)) = arguments.get("shape") {
         let shape = shape.as_ints().unwrap_or_default();
         let shape: Vec<usize> =
             shape.iter().map(|&size| usize::try_from(size).unwrap_or(usize::MAX)).collect();
@@ -252,9 +253,10 @@ fn lut_to_dense(
     if *length == 1 {
         return Ok(Value::Weight(Arc::new(Weight::table(indices, counts, table, *entries, round)?)));
     }
-    // Every index stands for several neighbours along an axis: one plane per neighbour, interleaved.
+    // Vector palettization: an index selects several neighbouring elements along an axis. Each element position is
+    // looked up as a plane, and the planes are interleaved.
     let along = match arguments.get("vector_axis") {
-        Some(Known::Literal(literal)) => {
+        Some(Constant::Literal(literal)) => {
             crate::tensor::axis(literal.as_int().unwrap_or(0), indices.shape.len())?
         }
         _ => return Err(Fault::Missing("vector_axis".to_owned()).into()),

@@ -1,8 +1,8 @@
-//! What can go wrong when a program is loaded or run.
+//! Errors of loading and running a program.
 
 use q35_format_mil::{CheckError, ReadError};
 
-/// Why a program cannot be loaded or run.
+/// Failure to load or run a program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
@@ -12,31 +12,31 @@ pub enum EvalError {
     /// The package is malformed.
     #[error(transparent)]
     Check(#[from] CheckError),
-    /// An operator that the evaluator does not know.
+    /// The evaluator does not implement an operator.
     #[error("operation `{operation}` of function `{function}`: operator `{operator}` is not supported")]
     Unsupported {
-        /// The function it stands in.
+        /// Name of the function that contains the operation.
         function: String,
-        /// The operation's name.
+        /// Name of the operation.
         operation: String,
-        /// Its operator.
+        /// Name of the operator.
         operator: String,
     },
-    /// Something else in a program that the evaluator cannot run.
+    /// A function has another defect or an unsupported feature.
     #[error("function `{function}`: {what}")]
     Program {
         /// The function.
         function: String,
-        /// What is wrong with it.
+        /// Description of the defect.
         what: String,
     },
-    /// A function that the package does not have.
-    #[error("the package has no function `{asked}`\n  it has: {known}")]
+    /// The package has no function of the requested name.
+    #[error("the package has no function `{requested}`\n  it has: {existing}")]
     NoFunction {
-        /// Asked for.
-        asked: String,
-        /// Those there are, separated by commas.
-        known: String,
+        /// The requested name.
+        requested: String,
+        /// The existing names, separated by commas.
+        existing: String,
     },
     /// The inputs of a call do not fit the function.
     #[error("input `{input}` of function `{function}`\n  expected: {expected}\n  found:    {found}")]
@@ -45,56 +45,56 @@ pub enum EvalError {
         function: String,
         /// The input.
         input: String,
-        /// What the function declares.
+        /// Type that the function declares.
         expected: String,
-        /// What was given.
+        /// Kind and shape of the caller's tensor.
         found: String,
     },
-    /// A state is unknown, does not fit, or was lost by a call that failed half way.
+    /// A state does not exist, does not fit, or was lost by a failed call.
     #[error("state `{state}`\n  expected: {expected}\n  found:    {found}")]
     State {
         /// The state.
         state: String,
-        /// What the program declares.
+        /// Type that the program declares.
         expected: String,
-        /// What was found.
+        /// Kind and shape found.
         found: String,
     },
     /// An operation failed.
     #[error("operation `{operation}` ({operator}) of function `{function}`: {fault}")]
     Operation {
-        /// The function it stands in.
+        /// Name of the function that contains the operation.
         function: String,
-        /// The operation's name.
+        /// Name of the operation.
         operation: String,
-        /// Its operator.
+        /// Name of the operator.
         operator: String,
-        /// What went wrong.
+        /// Cause of the failure.
         fault: Fault,
     },
 }
 
-/// Why one operation failed; [`EvalError::Operation`] says which.
+/// Failure of an operation; [`EvalError::Operation`] identifies it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
     /// A required input is absent.
     #[error("input `{0}` is missing")]
     Missing(String),
-    /// An input has another type than the operator takes.
+    /// An input has a kind that the operator does not accept.
     #[error("input `{input}` is {found}, expected {expected}")]
     Kind {
         /// The input.
         input: String,
-        /// What the operator takes.
+        /// Kind that the operator accepts.
         expected: &'static str,
-        /// What stands there.
+        /// Kind found.
         found: &'static str,
     },
-    /// Shapes that do not fit together, or a parameter outside its range.
+    /// Shapes are incompatible, or a parameter is out of range.
     #[error("{0}")]
     Invalid(String),
-    /// An index into a tensor that lies outside of it.
+    /// An index is out of bounds.
     #[error("index {index} is outside of an axis of {size}")]
     Index {
         /// The index.
@@ -105,15 +105,15 @@ pub enum Fault {
     /// A result differs from the type that the program declares for it.
     #[error("computed {found}, but the program declares {declared}")]
     Result {
-        /// What came out.
+        /// Kind and shape of the result.
         found: String,
-        /// What the program says.
+        /// Type that the program declares.
         declared: String,
     },
 }
 
 impl Fault {
-    /// A fault told in words.
+    /// [`Fault::Invalid`] with a message.
     pub(crate) fn invalid(text: impl Into<String>) -> Self {
         Self::Invalid(text.into())
     }

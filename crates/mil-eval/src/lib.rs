@@ -1,13 +1,14 @@
-//! Runs Core ML mlprogram packages on the CPU, operator by operator, from the very files that Core ML would load.
+//! Interprets Core ML mlprogram packages on the CPU, from the files that Core ML would load.
 //!
-//! [`Program::load`] reads and checks a package with `q35_format_mil` and makes its functions ready: names become slots,
-//! constants are decoded once, quantized weights stay packed in the mapped file. [`Program::run`] then computes a
-//! call, in f32 throughout ([`Precision::Exact`]) or with every fp16 value rounded as the program declares it
+//! [`Program::load`] reads and checks a package with `q35_format_mil` and compiles its functions: names become slots,
+//! constants are decoded once, quantized weights stay packed in the mapped file. [`Program::run`] then executes a call,
+//! in f32 throughout ([`Precision::Exact`]) or with every fp16 value rounded as the program declares it
 //! ([`Precision::Half`]).
 //!
-//! The aim is a judge that can be trusted rather than a fast engine: each operator is a small function that follows
-//! the operator's definition, and results do not depend on the number of threads. Only matrix products are left to the
-//! fast kernels. What it does not know it refuses by name ([`EvalError::Unsupported`]). It knows nothing of any model.
+//! The evaluator is a reference implementation, not a fast engine: each operator is a small function that follows the
+//! operator's definition, and results do not depend on the number of threads. Only matrix products use the fast kernels
+//! of `q35_kernels`. Unsupported operators are errors ([`EvalError::Unsupported`]). The crate must not know about any
+//! particular model.
 //!
 //! ```no_run
 //! use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ mod plan;
 mod precision;
 mod product;
 mod program;
+mod rounding;
 mod run;
 mod state;
 mod tensor;

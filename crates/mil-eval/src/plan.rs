@@ -1,47 +1,47 @@
-//! A function made ready to run: names resolved to slots, constants decoded, operators looked up, and for every value
-//! the step after which nobody needs it.
+//! Compilation of a function: names are resolved to slots, constants decoded and folded, operators looked up, and the
+//! last use of each value is determined.
 
 use std::collections::HashMap;
 
 use q35_format_mil::proto;
 use q35_format_mil::{Package, TensorType, Type, Value as Literal};
 
-use crate::constant::{self, ConstantError, Known, Records};
+use crate::constant::{self, Constant, ConstantError, Records};
 use crate::ops::{self, Call, Operator};
-use crate::run::stored;
+use crate::rounding::to_declared;
 use crate::tensor::MAX_ELEMENTS;
 use crate::weight::Value;
 use crate::{EvalError, Fault, Precision};
 
-/// Results of operations on constants are kept if they are no larger than this, in elements.
+/// Largest operand or result of a folded operation, in elements.
 const FOLDED_ELEMENTS: usize = 1 << 20;
 
-/// Place of a value while a function runs.
+/// Index of a value during execution.
 pub(crate) type Slot = usize;
 
 /// A named input, output or state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its name.
+    /// Name in the function's signature.
     pub name: String,
-    /// Its type.
+    /// Element type and shape.
     pub ty: TensorType,
 }
 
-/// A function, ready to run.
+/// A compiled function.
 pub struct Function {
     pub(crate) name: String,
     pub(crate) inputs: Vec<(Port, Slot)>,
     pub(crate) states: Vec<Port>,
     pub(crate) outputs: Vec<Port>,
     pub(crate) body: Block,
-    /// By slot; only slots of constants are filled.
+    /// Values of constants by slot; `None` for computed values.
     pub(crate) constants: Vec<Option<Value>>,
-    /// Names of folded values with their slots, for those who watch.
+    /// Names and slots of folded values, for watchers.
     pub(crate) folded: Vec<(String, Slot)>,
 }
 
-/// Steps in order.
+/// Steps in order of execution.
 pub(crate) struct Block {
     pub(crate) inputs: Vec<Slot>,
     pub(crate) steps: Vec<Step>,
@@ -55,7 +55,7 @@ pub(crate) struct Step {
     pub(crate) name: String,
     pub(crate) inputs: Vec<(String, Vec<Slot>)>,
     pub(crate) outputs: Vec<Output>,
-    /// Slots that nobody needs after this step.
+    /// Slots whose last use is this step.
     pub(crate) last: Vec<Slot>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Output {
 
 pub(crate) enum Action {
     Compute(Operator),
-    /// `take` moves the state out of its place, because it is written before it is read again.
+    /// Reads a state. `take` moves the value out, because the state is written before it is read again.
     Read {
         state: String,
         take: bool,
@@ -79,32 +79,32 @@ pub(crate) enum Action {
 }
 
 impl Function {
-    /// Its name.
+    /// The function's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its inputs that are no states, in declared order.
+    /// Inputs other than states, in declared order.
     pub fn inputs(&self) -> impl Iterator<Item = &Port> {
         self.inputs.iter().map(|(port, _)| port)
     }
 
-    /// Its states.
+    /// States that the function reads or writes.
     pub fn states(&self) -> &[Port] {
         &self.states
     }
 
-    /// Its outputs, in declared order.
+    /// Outputs, in declared order.
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
     }
 
-    /// Number of operations that are computed in every call.
+    /// Number of operations that each call executes at top level.
     pub fn steps(&self) -> usize {
         self.body.steps.len()
     }
 
-    /// Calls `visit` with every weight the function holds.
+    /// Calls `visit` with each of the function's constants.
     pub(crate) fn weights<'a>(&'a self, mut visit: impl FnMut(&'a Value)) {
         self.constants.iter().flatten().for_each(&mut visit);
     }
@@ -157,10 +157,10 @@ struct Compiler<'a> {
 
 #[derive(Default)]
 struct SlotInfo {
-    /// The constant's value, once somebody needs it.
+    /// The decoded constant, once an operation uses it.
     value: Option<Value>,
-    /// The constant as the file has it.
-    known: Option<Known>,
+    /// The constant before decoding.
+    constant: Option<Constant>,
     ty: Option<TensorType>,
 }
 
@@ -193,8 +193,8 @@ impl Compiler<'_> {
         }
     }
 
-    fn slot(&mut self, known: Option<Known>) -> Slot {
-        self.slots.push(SlotInfo { known, ..SlotInfo::default() });
+    fn slot(&mut self, constant: Option<Constant>) -> Slot {
+        self.slots.push(SlotInfo { constant, ..SlotInfo::default() });
         self.slots.len() - 1
     }
 
@@ -214,7 +214,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Compiles a block; also gives the types of its outputs.
+    /// Compiles a block; also returns the types of its outputs.
     fn block(
         &mut self,
         block: &proto::Block,
@@ -248,7 +248,7 @@ impl Compiler<'_> {
                 None => return Err(self.wrong(format!("the output `{name}` is undefined"))),
             }
         }
-        // The block's names end with it; the checker has seen that they hide none of the outer ones.
+        // The block's names go out of scope; the checker has verified that they shadow no outer ones.
         let inner = block.operations.iter().flat_map(|operation| &operation.outputs);
         block.inputs.iter().chain(inner).for_each(|value| {
             scope.remove(&value.name);
@@ -270,11 +270,11 @@ impl Compiler<'_> {
             outputs.push(Port { name: output.name.clone(), ty: self.tensor_type(output)? });
         }
         if operator == "const" || operator.starts_with("constexpr_") {
-            let known = self.constant(operation, operator, &name, scope, &outputs)?;
+            let constant = self.constant(operation, operator, &name, scope, &outputs)?;
             let Some(output) = outputs.first() else {
                 return Err(self.wrong(format!("the constant `{name}` has no output")));
             };
-            let slot = self.slot(Some(known));
+            let slot = self.slot(Some(constant));
             self.slots[slot].ty = Some(output.ty.clone());
             scope.insert(output.name.clone(), Name::Slot(slot));
             return Ok(None);
@@ -321,7 +321,7 @@ impl Compiler<'_> {
                     },
                     Some(proto::BindingKind::Value(value)) => {
                         let literal = self.literal(value, &name)?;
-                        slots.push(self.slot(Some(Known::Literal(literal))));
+                        slots.push(self.slot(Some(Constant::Literal(literal))));
                     }
                     None => {
                         return Err(self.wrong(format!("`{name}`: an argument of `{parameter}` is empty")));
@@ -336,7 +336,7 @@ impl Compiler<'_> {
             }
         }
         if let Action::Compute(compute) = action
-            && let Some(values) = self.folded(compute, operator, &inputs, &outputs)
+            && let Some(values) = self.fold(compute, operator, &inputs, &outputs)
         {
             for (port, value) in outputs.into_iter().zip(values) {
                 let slot = self.slot(None);
@@ -368,7 +368,7 @@ impl Compiler<'_> {
         Literal::try_from(value).map_err(|error| self.wrong(format!("`{operation}`: {error}")))
     }
 
-    /// The constant that a `const` or `constexpr_*` operation makes.
+    /// The constant that a `const` or `constexpr_*` operation defines.
     fn constant(
         &mut self,
         operation: &proto::Operation,
@@ -376,38 +376,38 @@ impl Compiler<'_> {
         name: &str,
         scope: &Scope,
         outputs: &[Port],
-    ) -> Result<Known, EvalError> {
+    ) -> Result<Constant, EvalError> {
         if operator == "const" {
             let value = operation.attributes.get("val");
             let value = value.ok_or_else(|| self.wrong(format!("the constant `{name}` has no value")))?;
-            return Ok(Known::Literal(self.literal(value, name)?));
+            return Ok(Constant::Literal(self.literal(value, name)?));
         }
-        let mut arguments: HashMap<&str, Known> = HashMap::new();
-        // The iOS 16 forms have their arguments among the attributes.
+        let mut arguments: HashMap<&str, Constant> = HashMap::new();
+        // The iOS 16 operators have their arguments among the attributes.
         for (key, value) in operation.attributes.iter().filter(|(key, _)| *key != "name") {
-            arguments.insert(key, Known::Literal(self.literal(value, name)?));
+            arguments.insert(key, Constant::Literal(self.literal(value, name)?));
         }
         for (parameter, argument) in &operation.inputs {
             let [binding] = &argument.arguments[..] else {
                 return Err(self.wrong(format!("`{name}`: `{parameter}` needs one value")));
             };
-            let known = match &binding.kind {
-                Some(proto::BindingKind::Value(value)) => Some(Known::Literal(self.literal(value, name)?)),
+            let constant = match &binding.kind {
+                Some(proto::BindingKind::Value(value)) => Some(Constant::Literal(self.literal(value, name)?)),
                 Some(proto::BindingKind::Name(used)) => match scope.get(used) {
-                    Some(&Name::Slot(slot)) => self.slots[slot].known.clone(),
+                    Some(&Name::Slot(slot)) => self.slots[slot].constant.clone(),
                     _ => None,
                 },
                 None => None,
             };
-            let known =
-                known.ok_or_else(|| self.wrong(format!("`{name}`: `{parameter}` is not a constant")))?;
-            arguments.insert(parameter, known);
+            let constant =
+                constant.ok_or_else(|| self.wrong(format!("`{name}`: `{parameter}` is not a constant")))?;
+            arguments.insert(parameter, constant);
         }
         let half = outputs.first().is_some_and(|port| port.ty.dtype == q35_format_mil::DType::F16);
         let round = if half { self.precision } else { Precision::Exact };
         match constant::expression(self.package, operator, &arguments, round) {
             Some(value) => {
-                Ok(Known::Weight(value.map_err(|error| self.constant_error(name, operator, error))?))
+                Ok(Constant::Weight(value.map_err(|error| self.constant_error(name, operator, error))?))
             }
             None => Err(EvalError::Unsupported {
                 function: self.function.to_owned(),
@@ -417,24 +417,24 @@ impl Compiler<'_> {
         }
     }
 
-    /// Decodes the constant in a slot, if one is there.
+    /// Decodes a slot's constant, if it has one.
     fn materialize(&mut self, slot: Slot, operation: &str, operator: &str) -> Result<(), EvalError> {
         if self.slots[slot].value.is_some() {
             return Ok(());
         }
-        let value = match &self.slots[slot].known {
+        let value = match &self.slots[slot].constant {
             None => return Ok(()),
-            Some(Known::Weight(value)) => value.clone(),
-            Some(Known::Literal(literal)) => constant::value(self.package, literal, self.records)
+            Some(Constant::Weight(value)) => value.clone(),
+            Some(Constant::Literal(literal)) => constant::value(self.package, literal, self.records)
                 .map_err(|error| self.constant_error(operation, operator, error))?,
         };
         self.slots[slot].value = Some(value);
         Ok(())
     }
 
-    /// The results of an operation whose inputs are all constants, if they are worth keeping. One that fails is left
-    /// to be computed, and to fail, when it is run.
-    fn folded(
+    /// Constant folding: the results of an operation whose inputs are all small constants. `None` if it is not foldable
+    /// or fails; a failing operation then reports its error when the function runs.
+    fn fold(
         &self,
         compute: Operator,
         operator: &str,
@@ -460,7 +460,9 @@ impl Compiler<'_> {
         results
             .into_iter()
             .zip(outputs)
-            .map(|(result, port)| stored(result, &port.ty, operator, self.precision).ok().map(Value::Tensor))
+            .map(|(result, port)| {
+                to_declared(result, &port.ty, operator, self.precision).ok().map(Value::Tensor)
+            })
             .collect()
     }
 
@@ -476,16 +478,16 @@ impl Compiler<'_> {
         Err(self.wrong(format!("`{name}`: `input` is not a state")))
     }
 
-    /// Notes after which step each of the block's own values is needed no more.
+    /// Liveness: records at each step the block's own values that no later step uses.
     fn mark_last_uses(&self, block: &mut Block, first_slot: Slot) {
-        let own = |slot: Slot| slot >= first_slot && self.slots[slot].value.is_none();
+        let is_own = |slot: Slot| slot >= first_slot && self.slots[slot].value.is_none();
         let mut seen: std::collections::HashSet<Slot> = block.outputs.iter().copied().collect();
         for step in block.steps.iter_mut().rev() {
             let mut used = Vec::new();
             used_slots(step, &mut used);
             used.extend(step.outputs.iter().map(|output| output.slot));
             for slot in used {
-                if own(slot) && seen.insert(slot) {
+                if is_own(slot) && seen.insert(slot) {
                     step.last.push(slot);
                 }
             }
@@ -493,7 +495,7 @@ impl Compiler<'_> {
     }
 }
 
-/// Slots that a step reads, those of its inner blocks included.
+/// Slots that a step reads, including those that its inner blocks read.
 fn used_slots(step: &Step, used: &mut Vec<Slot>) {
     used.extend(step.inputs.iter().flat_map(|(_, slots)| slots));
     if let Action::Cond(blocks) | Action::While(blocks) = &step.action {
@@ -504,8 +506,8 @@ fn used_slots(step: &Step, used: &mut Vec<Slot>) {
     }
 }
 
-/// Lets a `read_state` move the state out of its place if the state's next use is a `write_state`: then nobody else
-/// holds it, and `slice_update` can work in place.
+/// Makes a `read_state` move the value out if the state's next use is a `write_state`: the value then has no other
+/// reference, and `slice_update` can update it in place.
 fn mark_taken_states(body: &mut Block) {
     fn touched(blocks: &[Block], states: &mut Vec<String>) {
         for step in blocks.iter().flat_map(|block| &block.steps) {
@@ -516,7 +518,7 @@ fn mark_taken_states(body: &mut Block) {
             }
         }
     }
-    // Whether the next use of a state, going backwards from the end, is a write.
+    // True if the next use of a state, scanning backwards, is a write.
     let mut written_next: HashMap<String, bool> = HashMap::new();
     for step in body.steps.iter_mut().rev() {
         match &mut step.action {
@@ -539,7 +541,7 @@ fn mark_taken_states(body: &mut Block) {
     }
 }
 
-/// What an operation is called in messages: its `name` attribute, or its first result.
+/// Name of an operation for messages: its `name` attribute, or its first result.
 fn display_name(operation: &proto::Operation) -> String {
     let attribute = operation.attributes.get("name").and_then(|value| Literal::try_from(value).ok());
     match attribute.as_ref().and_then(Literal::as_str) {

@@ -1,19 +1,19 @@
-//! How fp16 values are kept.
+//! Arithmetic of fp16 values.
 
 use q35_kernels::{Isa, round_to_f16};
 
-/// How values that the program declares as fp16 are kept. Sums are in f32 either way.
+/// Representation of values that the program declares as fp16. Sums are in f32 in both modes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// As f32, unrounded: what the program means.
+    /// Unrounded f32.
     #[default]
     Exact,
-    /// Rounded to fp16 after every operation, as inputs and states are: what fp16 hardware keeps.
+    /// Rounded to fp16: results of operations, inputs and states, as on fp16 hardware.
     Half,
 }
 
 impl Precision {
-    /// Rounds values to fp16 and back, if this precision does.
+    /// Rounds values to fp16 if this is [`Precision::Half`].
     pub(crate) fn round(self, values: &mut [f32]) {
         if self == Self::Half {
             round_to_f16(Isa::detect(), values);

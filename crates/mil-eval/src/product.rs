@@ -1,5 +1,5 @@
-//! Matrix products on all cores, by the fast kernels. Their sums are in f32, and every element of a result is computed
-//! in one fixed order, whatever the number of threads or of rows beside it.
+//! Matrix products on all cores with the fast kernels. Sums are in f32, and each element is summed in a fixed order,
+//! independent of the number of threads and of other rows (batch-invariant).
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -14,17 +14,17 @@ use rayon::prelude::*;
 use crate::Fault;
 use crate::weight::Weight;
 
-/// Products below this many multiplications are not worth a second thread.
+/// Products of fewer multiplications run on one thread.
 const SERIAL: usize = 1 << 16;
-/// Rows of a weight that one task multiplies; unpacked they stay in a core's cache.
+/// Rows of a weight per task; unpacked, they fit in a core's cache.
 const BLOCK: usize = 64;
-/// Rows of a product of two dense matrices that one task computes.
+/// Rows of a product of two dense matrices per task.
 const DENSE_BLOCK: usize = 32;
 
-/// Blocks are what is shared among threads; within one, the kernels work alone.
-static ALONE: LazyLock<(Isa, Pool)> = LazyLock::new(|| (Isa::detect(), Pool::new(1)));
+/// Instruction set and single-threaded pool for the kernels: parallelism is over tasks.
+static SINGLE_THREAD: LazyLock<(Isa, Pool)> = LazyLock::new(|| (Isa::detect(), Pool::new(1)));
 
-/// Runs `task(index, chunk)` over chunks of `out`, on all cores if `work` is worth it.
+/// Runs `task(index, chunk)` for each chunk of `out`, on all cores if `work` (multiplications) is large enough.
 fn over_chunks(
     out: &mut [f32],
     chunk: usize,
@@ -39,27 +39,27 @@ fn over_chunks(
     }
 }
 
-/// A matrix [outputs, inner] whose rows meet rows of activations.
+/// The right operand, [outputs, inner]: its rows are multiplied with rows of activations.
 #[derive(Clone, Copy)]
 enum Right<'a> {
     Packed(&'a Weight),
     Dense(&'a [f32]),
 }
 
-/// Rows that were unpacked.
+/// Scratch buffer for unpacked rows.
 #[derive(Default)]
-struct Unpacked {
+struct UnpackedRows {
     halves: Vec<f16>,
     floats: Vec<f32>,
 }
 
 impl Right<'_> {
-    /// Some rows as the kernels take them.
+    /// Rows as a matrix for the kernels.
     fn matrix<'b>(
         &'b self,
         rows: Range<usize>,
         inner: usize,
-        unpacked: &'b mut Unpacked,
+        unpacked: &'b mut UnpackedRows,
     ) -> Result<Matrix<'b>, Fault> {
         let (first, count) = (rows.start, rows.len());
         let weight = match self {
@@ -69,7 +69,7 @@ impl Right<'_> {
         if let Some(matrix) = weight.matrix_rows(rows) {
             return Ok(matrix);
         }
-        let Unpacked { halves, floats: wide } = unpacked;
+        let UnpackedRows { halves, floats: wide } = unpacked;
         if !weight.is_rounded() {
             wide.resize(count * inner, 0.0);
             wide.chunks_exact_mut(inner).enumerate().for_each(|(i, row)| weight.row(first + i, row));
@@ -83,27 +83,27 @@ impl Right<'_> {
         Matrix::float(count, inner, Floats::new(FloatType::F16, bytemuck::cast_slice(halves))).map_err(misfit)
     }
 
-    /// x [rows, inner] times its rows: out [rows, outputs].
+    /// Product of x [rows, inner] with the rows: out [rows, outputs].
     fn times(self, x: &[f32], inner: usize, outputs: usize, out: &mut [f32]) -> Result<(), Fault> {
         let rows = out.len() / outputs.max(1);
         if rows == 0 || inner == 0 {
             return Ok(());
         }
-        let (isa, pool) = &*ALONE;
-        let mut inputs = PackedActivations::default();
-        // What the kernels want of activations depends on the kind of rows alone.
-        inputs.pack(
+        let (isa, pool) = &*SINGLE_THREAD;
+        let mut activations = PackedActivations::default();
+        // The layout of the activations depends only on the type of the rows.
+        activations.pack(
             *isa,
             pool,
             Mode::Exact,
             x,
             inner,
-            [&self.matrix(0..1, inner, &mut Unpacked::default())?],
+            [&self.matrix(0..1, inner, &mut UnpackedRows::default())?],
         );
         let task = |block: usize, out: &mut [f32]| {
-            let (first, mut unpacked) = (block * BLOCK, Unpacked::default());
+            let (first, mut unpacked) = (block * BLOCK, UnpackedRows::default());
             let matrix = self.matrix(first..first + out.len() / rows, inner, &mut unpacked)?;
-            multiply(*isa, pool, Mode::Exact, &inputs, &mut [Product { matrix: &matrix, out }]);
+            multiply(*isa, pool, Mode::Exact, &activations, &mut [Product { matrix: &matrix, out }]);
             Ok(())
         };
         let work = out.len() * inner;
@@ -131,7 +131,7 @@ fn misfit(error: MatrixError) -> Fault {
     Fault::invalid(error.to_string())
 }
 
-/// x [rows, inner] times the rows of a packed weight [outputs, inner]: out [rows, outputs].
+/// Product of x [rows, inner] with the rows of a packed weight [outputs, inner]: out [rows, outputs].
 pub(crate) fn weight_rows(
     x: &[f32],
     weight: &Weight,
@@ -142,7 +142,7 @@ pub(crate) fn weight_rows(
     Right::Packed(weight).times(x, inner, outputs, out)
 }
 
-/// x [rows, inner] times the rows of a dense weight [outputs, inner]: out [rows, outputs].
+/// Product of x [rows, inner] with the rows of a dense weight [outputs, inner]: out [rows, outputs].
 pub(crate) fn dense_rows(
     x: &[f32],
     weight: &[f32],
@@ -153,11 +153,11 @@ pub(crate) fn dense_rows(
     Right::Dense(weight).times(x, inner, outputs, out)
 }
 
-/// Products of batches of matrices: x [rows, inner] times y [inner, columns], either stored the other way round if its
-/// flag says so. `offsets` hold, per batch, which matrix of `x` and of `y` is meant, in matrices.
+/// Batched product: x [rows, inner] times y [inner, columns]; an operand is stored transposed if its flag is set.
+/// `offsets` holds, per batch, the index of the matrix in `x` and in `y`.
 pub(crate) fn matrix_product(
-    (x, flip_x): (&[f32], bool),
-    (y, flip_y): (&[f32], bool),
+    (x, transpose_x): (&[f32], bool),
+    (y, transpose_y): (&[f32], bool),
     (rows, inner, columns): (usize, usize, usize),
     offsets: &[[usize; 2]],
     out: &mut [f32],
@@ -177,26 +177,27 @@ pub(crate) fn matrix_product(
         }
     }
     let work = tasks.len() * rows_per_task * inner * columns;
-    let (isa, pool) = &*ALONE;
+    let (isa, pool) = &*SINGLE_THREAD;
     let task = |([i, j], first, out): ([usize; 2], usize, &mut [f32])| {
         let (x, y) = (&x[i * rows * inner..][..rows * inner], &y[j * inner * columns..][..inner * columns]);
-        let (x, strides) = if flip_x { (&x[first..], [1, rows]) } else { (&x[first * inner..], [inner, 1]) };
-        if !flip_y {
+        let (x, strides) =
+            if transpose_x { (&x[first..], [1, rows]) } else { (&x[first * inner..], [inner, 1]) };
+        if !transpose_y {
             multiply_dense(*isa, Strided { values: x, strides }, y, columns, out);
             return Ok(());
         }
         let count = out.len() / columns;
         let gathered: Vec<f32>;
-        let x = if flip_x {
+        let x = if transpose_x {
             gathered = (0..count * inner).map(|at| x[at / inner + at % inner * rows]).collect();
             &gathered
         } else {
             &x[..count * inner]
         };
         let matrix = floats(columns, inner, y)?;
-        let mut inputs = PackedActivations::default();
-        inputs.pack(*isa, pool, Mode::Exact, x, inner, [&matrix]);
-        multiply(*isa, pool, Mode::Exact, &inputs, &mut [Product { matrix: &matrix, out }]);
+        let mut activations = PackedActivations::default();
+        activations.pack(*isa, pool, Mode::Exact, x, inner, [&matrix]);
+        multiply(*isa, pool, Mode::Exact, &activations, &mut [Product { matrix: &matrix, out }]);
         Ok(())
     };
     if work < SERIAL {
@@ -215,8 +216,8 @@ mod tests {
     use q35_format_mil::{Bytes, DType};
 
     #[test]
-    fn products_with_packed_weights_are_those_with_what_they_stand_for() {
-        // Signed bytes with a scale per row, for 32 numbers and for 5; then bytes with an offset.
+    fn products_with_packed_weights_equal_those_with_dequantized_weights() {
+        // int8 with a scale per row, per 32 and per 5 elements; then uint8 with an offset.
         for (dtype, blocks) in [(DType::I8, 1), (DType::I8, 5), (DType::I8, 32), (DType::U8, 1)] {
             for precision in [Precision::Exact, Precision::Half] {
                 packed_products(dtype, blocks, precision);
@@ -261,27 +262,28 @@ mod tests {
     }
 
     #[test]
-    fn products_are_right_however_the_factors_are_stored() {
+    fn products_are_right_for_transposed_operands() {
         let (rows, inner, columns) = (37, 21, 9);
         let (x, y) = (numbers(2 * rows * inner, 1), numbers(inner * columns, 2));
         let offsets = [[0, 0], [1, 0]];
-        for (flip_x, flip_y) in [(false, false), (true, false), (false, true), (true, true)] {
+        for (transpose_x, transpose_y) in [(false, false), (true, false), (false, true), (true, true)] {
             let mut out = vec![0.0; 2 * rows * columns];
-            matrix_product((&x, flip_x), (&y, flip_y), (rows, inner, columns), &offsets, &mut out).unwrap();
+            matrix_product((&x, transpose_x), (&y, transpose_y), (rows, inner, columns), &offsets, &mut out)
+                .unwrap();
             for batch in 0..2 {
                 for r in 0..rows {
                     for c in 0..columns {
                         let want: f64 = (0..inner)
                             .map(|k| {
-                                let x_at = if flip_x { k * rows + r } else { r * inner + k };
-                                let y_at = if flip_y { c * inner + k } else { k * columns + c };
+                                let x_at = if transpose_x { k * rows + r } else { r * inner + k };
+                                let y_at = if transpose_y { c * inner + k } else { k * columns + c };
                                 f64::from(x[batch * rows * inner + x_at]) * f64::from(y[y_at])
                             })
                             .sum();
                         let got = out[(batch * rows + r) * columns + c];
                         assert!(
                             (f64::from(got) - want).abs() < 1e-5,
-                            "{flip_x} {flip_y} {r} {c}: {got} {want}"
+                            "{transpose_x} {transpose_y} {r} {c}: {got} {want}"
                         );
                     }
                 }

@@ -1,4 +1,4 @@
-//! A package, loaded.
+//! [`Program`]: a loaded package.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::run::{Run, Watcher};
 use crate::weight::Value;
 use crate::{EvalError, Precision, State, Tensor};
 
-/// A package's functions, ready to run. Any number of threads may run them, each with a [`State`] of its own.
+/// A package's compiled functions. Threads may run them concurrently, each with its own [`State`].
 pub struct Program {
     functions: BTreeMap<String, Function>,
     states: BTreeMap<String, TensorType>,
@@ -20,30 +20,30 @@ pub struct Program {
     default: String,
 }
 
-/// What a program's weights occupy, in bytes.
+/// Memory of a program's weights, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
-    /// Packed, in the mapped file.
+    /// Packed weights in the mapped file.
     pub mapped: u64,
-    /// In memory of the process's own: decoded constants, scales, tables.
+    /// Decoded constants, scales and tables in process memory.
     pub owned: u64,
 }
 
 impl Program {
-    /// Reads, checks and prepares the package in the directory `dir`.
+    /// Reads, checks and compiles the `.mlpackage` directory `dir`.
     ///
     /// # Errors
-    /// The package cannot be read, is malformed, or has an operation that is not supported.
+    /// The package cannot be read, is malformed, or contains an unsupported operation.
     pub fn load(dir: &Path, precision: Precision) -> Result<Self, EvalError> {
         Self::new(&Package::open(dir)?, precision)
     }
 
-    /// Checks and prepares a package that was read.
+    /// Checks and compiles an opened package.
     ///
     /// # Errors
-    /// The package is malformed, or has an operation that is not supported.
+    /// The package is malformed or contains an unsupported operation.
     pub fn new(package: &Package, precision: Precision) -> Result<Self, EvalError> {
-        // Operators that the checker does not know are the evaluator's own question.
+        // Operators that the checker does not know may still be implemented; compilation rejects them otherwise.
         let findings: Vec<_> =
             check(package).errors.into_iter().filter(|found| !found.defect.is_unknown_operator()).collect();
         if !findings.is_empty() {
@@ -54,10 +54,10 @@ impl Program {
         for (name, function) in &package.program().functions {
             let function = compile(package, name, function, precision, &mut records)?;
             for port in &function.states {
-                let known = states.entry(port.name.clone()).or_insert_with(|| port.ty.clone());
-                if *known != port.ty {
+                let declared = states.entry(port.name.clone()).or_insert_with(|| port.ty.clone());
+                if *declared != port.ty {
                     let (state, expected, found) =
-                        (port.name.clone(), known.to_string(), port.ty.to_string());
+                        (port.name.clone(), declared.to_string(), port.ty.to_string());
                     return Err(EvalError::State { state, expected, found });
                 }
             }
@@ -73,47 +73,47 @@ impl Program {
         self.functions.values()
     }
 
-    /// The function of that name.
+    /// The function named `name`.
     ///
     /// # Errors
-    /// There is none.
+    /// [`EvalError::NoFunction`] if there is none.
     pub fn function(&self, name: &str) -> Result<&Function, EvalError> {
         self.functions.get(name).ok_or_else(|| EvalError::NoFunction {
-            asked: name.to_owned(),
-            known: self.functions.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+            requested: name.to_owned(),
+            existing: self.functions.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
         })
     }
 
-    /// The function that Core ML runs when none is named.
+    /// Name of the function that Core ML runs by default.
     pub fn default_function(&self) -> &str {
         &self.default
     }
 
-    /// How fp16 values are kept.
+    /// Representation of fp16 values.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Fresh states of all functions, zero.
+    /// Creates zeroed states for all functions.
     pub fn new_state(&self) -> State {
         State::zeros(&self.states, self.precision)
     }
 
-    /// Calls a function with inputs by name; `state` is read and changed as the program says.
+    /// Calls a function with inputs by name and returns its outputs by name; reads and updates `state`.
     ///
     /// # Errors
-    /// No such function, inputs that do not fit, or an operation that fails (an index outside of its axis); then the
-    /// states are as far as the function had come.
+    /// The function does not exist, an input does not fit, or an operation fails, for example by an index out of bounds.
+    /// A failed operation leaves the states as updated so far.
     pub fn run(
         &self,
         function: &str,
         inputs: BTreeMap<String, Tensor>,
         state: &mut State,
     ) -> Result<BTreeMap<String, Tensor>, EvalError> {
-        self.start(function, inputs, state, None)
+        self.execute(function, inputs, state, None)
     }
 
-    /// The same, and shows every value that an operation results in to `watcher`, by the name the program gives it.
+    /// Like [`Program::run`], and calls `watcher` with each operation's results and their names in the program.
     ///
     /// # Errors
     /// As [`Program::run`].
@@ -124,10 +124,10 @@ impl Program {
         state: &mut State,
         watcher: &mut Watcher<'_>,
     ) -> Result<BTreeMap<String, Tensor>, EvalError> {
-        self.start(function, inputs, state, Some(watcher))
+        self.execute(function, inputs, state, Some(watcher))
     }
 
-    fn start<'a, 'w>(
+    fn execute<'a, 'w>(
         &'a self,
         function: &str,
         inputs: BTreeMap<String, Tensor>,
@@ -139,20 +139,20 @@ impl Program {
         Run { function, precision: self.precision, state, watcher, slots }.call(inputs)
     }
 
-    /// What the weights of all functions occupy; what functions share counts once.
+    /// Memory of all functions' weights; shared weights count once.
     pub fn weight_bytes(&self) -> WeightBytes {
-        self.bytes_of(self.functions.values())
+        self.weight_bytes_of(self.functions.values())
     }
 
-    /// What the weights of one function occupy: about what one call reads.
+    /// Memory of one function's weights, approximately what one call reads.
     ///
     /// # Errors
-    /// There is no such function.
+    /// [`EvalError::NoFunction`] if there is no such function.
     pub fn function_weight_bytes(&self, function: &str) -> Result<WeightBytes, EvalError> {
-        Ok(self.bytes_of([self.function(function)?].into_iter()))
+        Ok(self.weight_bytes_of([self.function(function)?].into_iter()))
     }
 
-    fn bytes_of<'a>(&self, functions: impl Iterator<Item = &'a Function>) -> WeightBytes {
+    fn weight_bytes_of<'a>(&self, functions: impl Iterator<Item = &'a Function>) -> WeightBytes {
         let (mut bytes, mut seen) = (WeightBytes::default(), HashSet::new());
         for function in functions {
             function.weights(|value| match value {

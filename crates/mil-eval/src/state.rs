@@ -1,40 +1,40 @@
-//! States that outlive a call.
+//! States that persist between calls.
 
 use std::collections::BTreeMap;
 
 use q35_format_mil::TensorType;
 
-use crate::run::accepted;
+use crate::rounding::to_port;
 use crate::tensor::Tensor;
 use crate::{EvalError, Precision};
 
-/// The states of a program between calls, by name. Functions of one package share a state of the same name.
+/// The states of a program, by name. Functions of one package share states of the same name.
 #[derive(Clone, Debug)]
 pub struct State {
     precision: Precision,
-    values: BTreeMap<String, Held>,
+    values: BTreeMap<String, StateValue>,
 }
 
 #[derive(Clone, Debug)]
-struct Held {
+struct StateValue {
     ty: TensorType,
-    /// Absent while an operation changes it, and after a call that failed there.
+    /// `None` between a read that moves the value out and the next write, and after a failure in between.
     value: Option<Tensor>,
 }
 
 impl State {
-    /// All states zero.
+    /// Creates zeroed states.
     pub(crate) fn zeros(types: &BTreeMap<String, TensorType>, precision: Precision) -> Self {
-        let zero = |ty: &TensorType| Held { ty: ty.clone(), value: Some(zeros(ty)) };
+        let zero = |ty: &TensorType| StateValue { ty: ty.clone(), value: Some(zeros(ty)) };
         Self { precision, values: types.iter().map(|(name, ty)| (name.clone(), zero(ty))).collect() }
     }
 
     /// Names and types, ordered by name.
     pub fn types(&self) -> impl Iterator<Item = (&str, &TensorType)> {
-        self.values.iter().map(|(name, held)| (name.as_str(), &held.ty))
+        self.values.iter().map(|(name, entry)| (name.as_str(), &entry.ty))
     }
 
-    /// A state's value; none if there is no such state, or a failed call lost it.
+    /// A state's value; `None` if there is no such state or a failed call lost it.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.values.get(name)?.value.as_ref()
     }
@@ -42,39 +42,39 @@ impl State {
     /// Replaces a state's value.
     ///
     /// # Errors
-    /// There is no such state, or the value has another shape or kind.
+    /// There is no such state, or the value's shape or kind differs.
     pub fn set(&mut self, name: &str, value: Tensor) -> Result<(), EvalError> {
-        let found = format!("{} {:?}", value.kind(), value.shape());
-        let Some(held) = self.values.get_mut(name) else { return Err(unknown(name)) };
-        match accepted(value, &held.ty, self.precision) {
-            Some(value) => held.value = Some(value),
+        let found = value.describe();
+        let Some(entry) = self.values.get_mut(name) else { return Err(unknown(name)) };
+        match to_port(value, &entry.ty, self.precision) {
+            Some(value) => entry.value = Some(value),
             None => {
-                let (state, expected) = (name.to_owned(), held.ty.to_string());
+                let (state, expected) = (name.to_owned(), entry.ty.to_string());
                 return Err(EvalError::State { state, expected, found });
             }
         }
         Ok(())
     }
 
-    /// All states zero again.
+    /// Sets all states to zero.
     pub fn reset(&mut self) {
-        for held in self.values.values_mut() {
-            held.value = Some(zeros(&held.ty));
+        for entry in self.values.values_mut() {
+            entry.value = Some(zeros(&entry.ty));
         }
     }
 
-    /// Bytes held in memory.
+    /// Size of the values in bytes.
     pub fn size_bytes(&self) -> usize {
-        self.values.values().filter_map(|held| held.value.as_ref()).map(Tensor::size_bytes).sum()
+        self.values.values().filter_map(|entry| entry.value.as_ref()).map(Tensor::size_bytes).sum()
     }
 
     pub(crate) fn read(&mut self, name: &str, take: bool) -> Result<Tensor, EvalError> {
-        let held = self.values.get_mut(name).ok_or_else(|| unknown(name))?;
-        let value = if take { held.value.take() } else { held.value.clone() };
+        let entry = self.values.get_mut(name).ok_or_else(|| unknown(name))?;
+        let value = if take { entry.value.take() } else { entry.value.clone() };
         value.ok_or_else(|| EvalError::State {
             state: name.to_owned(),
-            expected: held.ty.to_string(),
-            found: "nothing: a call that failed half way has lost it".to_owned(),
+            expected: entry.ty.to_string(),
+            found: "no value: a failed call has lost it".to_owned(),
         })
     }
 

@@ -1,30 +1,30 @@
-//! Values while a program runs: dense tensors that share their elements until one of them is changed.
+//! Dense tensors with copy-on-write elements: the values of a running program.
 
 use std::sync::Arc;
 
 use crate::Fault;
 
-/// The most elements a tensor may have; a declared shape beyond it is refused before anything is allocated.
+/// Largest number of elements of a tensor; larger declared shapes are rejected before allocation.
 pub const MAX_ELEMENTS: usize = 1 << 32;
 
-/// A dense tensor, row-major. Cloning shares the elements.
+/// A dense row-major tensor. Clones share the elements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     shape: Vec<usize>,
     data: Data,
 }
 
-/// Elements of a tensor. Floats of every width are held as f32 and integers of every width as i32; the program's
-/// declared type decides how they are rounded or wrapped.
+/// Elements of a tensor. Floats of all widths are stored as f32 and integers of all widths as i32; rounding and
+/// wrapping follow the type that the program declares.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
     /// fp16 and fp32.
     Float(Arc<Vec<f32>>),
     /// Integers of up to 32 bits.
     Int(Arc<Vec<i32>>),
-    /// Truth values.
+    /// Booleans.
     Bool(Arc<Vec<bool>>),
-    /// A string, only as a parameter.
+    /// A string; occurs only as a parameter.
     Text(Arc<str>),
 }
 
@@ -32,7 +32,7 @@ impl Tensor {
     /// A float tensor of `shape`.
     ///
     /// # Panics
-    /// `values` is not as long as the shape says.
+    /// The length of `values` differs from the number of elements of `shape`.
     pub fn float(shape: &[usize], values: Vec<f32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?}");
         Self { shape: shape.to_vec(), data: Data::Float(Arc::new(values)) }
@@ -41,7 +41,7 @@ impl Tensor {
     /// An integer tensor of `shape`.
     ///
     /// # Panics
-    /// `values` is not as long as the shape says.
+    /// The length of `values` differs from the number of elements of `shape`.
     pub fn int(shape: &[usize], values: Vec<i32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?}");
         Self { shape: shape.to_vec(), data: Data::Int(Arc::new(values)) }
@@ -50,7 +50,7 @@ impl Tensor {
     /// A boolean tensor of `shape`.
     ///
     /// # Panics
-    /// `values` is not as long as the shape says.
+    /// The length of `values` differs from the number of elements of `shape`.
     pub fn bool(shape: &[usize], values: Vec<bool>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?}");
         Self { shape: shape.to_vec(), data: Data::Bool(Arc::new(values)) }
@@ -76,7 +76,7 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Whether there is no element.
+    /// True if the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -102,7 +102,7 @@ impl Tensor {
         }
     }
 
-    /// The elements, if they are truth values.
+    /// The elements, if they are booleans.
     pub fn bools(&self) -> Option<&[bool]> {
         match &self.data {
             Data::Bool(values) => Some(values),
@@ -110,7 +110,7 @@ impl Tensor {
         }
     }
 
-    /// Bytes of the elements in memory.
+    /// Size of the elements in bytes.
     pub fn size_bytes(&self) -> usize {
         match &self.data {
             Data::Float(values) => 4 * values.len(),
@@ -130,7 +130,12 @@ impl Tensor {
         }
     }
 
-    /// The same elements under another shape of as many.
+    /// Kind and shape for messages, e.g. "float [1, 2]".
+    pub(crate) fn describe(&self) -> String {
+        format!("{} {:?}", self.kind(), self.shape)
+    }
+
+    /// The same elements with another shape of the same number of elements.
     pub(crate) fn reshaped(self, shape: Vec<usize>) -> Result<Self, Fault> {
         if elements(&shape)? != self.len() {
             return Err(Fault::invalid(format!("{:?} cannot be reshaped to {shape:?}", self.shape)));
@@ -138,12 +143,12 @@ impl Tensor {
         Ok(Self { shape, data: self.data })
     }
 
-    /// Shape and elements apart.
+    /// Splits the tensor into shape and elements.
     pub(crate) fn into_parts(self) -> (Vec<usize>, Data) {
         (self.shape, self.data)
     }
 
-    /// Puts together what fits; `data` must have as many elements as `shape` says.
+    /// A tensor of `shape` and `data`; an error if their numbers of elements differ.
     pub(crate) fn from_parts(shape: Vec<usize>, data: Data) -> Result<Self, Fault> {
         let count = match &data {
             Data::Float(values) => values.len(),
@@ -157,7 +162,7 @@ impl Tensor {
         Ok(Self { shape, data })
     }
 
-    /// Floats of any tensor of numbers: integers and truth values converted.
+    /// Elements converted to f32; `None` for strings.
     pub(crate) fn to_floats(&self) -> Option<Vec<f32>> {
         match &self.data {
             Data::Float(values) => Some(values.to_vec()),
@@ -168,7 +173,7 @@ impl Tensor {
     }
 }
 
-/// Number of elements of a shape, or a fault when there are absurdly many.
+/// Number of elements of a shape; an error if it exceeds [`MAX_ELEMENTS`].
 pub(crate) fn elements(shape: &[usize]) -> Result<usize, Fault> {
     shape
         .iter()
@@ -177,7 +182,7 @@ pub(crate) fn elements(shape: &[usize]) -> Result<usize, Fault> {
         .ok_or_else(|| Fault::invalid(format!("a tensor of shape {shape:?} is too large")))
 }
 
-/// Distance in elements between neighbours along each axis.
+/// Row-major strides of a shape, in elements.
 pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for axis in (1..shape.len()).rev() {
@@ -186,7 +191,7 @@ pub(crate) fn strides(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// An axis counted from the front; negative ones count from the back.
+/// Resolves an axis index; negative ones count from the back.
 pub(crate) fn axis(index: i64, rank: usize) -> Result<usize, Fault> {
     let from_front = if index < 0 { index + rank as i64 } else { index };
     match usize::try_from(from_front) {
@@ -195,7 +200,7 @@ pub(crate) fn axis(index: i64, rank: usize) -> Result<usize, Fault> {
     }
 }
 
-/// The shape that two shapes broadcast to.
+/// Broadcast of two shapes.
 pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, Fault> {
     let rank = a.len().max(b.len());
     let size = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
@@ -212,7 +217,7 @@ pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, Fault> {
     Ok(shape)
 }
 
-/// Walks all index tuples of a shape in row-major order while keeping `N` offsets, each with strides of its own.
+/// Iterator over the indices of a shape in row-major order that maintains `N` offsets with separate strides.
 pub(crate) struct Odometer<const N: usize> {
     sizes: Vec<usize>,
     steps: [Vec<usize>; N],
@@ -222,7 +227,7 @@ pub(crate) struct Odometer<const N: usize> {
 }
 
 impl<const N: usize> Odometer<N> {
-    /// From offsets zero; `steps` have as many entries as `sizes`.
+    /// Starts at offsets zero; each of `steps` has as many entries as `sizes`.
     pub(crate) fn new(sizes: &[usize], steps: [Vec<usize>; N]) -> Self {
         let left = sizes.iter().product();
         Self { sizes: sizes.to_vec(), steps, index: vec![0; sizes.len()], offsets: [0; N], left }

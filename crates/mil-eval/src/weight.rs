@@ -1,4 +1,4 @@
-//! Weights that stay as they are in the file until a row of them is needed.
+//! Packed weights, unpacked row by row on use.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -26,7 +26,7 @@ impl Value {
         }
     }
 
-    /// The dense tensor; a packed weight is unpacked, once for all.
+    /// The dense tensor; a packed weight is unpacked once and cached.
     pub(crate) fn into_dense(self) -> Result<Tensor, Fault> {
         match self {
             Self::Tensor(tensor) => Ok(tensor),
@@ -44,7 +44,7 @@ pub(crate) struct Codes {
 }
 
 impl Codes {
-    /// Elements from `start` on, as f32; the type must be a number of at most 16 bits or fp32.
+    /// Reads `out.len()` elements from index `start` as f32. The type must satisfy [`Codes::is_readable`].
     fn read(&self, start: usize, out: &mut [f32]) {
         let bits = self.dtype.bits();
         match self.dtype {
@@ -72,7 +72,7 @@ impl Codes {
                     .zip(bytes.chunks_exact(4))
                     .for_each(|(out, b)| *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             }
-            // Sub-byte elements: from the byte where eight elements start together.
+            // Sub-byte elements: unpacked from the last index that is a multiple of 8, where a byte begins.
             dtype => {
                 let first = start / 8 * 8;
                 let codes = unpack_bits(&self.bytes[first / 8 * bits..], bits).skip(start - first);
@@ -84,7 +84,7 @@ impl Codes {
         }
     }
 
-    /// Whether [`Codes::read`] knows the type.
+    /// True if [`Codes::read`] supports the type.
     pub(crate) fn is_readable(&self) -> bool {
         use DType::{F16, F32, I4, I8, U1, U2, U3, U4, U6, U8};
         matches!(self.dtype, F16 | F32 | I4 | I8 | U1 | U2 | U3 | U4 | U6 | U8)
@@ -101,27 +101,27 @@ impl Codes {
     }
 }
 
-/// A weight matrix (or a tensor seen as rows along its first axis), packed.
+/// A packed weight: a matrix, or a tensor viewed as rows along its first axis.
 #[derive(Debug)]
 pub(crate) struct Weight {
     shape: Vec<usize>,
-    form: Form,
-    /// fp16 results are rounded, in half precision.
+    encoding: WeightEncoding,
+    /// [`Precision::Half`] if dequantized weights are rounded to fp16.
     precision: Precision,
     dense: OnceLock<Tensor>,
 }
 
 #[derive(Debug)]
-enum Form {
-    /// Floats as they are in the file.
+enum WeightEncoding {
+    /// Unquantized floats.
     Plain(Codes),
-    /// scale * (data - offset), with one scale per block.
+    /// `scale * (data - offset)`, one scale and offset per block.
     Scaled { data: Source, blocks: Blocks, scale: Vec<f32>, offset: Option<Vec<f32>> },
-    /// table[block][code].
+    /// Look-up table: `table[block][code]`.
     Table { codes: Codes, blocks: Blocks, table: Vec<f32>, entries: usize },
 }
 
-/// What scales apply to: codes, or the result of another packed weight.
+/// Operand of the scales: codes, or another packed weight.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Codes(Codes),
@@ -136,10 +136,10 @@ impl Source {
         }
     }
 
-    /// Bytes looked up in a table in which each finds itself, taken as a signed number, are signed bytes.
-    fn without_identity(self) -> Self {
+    /// Removes a look-up table that maps each byte to its value as a signed integer: the codes are then int8.
+    fn without_identity_table(self) -> Self {
         if let Self::Weight(weight) = &self
-            && let Form::Table { codes, table, .. } = &weight.form
+            && let WeightEncoding::Table { codes, table, .. } = &weight.encoding
             && codes.dtype == DType::U8
             && table.iter().enumerate().all(|(i, &value)| value == f32::from(i as u8 as i8))
         {
@@ -156,20 +156,20 @@ impl Source {
     }
 }
 
-/// How a tensor is cut into blocks: along every axis, a whole number of equal parts.
+/// Division of a tensor into blocks: equal parts along each axis.
 #[derive(Debug, PartialEq)]
 struct Blocks {
-    /// Rows (of the first axis) in a block.
+    /// Number of rows (of the first axis) in a block.
     rows: usize,
-    /// Blocks that one row touches.
+    /// Number of blocks that a row intersects.
     per_row: usize,
-    /// A row's elements as runs that lie in one block: length, and which of the row's blocks.
+    /// The row as runs of elements in one block: length, and index among the row's blocks.
     runs: Vec<(usize, usize)>,
 }
 
 impl Blocks {
-    /// Of a tensor of `shape` with `counts` blocks along each axis.
-    fn of(shape: &[usize], counts: &[usize]) -> Result<Self, Fault> {
+    /// Divides a tensor of `shape` into `counts` blocks along each axis.
+    fn new(shape: &[usize], counts: &[usize]) -> Result<Self, Fault> {
         let fits = shape.len() == counts.len()
             && !shape.is_empty()
             && shape
@@ -177,7 +177,7 @@ impl Blocks {
                 .zip(counts)
                 .all(|(&size, &count)| count > 0 && size > 0 && size.is_multiple_of(count));
         if !fits {
-            return Err(Fault::invalid(format!("{shape:?} cannot be cut into {counts:?} blocks")));
+            return Err(Fault::invalid(format!("{shape:?} cannot be divided into {counts:?} blocks")));
         }
         let rows = shape[0] / counts[0];
         let (sizes, counts) = (&shape[1..], &counts[1..]);
@@ -197,13 +197,13 @@ impl Blocks {
 }
 
 impl Weight {
-    /// fp16 or fp32 elements as they are.
+    /// An unquantized fp16 or fp32 weight.
     pub(crate) fn plain(codes: Codes) -> Self {
-        Self::new(codes.shape.clone(), Form::Plain(codes), Precision::Exact)
+        Self::new(codes.shape.clone(), WeightEncoding::Plain(codes), Precision::Exact)
     }
 
-    fn new(shape: Vec<usize>, form: Form, precision: Precision) -> Self {
-        Self { shape, form, precision, dense: OnceLock::new() }
+    fn new(shape: Vec<usize>, encoding: WeightEncoding, precision: Precision) -> Self {
+        Self { shape, encoding, precision, dense: OnceLock::new() }
     }
 
     /// `scale * (data - offset)`; `scale` and `offset` have one element per block, `counts` blocks along each axis.
@@ -215,18 +215,18 @@ impl Weight {
         precision: Precision,
     ) -> Result<Self, Fault> {
         let shape = data.shape().to_vec();
-        let blocks = Blocks::of(&shape, counts)?;
+        let blocks = Blocks::new(&shape, counts)?;
         let count = elements(counts)?;
         if scale.len() != count || offset.as_ref().is_some_and(|offset| offset.len() != count) {
             return Err(Fault::invalid(format!("{} scales for {counts:?} blocks", scale.len())));
         }
-        let data = data.without_identity();
+        let data = data.without_identity_table();
         if let Source::Codes(codes) = &data
             && !codes.is_readable()
         {
             return Err(Fault::invalid(format!("{} elements cannot be scaled", codes.dtype)));
         }
-        Ok(Self::new(shape, Form::Scaled { data, blocks, scale, offset }, precision))
+        Ok(Self::new(shape, WeightEncoding::Scaled { data, blocks, scale, offset }, precision))
     }
 
     /// `table[block][code]`; the table has `counts` blocks along each axis, then `entries` numbers each.
@@ -237,7 +237,7 @@ impl Weight {
         entries: usize,
         precision: Precision,
     ) -> Result<Self, Fault> {
-        let blocks = Blocks::of(&codes.shape, counts)?;
+        let blocks = Blocks::new(&codes.shape, counts)?;
         let bits = codes.dtype.bits();
         let known =
             matches!(codes.dtype, DType::U1 | DType::U2 | DType::U3 | DType::U4 | DType::U6 | DType::U8);
@@ -248,7 +248,7 @@ impl Weight {
                 codes.dtype
             )));
         }
-        Ok(Self::new(codes.shape.clone(), Form::Table { codes, blocks, table, entries }, precision))
+        Ok(Self::new(codes.shape.clone(), WeightEncoding::Table { codes, blocks, table, entries }, precision))
     }
 
     /// Shape of the dense tensor.
@@ -256,50 +256,50 @@ impl Weight {
         &self.shape
     }
 
-    /// The packed elements, as they lie in the file.
+    /// The packed elements as stored in the file.
     pub(crate) fn codes(&self) -> &[u8] {
-        match &self.form {
-            Form::Plain(codes) | Form::Table { codes, .. } => &codes.bytes,
-            Form::Scaled { data: Source::Codes(codes), .. } => &codes.bytes,
-            Form::Scaled { data: Source::Weight(weight), .. } => weight.codes(),
+        match &self.encoding {
+            WeightEncoding::Plain(codes) | WeightEncoding::Table { codes, .. } => &codes.bytes,
+            WeightEncoding::Scaled { data: Source::Codes(codes), .. } => &codes.bytes,
+            WeightEncoding::Scaled { data: Source::Weight(weight), .. } => weight.codes(),
         }
     }
 
-    /// Bytes of memory of its own: scales, tables, and the dense form once it was needed.
+    /// Bytes of process memory: scales, tables, and the dense tensor if it has been unpacked.
     pub(crate) fn owned_bytes(&self) -> usize {
-        let own = match &self.form {
-            Form::Plain(_) => 0,
-            Form::Scaled { scale, offset, data, .. } => {
+        let parameters = match &self.encoding {
+            WeightEncoding::Plain(_) => 0,
+            WeightEncoding::Scaled { scale, offset, data, .. } => {
                 let inner = match data {
                     Source::Codes(_) => 0,
                     Source::Weight(weight) => weight.owned_bytes(),
                 };
                 4 * (scale.len() + offset.as_ref().map_or(0, Vec::len)) + inner
             }
-            Form::Table { table, .. } => 4 * table.len(),
+            WeightEncoding::Table { table, .. } => 4 * table.len(),
         };
-        own + self.dense.get().map_or(0, Tensor::size_bytes)
+        parameters + self.dense.get().map_or(0, Tensor::size_bytes)
     }
 
-    /// Row `index` along the first axis, as the program's operators see it. `out` has the row's length.
+    /// Dequantizes row `index` of the first axis. `out` has the row's length.
     ///
     /// # Panics
-    /// There is no such row.
+    /// `index` is out of bounds.
     pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
         self.unrounded_row(index, out);
         self.precision.round(out);
     }
 
-    /// The same row of a weight that is rounded to fp16, as such; `wide` is work space of the row's length.
+    /// Dequantizes a row to fp16; `wide` is a scratch buffer of the row's length.
     pub(crate) fn row_halves(&self, index: usize, wide: &mut [f32], out: &mut [f16]) {
         self.unrounded_row(index, wide);
         out.convert_from_f32_slice(wide);
     }
 
     fn unrounded_row(&self, index: usize, out: &mut [f32]) {
-        match &self.form {
-            Form::Plain(codes) => codes.read(index * out.len(), out),
-            Form::Scaled { data, blocks, scale, offset } => {
+        match &self.encoding {
+            WeightEncoding::Plain(codes) => codes.read(index * out.len(), out),
+            WeightEncoding::Scaled { data, blocks, scale, offset } => {
                 data.read_row(index, out);
                 let first = index / blocks.rows * blocks.per_row;
                 let mut rest = &mut *out;
@@ -316,7 +316,7 @@ impl Weight {
                     rest = tail;
                 }
             }
-            Form::Table { codes, blocks, table, entries } => {
+            WeightEncoding::Table { codes, blocks, table, entries } => {
                 codes.read(index * out.len(), out);
                 let first = index / blocks.rows * blocks.per_row;
                 let mut rest = &mut *out;
@@ -330,15 +330,17 @@ impl Weight {
         }
     }
 
-    /// Whether the weights are rounded to fp16 on their way.
+    /// True if dequantized weights are rounded to fp16.
     pub(crate) fn is_rounded(&self) -> bool {
         self.precision == Precision::Half
     }
 
-    /// Some rows as the kernels take them, if they have a form for it: signed bytes with one scale per row, or per group
-    /// of a length that they know.
+    /// Rows in a form that the kernels multiply without unpacking: int8 with one scale per row, or per group of a
+    /// supported length. `None` for other encodings.
     pub(crate) fn matrix_rows(&self, rows: Range<usize>) -> Option<Matrix<'_>> {
-        let Form::Scaled { data: Source::Codes(codes), blocks, scale, offset: None } = &self.form else {
+        let WeightEncoding::Scaled { data: Source::Codes(codes), blocks, scale, offset: None } =
+            &self.encoding
+        else {
             return None;
         };
         if codes.dtype != DType::I8 || blocks.rows != 1 {
@@ -347,7 +349,7 @@ impl Weight {
         let columns: usize = self.shape[1..].iter().product();
         let group = match &blocks.runs[..] {
             [_] => None,
-            // As many blocks as runs: each is one stretch of the row.
+            // As many runs as blocks: each block is contiguous in the row.
             runs if runs.len() == blocks.per_row => Some(columns / runs.len()),
             _ => return None,
         };
@@ -358,7 +360,7 @@ impl Weight {
         make(rows.len(), columns, group, bytes, scale).ok()
     }
 
-    /// The dense tensor, kept from the first time on.
+    /// The dense tensor; cached after the first call.
     pub(crate) fn dense(&self) -> Result<Tensor, Fault> {
         if let Some(tensor) = self.dense.get() {
             return Ok(tensor.clone());
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_scale_what_lies_in_them() {
+    fn each_block_has_its_scale() {
         let data = || Source::Codes(codes(DType::I8, &[2, 4], &[1, 2, 3, 4, 5, 6, 7, 0xff]));
         let scaled = |counts: &[usize], scale: &[f32], offset: Option<&[f32]>| {
             let offset = offset.map(<[f32]>::to_vec);

@@ -1,4 +1,4 @@
-//! Packages that coremltools wrote (`scripts/goldens/coremltools_packages.py`), held against torch.
+//! Compares packages that coremltools wrote (`scripts/goldens/coremltools_packages.py`) with torch.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use q35_mil_eval::{Data, Precision, Program, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-/// Largest difference relative to the largest value.
-const CLOSE: f32 = 1e-5;
-/// The same where values go through an fp16 state: one that lies between two fp16 numbers, which are 2^-11 apart, is
-/// rounded to either for a difference in the last bit of its f32.
-const CLOSE_THROUGH_STATE: f32 = 1e-4;
+/// Largest accepted difference, relative to the largest value.
+const TOLERANCE: f32 = 1e-5;
+/// The same for values that pass through an fp16 state: a value halfway between two fp16 numbers, which are 2^-11 apart,
+/// may round to either after a difference in the last bit of its f32.
+const STATE_TOLERANCE: f32 = 1e-4;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -30,8 +30,8 @@ fn names() -> Vec<String> {
     names
 }
 
-/// The part of a tensor that belongs to one call.
-fn of_call(view: &TensorView<'_>, call: usize) -> Tensor {
+/// The slice of a tensor for one call.
+fn slice_for_call(view: &TensorView<'_>, call: usize) -> Tensor {
     let shape = &view.shape()[1..];
     let (count, data) = (shape.iter().product::<usize>(), view.data());
     let words = data.chunks_exact(4).skip(call * count).take(count).map(|b| [b[0], b[1], b[2], b[3]]);
@@ -65,15 +65,15 @@ fn packages_of_coremltools_compute_what_torch_does() {
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let function = metadata.metadata().as_ref().unwrap()["function"].clone();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        // Rounded as declared: a state is fp16 in torch, too.
+        // Half precision: the state is fp16 in torch, too.
         let program = Program::load(&golden().join(format!("{name}.mlpackage")), Precision::Half).unwrap();
         let mut state = program.new_state();
         let part = |prefix: &str, call: usize| -> BTreeMap<String, Tensor> {
             let named = file.iter().filter_map(|(key, view)| Some((key.strip_prefix(prefix)?, view)));
-            named.map(|(key, view)| (key.to_owned(), of_call(&view, call))).collect()
+            named.map(|(key, view)| (key.to_owned(), slice_for_call(&view, call))).collect()
         };
         let calls = file.iter().next().unwrap().1.shape()[0];
-        let close = if name.starts_with("stateful") { CLOSE_THROUGH_STATE } else { CLOSE };
+        let close = if name.starts_with("stateful") { STATE_TOLERANCE } else { TOLERANCE };
         for call in 0..calls {
             let outputs = program.run(&function, part("in.", call), &mut state).unwrap();
             for (output, expected) in part("out.", call) {

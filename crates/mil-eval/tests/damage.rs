@@ -1,4 +1,5 @@
-//! Damaged packages are refused or run, but nothing panics and nothing is allocated that the file only claims to have.
+//! Fault injection: damaged packages are rejected or run, without panics and without allocations that the file's contents
+//! do not justify.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use q35_format_mil::proto::{self, BindingKind, ValueKind, ValueTypeKind};
 use q35_format_mil::{DType, Package, check, inspect};
 use q35_mil_eval::{EvalError, Precision, Program, Tensor};
 
-/// Programs with more elements than this are loaded but not run: a tile of a tile is honest, and slow.
+/// Programs with more elements are loaded but not run: nested tile operations are valid, and slow.
 const ELEMENTS: usize = 1 << 18;
 
 struct Sample {
@@ -33,18 +34,18 @@ impl Sample {
         Self { _dir: dir, package, model: proto::Model::decode(&*bytes).unwrap(), weights }
     }
 
-    /// Whatever becomes of these bytes: an error, or results.
+    /// Loads and runs a package with these bytes; both errors and results are accepted.
     fn try_all(&self, model: &[u8], weights: &[u8]) {
         std::fs::write(self.package.join("Data/com.apple.CoreML/model.mlmodel"), model).unwrap();
         let path = self.package.join("Data/com.apple.CoreML/weights/weight.bin");
-        // Another file, not other bytes in the one that may still be mapped.
+        // A new file, because the old one may still be mapped.
         let _ = std::fs::remove_file(&path);
         std::fs::write(path, weights).unwrap();
         let Ok(package) = Package::open(&self.package) else { return };
         let (report, _) = (check(&package), inspect(&package));
         let loaded = Program::new(&package, Precision::Exact);
-        let known = report.errors.iter().all(|finding| finding.defect.is_unknown_operator());
-        assert!(loaded.is_err() || known, "loaded in spite of {:?}", report.errors);
+        let valid = report.errors.iter().all(|finding| finding.defect.is_unknown_operator());
+        assert!(loaded.is_err() || valid, "loaded in spite of {:?}", report.errors);
         if let Ok(program) = loaded
             && is_small(package.program())
         {
@@ -74,26 +75,26 @@ fn is_small(program: &proto::Program) -> bool {
     })
 }
 
-/// One change to a program that still decodes.
+/// A modification of a program that still decodes.
 #[derive(Clone, Debug)]
 enum Damage {
-    /// An operation goes.
+    /// Removes an operation.
     Remove(Index),
-    /// Two operations change places.
+    /// Swaps two operations.
     Swap(Index, Index),
-    /// An operation turns into another.
+    /// Replaces an operation's operator by another's.
     Rename(Index, Index),
-    /// An input is bound to what another one was bound to.
+    /// Rebinds an input to another input's value.
     Rebind(Index, Index),
-    /// An input goes.
+    /// Removes an input.
     Unbind(Index, Index),
-    /// A result's type becomes that of another result.
+    /// Replaces a result's type by another's.
     Retype(Index, Index),
-    /// A dimension becomes something else.
+    /// Changes a dimension.
     Resize(Index, Index, u64),
-    /// A constant lies elsewhere in the weight file.
+    /// Changes a constant's offset in the weight file.
     Move(Index, u64),
-    /// A constant is another's.
+    /// Replaces a constant by another.
     Reuse(Index, Index),
 }
 
@@ -200,7 +201,7 @@ const NAMES: [&str; 4] = [
 ];
 
 #[test]
-fn programs_that_say_something_else() {
+fn modified_programs_are_rejected_or_run() {
     for name in NAMES {
         let sample = Sample::new(name);
         proptest!(ProptestConfig::with_cases(120), |(damages in prop::collection::vec(damage(), 1..4))| {
@@ -212,7 +213,7 @@ fn programs_that_say_something_else() {
 }
 
 #[test]
-fn bytes_that_were_flipped_or_cut() {
+fn flipped_and_truncated_bytes_are_rejected_or_run() {
     let flips = || prop::collection::vec((any::<Index>(), any::<u8>()), 0..6);
     let cut = || prop::option::weighted(0.2, any::<Index>());
     for name in NAMES {

@@ -1,4 +1,4 @@
-//! Tensors across the border: dense f32 and i32 on our side, strided arrays of the declared type on Core ML's.
+//! Conversion between tensors (dense, f32 or i32) and `MLMultiArray`s (strided, of the declared type).
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -12,10 +12,10 @@ use objc2_core_ml::{MLMultiArray, MLMultiArrayDataType};
 use objc2_foundation::{NSArray, NSInteger, NSNumber};
 use q35_format_mil::DType;
 
-use super::compiled::in_words;
+use super::error::framework_error;
 use super::layout::{Element, Layout};
 
-/// An array of the port's type and shape, its elements undefined.
+/// Allocates an array of the port's type and shape; its elements are undefined.
 pub(crate) fn allocate(port: &Port) -> Result<Retained<MLMultiArray>, PredictError> {
     let shape: Vec<Retained<NSNumber>> =
         port.ty.shape.iter().map(|size| NSNumber::new_isize(*size as isize)).collect();
@@ -23,9 +23,11 @@ pub(crate) fn allocate(port: &Port) -> Result<Retained<MLMultiArray>, PredictErr
         DType::F16 => MLMultiArrayDataType::Float16,
         DType::F32 => MLMultiArrayDataType::Float32,
         DType::I32 => MLMultiArrayDataType::Int32,
-        other => return Err(PredictError::Framework(format!("arrays of {} cannot cross", other.name()))),
+        other => {
+            return Err(PredictError::Framework(format!("arrays of {} are not supported", other.name())));
+        }
     };
-    // SAFETY: the shape holds whole numbers and the type is one of Core ML's.
+    // SAFETY: the shape is an array of integers and the type is one of Core ML's.
     unsafe {
         MLMultiArray::initWithShape_dataType_error(
             MLMultiArray::alloc(),
@@ -33,40 +35,40 @@ pub(crate) fn allocate(port: &Port) -> Result<Retained<MLMultiArray>, PredictErr
             kind,
         )
     }
-    .map_err(in_words)
+    .map_err(framework_error)
 }
 
-/// Replaces an array's elements.
+/// Overwrites an array's elements with a tensor's.
 pub(crate) fn fill(array: &MLMultiArray, tensor: &Tensor) -> Result<(), PredictError> {
     let (element, shape) = (element_of(array)?, shape_of(array));
     let fits = Cell::new(false);
     let write =
         RcBlock::new(|bytes: NonNull<c_void>, size: NSInteger, strides: NonNull<NSArray<NSNumber>>| {
-            // SAFETY: Core ML hands over its buffer of `size` writable bytes, and the strides that hold for it (which
-            // need not be those that the array had before), for the duration of the block. Nobody else has the array.
+            // SAFETY: Core ML passes a buffer of `size` writable bytes and its strides (which may differ from those that
+            // the array had before), valid during the block. No other reference to the array exists.
             let (bytes, strides) = unsafe {
                 (std::slice::from_raw_parts_mut(bytes.cast::<u8>().as_ptr(), size as usize), strides.as_ref())
             };
             let layout = Layout { element, shape: shape.clone(), strides: sizes(strides) };
             fits.set(layout.write(tensor, bytes));
         });
-    // SAFETY: the block keeps nothing that it is handed.
+    // SAFETY: the block does not retain its arguments.
     unsafe { array.getMutableBytesWithHandler(&write) };
     if fits.get() { Ok(()) } else { Err(misfit(&shape, tensor.len())) }
 }
 
-/// The elements of an array, dense.
+/// Copies the elements of an array into a dense tensor.
 pub(crate) fn to_tensor(array: &MLMultiArray) -> Result<Tensor, PredictError> {
     // SAFETY: a plain getter.
     let strides = unsafe { array.strides() };
     let layout = Layout { element: element_of(array)?, shape: shape_of(array), strides: sizes(&strides) };
     let tensor = Cell::new(None);
     let read = RcBlock::new(|bytes: NonNull<c_void>, size: NSInteger| {
-        // SAFETY: Core ML hands over its buffer of `size` readable bytes for the duration of the block.
+        // SAFETY: Core ML passes a buffer of `size` readable bytes, valid during the block.
         let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>().as_ptr(), size as usize) };
         tensor.set(layout.read(bytes));
     });
-    // SAFETY: the block keeps nothing that it is handed.
+    // SAFETY: the block does not retain its arguments.
     unsafe { array.getBytesWithHandler(&read) };
     drop(read);
     tensor.into_inner().ok_or_else(|| misfit(&layout.shape, layout.count()))

@@ -1,4 +1,4 @@
-//! Elements in strided memory: Core ML pads rows as its hardware likes.
+//! Strided element access: Core ML may pad the rows of an array for its hardware.
 
 use crate::Tensor;
 use half::f16;
@@ -21,7 +21,7 @@ impl Element {
     }
 }
 
-/// Where the elements of an array lie; strides count elements.
+/// Element type, shape and strides (in elements) of an array.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub element: Element,
@@ -34,7 +34,7 @@ impl Layout {
         self.shape.iter().product()
     }
 
-    /// Bytes from the first element to the end of the last.
+    /// Number of bytes from the first element to the end of the last.
     pub fn size_bytes(&self) -> usize {
         if self.count() == 0 {
             return 0;
@@ -53,7 +53,8 @@ impl Layout {
         })
     }
 
-    /// Puts a tensor's elements into `bytes`. False if they do not fit, and nothing is written then.
+    /// Writes a tensor's elements into `bytes`, converted to the element type. Returns false and writes nothing if they
+    /// do not fit.
     pub fn write(&self, tensor: &Tensor, bytes: &mut [u8]) -> bool {
         if tensor.len() != self.count() || bytes.len() < self.size_bytes() {
             return false;
@@ -74,7 +75,7 @@ impl Layout {
             halves.convert_from_f32_slice(values);
             return true;
         }
-        self.each(|index, offset| match self.element {
+        self.for_each_element(|index, offset| match self.element {
             Element::Half => {
                 bytes[2 * offset..][..2].copy_from_slice(&f16::from_f32(float(index)).to_le_bytes())
             }
@@ -84,7 +85,7 @@ impl Layout {
         true
     }
 
-    /// The elements in `bytes` as a dense tensor, unless they do not lie inside.
+    /// Reads the elements in `bytes` into a dense tensor; `None` if `bytes` is too short.
     pub fn read(&self, bytes: &[u8]) -> Option<Tensor> {
         if bytes.len() < self.size_bytes() {
             return None;
@@ -93,19 +94,19 @@ impl Layout {
         match self.element {
             Element::Int => {
                 let mut values = vec![0; self.count()];
-                self.each(|index, offset| values[index] = i32::from_le_bytes(four(offset)));
+                self.for_each_element(|index, offset| values[index] = i32::from_le_bytes(four(offset)));
                 Some(Tensor::int(&self.shape, values))
             }
             Element::Single => {
                 let mut values = vec![0.0; self.count()];
-                self.each(|index, offset| values[index] = f32::from_le_bytes(four(offset)));
+                self.for_each_element(|index, offset| values[index] = f32::from_le_bytes(four(offset)));
                 Some(Tensor::float(&self.shape, values))
             }
             Element::Half => {
                 let mut values = vec![0.0; self.count()];
                 match bytemuck::try_cast_slice::<u8, f16>(&bytes[..2 * self.count().min(bytes.len() / 2)]) {
                     Ok(halves) if self.is_dense() => halves.convert_to_f32_slice(&mut values),
-                    _ => self.each(|index, offset| {
+                    _ => self.for_each_element(|index, offset| {
                         values[index] =
                             f16::from_le_bytes([bytes[2 * offset], bytes[2 * offset + 1]]).to_f32();
                     }),
@@ -115,8 +116,8 @@ impl Layout {
         }
     }
 
-    /// Calls with the dense index and the strided offset of every element, in order.
-    fn each(&self, mut visit: impl FnMut(usize, usize)) {
+    /// Calls `visit` with the dense index and the strided offset of each element, in row-major order.
+    fn for_each_element(&self, mut visit: impl FnMut(usize, usize)) {
         let mut at = vec![0; self.shape.len()];
         let mut offset = 0;
         for index in 0..self.count() {

@@ -1,24 +1,27 @@
-//! Apple's Core ML as a [`crate::Predictor`]. Everything above "predict" is shared with the evaluator, which runs on any
-//! system.
+//! [`crate::Predictor`] over Apple's Core ML.
 //!
-//! `ApplePredictor` compiles a package once and keeps the result (`.mlmodelc`) under a hash of the package's contents,
-//! loads each function as a model of its own with the compute units asked for, and moves tensors across the border.
-//! Caches that a package takes as inputs stay arrays of Core ML's from call to call. `compute_plan` tells which unit
-//! Core ML means to run each operation on.
+//! `ApplePredictor` compiles a package once, caches the result (`.mlmodelc`) under a hash of the package's contents,
+//! loads each function as an `MLModel` with the requested compute units, and converts tensors to and from
+//! `MLMultiArray`s. Caches that a package has as inputs and outputs stay `MLMultiArray`s between calls. `compute_plan`
+//! reports the unit on which Core ML plans to run each operation.
 //!
-//! **Untested on Apple**: what calls Apple's framework has been type-checked for macOS and iOS and has never run;
-//! `docs/apple.md` says how to change that. What does not call it (where elements lie in strided memory, and where
-//! compiled models are kept) is compiled for tests on every system. Elsewhere the module is empty.
-#![allow(unsafe_code)]
+//! **Never run on Apple hardware**: the code that calls Apple's framework is type-checked for macOS and iOS only; see
+//! `docs/apple.md`. `layout` and `compiled_cache` do not call the framework and are tested on every system. On other
+//! systems the module is empty outside of tests.
+#![allow(unsafe_code, reason = "calls Objective-C")]
 
 #[cfg(target_vendor = "apple")]
 mod array;
-#[cfg(any(target_vendor = "apple", test))]
-mod cache;
 #[cfg(target_vendor = "apple")]
-mod compiled;
+mod compile;
+#[cfg(any(target_vendor = "apple", test))]
+mod compiled_cache;
+#[cfg(target_vendor = "apple")]
+mod error;
 #[cfg(any(target_vendor = "apple", test))]
 mod layout;
+#[cfg(target_vendor = "apple")]
+mod model;
 #[cfg(target_vendor = "apple")]
 mod plan;
 #[cfg(target_vendor = "apple")]

@@ -1,4 +1,4 @@
-//! Where Core ML means to run each operation.
+//! Core ML's assignment of operations to compute units.
 
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -14,18 +14,18 @@ use objc2_core_ml::{
 };
 use objc2_foundation::{NSError, NSString};
 
-use super::compiled::{compiled, url};
-use super::predictor::{configuration, function_name};
+use super::compile::{compile, file_url};
+use super::model::{configuration, function_name};
 
 struct Plan(Retained<MLComputePlan>);
 
-// SAFETY: the plan is immutable once loaded, and is moved from the thread that loaded it to the one that reads it.
+// SAFETY: the plan is immutable once loaded, and moves from the thread that loaded it to the one that reads it.
 unsafe impl Send for Plan {}
 
-/// The plan of every function of a package, as an `MLComputePlan` gives it.
+/// The operations of all functions of a package with the units that an `MLComputePlan` assigns to them.
 ///
 /// # Errors
-/// The package cannot be compiled, or Core ML makes no plan for it.
+/// The package cannot be compiled, or Core ML cannot make a plan for it.
 pub fn compute_plan(
     package: &Path,
     units: ComputeUnits,
@@ -35,8 +35,8 @@ pub fn compute_plan(
         let signatures = package_signatures(package)?;
         let mut operations = Vec::new();
         for signature in &signatures {
-            let compiled = compiled(package, cache)?;
-            // A plan is made for the function that the configuration names.
+            let compiled = compile(package, cache)?;
+            // A plan covers the function that the configuration names.
             let plan = load(&compiled, units, function_name(&signatures, signature))?;
             // SAFETY: plain getters.
             let program = unsafe { plan.0.modelStructure().program() };
@@ -57,7 +57,7 @@ pub fn compute_plan(
 fn load(compiled: &Path, units: ComputeUnits, function: Option<&str>) -> Result<Plan, PredictError> {
     let (send, receive) = channel();
     let loaded = RcBlock::new(move |plan: *mut MLComputePlan, error: *mut NSError| {
-        // SAFETY: Core ML hands over either a plan or an error, alive during the block; both are retained here.
+        // SAFETY: Core ML passes either a plan or an error, valid during the block; both are retained here.
         let outcome = unsafe {
             match (plan.as_ref(), error.as_ref()) {
                 (Some(plan), _) => Ok(Plan(plan.retain())),
@@ -67,15 +67,15 @@ fn load(compiled: &Path, units: ComputeUnits, function: Option<&str>) -> Result<
         };
         drop(send.send(outcome));
     });
-    // SAFETY: a compiled model's URL and a configuration of our own; the block may run on any thread.
+    // SAFETY: the arguments are a compiled model's URL and a new configuration; the block may run on any thread.
     unsafe {
         MLComputePlan::loadContentsOfURL_configuration_completionHandler(
-            &url(compiled),
+            &file_url(compiled),
             &configuration(units, function),
             &loaded,
         );
     }
-    // Our own reference to the block has its sender; without it, a framework that never calls would hang us.
+    // Dropping this reference to the block drops its sender, so that `recv` fails if the framework never calls it.
     drop(loaded);
     let plan = receive.recv().unwrap_or_else(|_| Err("Core ML did not answer".to_owned()));
     plan.map_err(PredictError::Framework)
@@ -87,7 +87,7 @@ fn collect(
     block: &MLModelStructureProgramBlock,
     into: &mut Vec<PlannedOperation>,
 ) {
-    // SAFETY: plain getters on live objects that nobody else has.
+    // SAFETY: plain getters on live, unshared objects.
     unsafe {
         for operation in block.operations().iter() {
             let output = operation.outputs().iter().next().map(|value| value.name().to_string());

@@ -1,4 +1,4 @@
-//! Predictions that share states and caches.
+//! [`Session`] over Core ML.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,57 +14,59 @@ use objc2_core_ml::{MLDictionaryFeatureProvider, MLFeatureProvider, MLFeatureVal
 use objc2_foundation::{NSDictionary, NSString};
 
 use super::array::{allocate, fill, to_tensor};
-use super::compiled::in_words;
-use super::predictor::Loaded;
+use super::error::framework_error;
+use super::model::LoadedPackage;
 
 pub(crate) struct AppleSession {
-    package: Arc<Loaded>,
-    /// Values kept for inputs, by their names. Core ML's own arrays: an output becomes an input without being copied.
-    kept: BTreeMap<String, (Port, Array)>,
-    /// Arrays for the other inputs, by function and name, filled anew for each call.
+    package: Arc<LoadedPackage>,
+    /// Caches by the name of their input. `MLMultiArray`s, so that an output becomes the next input without a copy.
+    caches: BTreeMap<String, (Port, Array)>,
+    /// Arrays of the other inputs, by function and name, overwritten by each call.
     inputs: BTreeMap<(String, String), Array>,
-    /// One per function with states that was called: a state belongs to the model that made it.
+    /// States by function, for the functions called so far: an `MLState` can be used only with its own `MLModel`.
     states: BTreeMap<String, Retained<MLState>>,
-    /// The function whose state is the newest.
+    /// The function whose state is the latest.
     current: Option<String>,
 }
 
-/// An array that only one session has.
+/// An array owned by one session.
 struct Array(Retained<MLMultiArray>);
 
-// SAFETY: a session is used by one thread at a time, and an array is plain memory with a description.
+// SAFETY: one thread at a time uses a session, and an array is plain memory with a description.
 unsafe impl Send for Array {}
 
 impl AppleSession {
-    pub fn new(package: Arc<Loaded>, kept: &[Port]) -> Result<Self, PredictError> {
+    pub fn new(package: Arc<LoadedPackage>, cache_inputs: &[Port]) -> Result<Self, PredictError> {
         let zero = |port: &Port| {
             let array = allocate(port)?;
             fill(&array, &Tensor::float(&port.ty.shape, vec![0.0; port.ty.count()]))?;
             Ok((port.name.clone(), (port.clone(), Array(array))))
         };
-        let kept = autoreleasepool(|_| kept.iter().map(zero).collect::<Result<_, PredictError>>())?;
-        Ok(Self { package, kept, inputs: BTreeMap::new(), states: BTreeMap::new(), current: None })
+        let caches = autoreleasepool(|_| cache_inputs.iter().map(zero).collect::<Result<_, PredictError>>())?;
+        Ok(Self { package, caches, inputs: BTreeMap::new(), states: BTreeMap::new(), current: None })
     }
 
-    /// The state of `function`, if it has any, made the newest by copying the last owner's into it.
+    /// The state of `function`, brought up to date with the state of the function called before; `None` if the function
+    /// is stateless.
     fn switch_to(&mut self, function: &str) -> Result<Option<Retained<MLState>>, PredictError> {
         let (signature, model) = self.package.function(function)?;
         if signature.states.is_empty() {
             return Ok(None);
         }
-        let own = self.states.entry(function.to_owned());
-        // SAFETY: allocates a state of zeros.
-        let own = own.or_insert_with(|| unsafe { model.newState() }).clone();
-        let last = self.current.replace(function.to_owned()).filter(|last| last != function);
-        if let Some(last) = last.and_then(|last| self.states.get(&last)) {
+        let entry = self.states.entry(function.to_owned());
+        // SAFETY: allocates a zeroed state.
+        let state = entry.or_insert_with(|| unsafe { model.newState() }).clone();
+        let previous = self.current.replace(function.to_owned()).filter(|previous| previous != function);
+        if let Some(previous) = previous.and_then(|previous| self.states.get(&previous)) {
             for port in &signature.states {
-                write_state(&own, &port.name, &read_state(last, &port.name)?)?;
+                write_state(&state, &port.name, &read_state(previous, &port.name)?)?;
             }
         }
-        Ok(Some(own))
+        Ok(Some(state))
     }
 
-    fn newest(&mut self) -> Result<Option<Retained<MLState>>, PredictError> {
+    /// The latest state; zeros of the first stateful function before any call.
+    fn latest_state(&mut self) -> Result<Option<Retained<MLState>>, PredictError> {
         let stateful = self.package.signatures.iter().find(|signature| !signature.states.is_empty());
         match self.current.clone().or_else(|| stateful.map(|signature| signature.name.clone())) {
             Some(function) => self.switch_to(&function),
@@ -72,8 +74,8 @@ impl AppleSession {
         }
     }
 
-    /// The array for an input that is not kept, with the tensor's elements.
-    fn filled(
+    /// The array of an input other than a cache, filled with the tensor's elements.
+    fn filled_input(
         &mut self,
         function: &str,
         port: &Port,
@@ -95,9 +97,9 @@ impl AppleSession {
         let mut names = Vec::new();
         let mut values: Vec<Retained<AnyObject>> = Vec::new();
         for port in &signature.inputs {
-            let array = match (self.kept.get(&port.name), call.inputs.get(&port.name)) {
+            let array = match (self.caches.get(&port.name), call.inputs.get(&port.name)) {
                 (Some((_, array)), _) => &*array.0,
-                (None, Some(tensor)) => self.filled(call.function, port, tensor)?,
+                (None, Some(tensor)) => self.filled_input(call.function, port, tensor)?,
                 (None, None) => {
                     return Err(PredictError::Framework(format!("input `{}` is missing", port.name)));
                 }
@@ -109,20 +111,20 @@ impl AppleSession {
         }
         let keys: Vec<&NSString> = names.iter().map(|name| &**name).collect();
         let dictionary = NSDictionary::from_retained_objects(&keys, &values);
-        // SAFETY: every value is an MLFeatureValue; the state was made by this very model.
+        // SAFETY: every value is an MLFeatureValue; the state was created by this model.
         let outputs = unsafe {
             let features = MLDictionaryFeatureProvider::initWithDictionary_error(
                 MLDictionaryFeatureProvider::alloc(),
                 &dictionary,
             )
-            .map_err(in_words)?;
+            .map_err(framework_error)?;
             let features: &ProtocolObject<dyn MLFeatureProvider> = ProtocolObject::from_ref(&*features);
             match state {
                 Some(state) => model.predictionFromFeatures_usingState_error(features, &state),
                 None => model.predictionFromFeatures_error(features),
             }
         }
-        .map_err(in_words)?;
+        .map_err(framework_error)?;
         let array_of = |name: &str| {
             // SAFETY: plain getters.
             let array = unsafe {
@@ -131,13 +133,14 @@ impl AppleSession {
             };
             array.ok_or_else(|| PredictError::Framework(format!("no output `{name}`")))
         };
-        for value in call.kept {
-            let entry = self.kept.get_mut(&value.input.name);
-            let (_, array) = entry.ok_or_else(|| PredictError::NoState(value.input.name.clone()))?;
-            *array = Array(array_of(&value.output)?);
+        for cache in call.caches {
+            let entry = self.caches.get_mut(&cache.input.name);
+            let (_, array) = entry.ok_or_else(|| PredictError::NoState(cache.input.name.clone()))?;
+            *array = Array(array_of(&cache.output)?);
         }
-        let given = signature.outputs.iter().filter(|port| call.kept.iter().all(|k| k.output != port.name));
-        given.map(|port| Ok((port.name.clone(), to_tensor(&*array_of(&port.name)?)?))).collect()
+        let is_cache = |port: &&Port| call.caches.iter().any(|cache| cache.output == port.name);
+        let returned = signature.outputs.iter().filter(|port| !is_cache(port));
+        returned.map(|port| Ok((port.name.clone(), to_tensor(&*array_of(&port.name)?)?))).collect()
     }
 }
 
@@ -147,13 +150,13 @@ impl Session for AppleSession {
         call: Call<'_>,
         _watcher: Option<&mut Watcher<'_>>,
     ) -> Result<BTreeMap<String, Tensor>, PredictError> {
-        // A thread of Rust's has no pool of its own: without one, what the framework hands over would pile up.
+        // Rust threads have no autorelease pool: without one, the framework's temporary objects would never be freed.
         autoreleasepool(|_| self.predict_in_pool(call))
     }
 
     fn state(&self, name: &str) -> Result<Tensor, PredictError> {
         autoreleasepool(|_| {
-            if let Some((_, array)) = self.kept.get(name) {
+            if let Some((_, array)) = self.caches.get(name) {
                 return to_tensor(&array.0);
             }
             if let Some(state) = self.current.as_ref().and_then(|current| self.states.get(current)) {
@@ -168,30 +171,30 @@ impl Session for AppleSession {
 
     fn set_state(&mut self, name: &str, value: Tensor) -> Result<(), PredictError> {
         autoreleasepool(|_| {
-            if let Some((port, array)) = self.kept.get_mut(name) {
-                // Core ML may still hold the old array as an output.
+            if let Some((port, array)) = self.caches.get_mut(name) {
+                // A new array, because Core ML may still reference the old one as an output.
                 let fresh = allocate(port)?;
                 fill(&fresh, &value)?;
                 *array = Array(fresh);
                 return Ok(());
             }
-            let state = self.newest()?.ok_or_else(|| PredictError::NoState(name.to_owned()))?;
+            let state = self.latest_state()?.ok_or_else(|| PredictError::NoState(name.to_owned()))?;
             write_state(&state, name, &value)
         })
     }
 
     fn reset(&mut self) -> Result<(), PredictError> {
-        let kept: Vec<Port> = self.kept.values().map(|(port, _)| port.clone()).collect();
-        *self = Self::new(Arc::clone(&self.package), &kept)?;
+        let cache_inputs: Vec<Port> = self.caches.values().map(|(port, _)| port.clone()).collect();
+        *self = Self::new(Arc::clone(&self.package), &cache_inputs)?;
         Ok(())
     }
 
     fn state_bytes(&self) -> u64 {
         let bytes = |port: &Port| port.ty.packed_bytes() as u64;
-        let kept: u64 = self.kept.values().map(|(port, _)| bytes(port)).sum();
+        let caches: u64 = self.caches.values().map(|(port, _)| bytes(port)).sum();
         let called =
             self.package.signatures.iter().filter(|signature| self.states.contains_key(&signature.name));
-        kept + called.flat_map(|signature| &signature.states).map(bytes).sum::<u64>()
+        caches + called.flat_map(|signature| &signature.states).map(bytes).sum::<u64>()
     }
 }
 
@@ -202,10 +205,10 @@ fn with_state_array<T>(
 ) -> Result<T, PredictError> {
     let outcome = RefCell::new(None);
     let block = RcBlock::new(|array: NonNull<MLMultiArray>| {
-        // SAFETY: Core ML keeps the array alive for the duration of the block.
+        // SAFETY: the array is valid during the block.
         *outcome.borrow_mut() = Some(visit(unsafe { array.as_ref() }));
     });
-    // SAFETY: the block runs before this returns and keeps nothing.
+    // SAFETY: the block runs before the call returns and retains nothing.
     unsafe { state.getMultiArrayForStateNamed_handler(&NSString::from_str(name), &block) };
     drop(block);
     outcome.into_inner().unwrap_or_else(|| Err(PredictError::NoState(name.to_owned())))

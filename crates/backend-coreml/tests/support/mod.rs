@@ -1,5 +1,5 @@
-//! Checkpoints converted to packages, and sequences driven over them.
-#![allow(dead_code, reason = "every test file uses its part")]
+//! Helpers that convert test checkpoints to packages and run sequences over them.
+#![allow(dead_code, reason = "each test file uses some of the helpers")]
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +13,12 @@ use q35_metrics::{Summarizer, Summary, compare_rows};
 use q35_testkit::TinyCheckpoint;
 use tempfile::TempDir;
 
-/// A checkpoint and its conversions, in a directory of their own.
-pub struct Work {
+/// A temporary directory with a checkpoint and its conversions.
+pub struct Workspace {
     root: TempDir,
 }
 
-impl Work {
+impl Workspace {
     pub fn new(checkpoint: &TinyCheckpoint) -> Self {
         let work = Self { root: tempfile::tempdir().unwrap() };
         checkpoint.write_to(&work.source());
@@ -35,7 +35,7 @@ impl Work {
         self.root.path().join("source")
     }
 
-    /// Converts and gives the new directory.
+    /// Converts the checkpoint and returns the new directory.
     pub fn convert(&self, options: &Options) -> PathBuf {
         let count = self.root.path().read_dir().unwrap().count();
         let out = self.root.path().join(format!("out-{count}"));
@@ -54,12 +54,12 @@ pub fn weights(dir: &Path) -> PackageWeights {
     PackageWeights::open(dir).unwrap()
 }
 
-/// Settings for tiny models: a chunk of 16, so that short prompts have several.
+/// Options for tiny models: chunks of 16 tokens, so that short prompts have several.
 pub fn small() -> Options {
     Options { context: 64, prefill_chunk: 16, ..Options::default() }
 }
 
-/// Every pair of settings that there is, in as few conversions as will do.
+/// Options such that every pair of settings occurs in some conversion (a pairwise covering set).
 pub fn combinations() -> Vec<Options> {
     let mut all = Vec::new();
     for &encoding in Encoding::ALL {
@@ -79,12 +79,12 @@ pub fn combinations() -> Vec<Options> {
     all
 }
 
-/// Tokens that look random but are the same everywhere.
+/// Deterministic, evenly spread token ids.
 pub fn ids(count: usize, vocab_size: usize) -> Vec<u32> {
     (0..count as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab_size as u32).collect()
 }
 
-/// Collects rows of logits.
+/// Observer that collects logits.
 #[derive(Default)]
 pub struct Collected(pub Vec<Vec<f32>>);
 
@@ -94,21 +94,22 @@ impl Observer for Collected {
     }
 }
 
-/// Logits of all of `ids`.
+/// Logits of every token of `ids`.
 pub fn all_rows(model: &dyn Model, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut rows = Collected::default();
     model.new_sequence(ids.len()).unwrap().extend(ids, LogitsFor::AllTokens, &mut rows).unwrap();
     rows.0
 }
 
-/// Feeds `ids` and gives the logits of the last.
+/// Processes `ids` and returns the logits of the last.
 pub fn feed(sequence: &mut dyn Sequence, ids: &[u32]) -> Vec<f32> {
     let mut rows = Collected::default();
     sequence.extend(ids, LogitsFor::LastToken, &mut rows).unwrap();
     rows.0.pop().unwrap()
 }
 
-/// The prompt at once, then the rest token by token: the prompt's last row and one for each further token.
+/// Prefills the first `prompt` ids and decodes the rest one by one; returns the logits of the prompt's last token and of
+/// each decoded one.
 pub fn prompt_then_steps(model: &dyn Model, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
     let mut sequence = model.new_sequence(ids.len()).unwrap();
     let mut rows = vec![feed(&mut *sequence, &ids[..prompt])];
@@ -125,7 +126,7 @@ pub fn summary(reference: &[Vec<f32>], candidate: &[Vec<f32>]) -> Summary {
     summary.finish()
 }
 
-/// Largest difference, relative to the largest value.
+/// Largest absolute difference, relative to the largest absolute expected value.
 pub fn relative(expected: &[f32], found: &[f32]) -> f32 {
     assert_eq!(expected.len(), found.len());
     let scale = expected.iter().fold(1e-30f32, |most, value| most.max(value.abs()));

@@ -1,4 +1,4 @@
-//! Models to test on, and what they answer.
+//! Test models and their logits.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use q35_metrics::{Summarizer, compare_rows};
 use q35_quant::affine::AffineSpec;
 use q35_testkit::TinyCheckpoint;
 
-/// Keeps rows of logits.
+/// Observer that collects logits.
 #[derive(Default)]
 pub struct Collect(pub Vec<Vec<f32>>);
 
@@ -23,7 +23,7 @@ pub fn rounded(bits: u32, group_size: usize) -> RoundToNearest {
     RoundToNearest(AffineSpec::new(bits, group_size).unwrap())
 }
 
-/// The checkpoint as an MLX directory.
+/// Converts the checkpoint to an MLX directory.
 pub fn quantized(source: &TinyCheckpoint, recipe: &dyn Recipe, form: Form) -> Arc<MlxDirectory> {
     let home = tempfile::tempdir().unwrap();
     let (from, to) = (home.path().join("source"), home.path().join("mlx"));
@@ -31,7 +31,7 @@ pub fn quantized(source: &TinyCheckpoint, recipe: &dyn Recipe, form: Form) -> Ar
     std::fs::create_dir(&to).unwrap();
     let options = WriteOptions { form, ..WriteOptions::default() };
     q35_format_mlx::write(&Checkpoint::open(&from).unwrap(), recipe, &options, &to, &|_| {}).unwrap();
-    // The files stay mapped when their names are gone.
+    // The mapped files remain readable after the temporary directory is deleted.
     Arc::new(MlxDirectory::open(&to).unwrap())
 }
 
@@ -39,11 +39,11 @@ pub fn ids(count: u32, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| (i * 37 + 11) % vocab as u32).collect()
 }
 
-/// The logits of every token, consumed in these pieces.
+/// The logits of every token, processed in the given parts.
 pub fn all_rows(model: &dyn Model, cuts: &[&[u32]]) -> Vec<Vec<f32>> {
     let mut sequence = model.new_sequence(512).unwrap();
     let mut rows = Collect::default();
-    cuts.iter().for_each(|piece| sequence.extend(piece, LogitsFor::AllTokens, &mut rows).unwrap());
+    cuts.iter().for_each(|part| sequence.extend(part, LogitsFor::AllTokens, &mut rows).unwrap());
     rows.0
 }
 

@@ -1,4 +1,4 @@
-//! One function under construction.
+//! Builder of one function.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Seek, Write};
@@ -11,13 +11,13 @@ use crate::ops::{self, Constant, Default as DefaultValue, InferError, Need, Oper
 use crate::proto::{self, Elements};
 use crate::{DType, Data, TensorType, Type, Value, WeightWriteError, WeightWriter};
 
-/// The operator set of everything built here: iOS 18 / macOS 15.
+/// Operator set of built functions: iOS 18 / macOS 15.
 pub const OPSET: &str = "CoreML8";
 
-/// Constants of this many elements and more are stored in the weight file, as coremltools does it.
+/// Constants of at least this many elements are stored in the weight file, as by coremltools.
 const BLOB_FROM: usize = 10;
 
-/// A value of the function that made it.
+/// A value of the builder that created it.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     id: usize,
@@ -25,18 +25,18 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Its dimensions, outermost first.
+    /// Dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.ty.inner().shape
     }
 
-    /// Its element type.
+    /// Element type.
     pub fn dtype(&self) -> DType {
         self.ty.inner().dtype
     }
 }
 
-/// What an operation is given for a parameter.
+/// Argument of an operation.
 #[derive(Clone, Debug)]
 pub enum Argument {
     /// A value.
@@ -59,46 +59,46 @@ impl From<Value> for Argument {
     }
 }
 
-/// Why a function could not be built.
+/// Failure to build a function.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// An operation that Core ML would refuse.
+    /// An operation is invalid.
     #[error("{function}/{name}: {source}")]
     Operation {
         /// The function.
         function: String,
-        /// The name that the operation would have had.
+        /// Name of the operation.
         name: String,
-        /// What is wrong with it.
+        /// The defect.
         source: Box<InferError>,
     },
-    /// A name that is none, or taken.
+    /// A name is not an identifier, or is in use.
     #[error("{function}: `{name}` {reason}")]
     Name {
         /// The function.
         function: String,
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The defect.
         reason: &'static str,
     },
-    /// A value of another function.
+    /// An argument is a value of another function.
     #[error("{function}: a value of another function is used")]
     Foreign {
         /// The function.
         function: String,
     },
-    /// The number of elements does not fit the shape.
+    /// The number of elements differs from the shape's.
     #[error("{function}/{name}: {found} elements for {ty}")]
     Elements {
         /// The function.
         function: String,
         /// The constant.
         name: String,
-        /// Its type.
+        /// Declared type.
         ty: TensorType,
-        /// How many there were.
+        /// Number of elements found.
         found: usize,
     },
     /// The weight file could not be written.
@@ -106,34 +106,35 @@ pub enum BuildError {
     Weights(#[from] WeightWriteError),
 }
 
-/// What is known of a value.
+/// A value of the function.
 #[derive(Debug)]
-struct Known {
+struct ValueInfo {
     name: String,
     ty: Type,
-    constant: Stored,
+    constant: CompileTime,
 }
 
+/// Compile-time contents of a value.
 #[derive(Debug)]
-enum Stored {
-    No,
+enum CompileTime {
+    Unknown,
     Expression,
     Value(Value),
 }
 
-/// An operation whose values are still numbers.
+/// An operation whose values are referenced by index; names are final only in [`FunctionBuilder::finish`].
 #[derive(Debug)]
 struct Pending {
     op: String,
     arguments: Vec<(String, Vec<usize>)>,
-    /// Arguments given in place: attributes, or blobs of a `constexpr_*`.
+    /// Immediate arguments: attributes, or blobs of a `constexpr_*`.
     inline: Vec<(String, Value)>,
     results: Vec<usize>,
     /// The name of an operation without results.
     name: Option<String>,
 }
 
-/// Builds one function. See the module for what it takes care of.
+/// Builds one function; see [the module](super).
 ///
 /// ```
 /// use q35_format_mil::{DType, TensorType, WeightWriter, build::FunctionBuilder};
@@ -155,7 +156,7 @@ pub struct FunctionBuilder<'w, W> {
     name: String,
     weights: &'w mut WeightWriter<W>,
     scope: String,
-    values: Vec<Known>,
+    values: Vec<ValueInfo>,
     names: BTreeSet<String>,
     next_suffix: BTreeMap<String, usize>,
     inputs: Vec<usize>,
@@ -165,7 +166,7 @@ pub struct FunctionBuilder<'w, W> {
 }
 
 impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
-    /// An empty function, whose larger constants go to `weights`.
+    /// Starts an empty function that stores large constants in `weights`.
     pub fn new(name: &str, weights: &'w mut WeightWriter<W>) -> Self {
         Self {
             name: name.to_owned(),
@@ -181,45 +182,45 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         }
     }
 
-    /// The file that takes the larger constants.
+    /// Writer of the weight file.
     pub fn weights(&mut self) -> &mut WeightWriter<W> {
         self.weights
     }
 
-    /// Names that the builder makes from here on begin with `scope`.
+    /// Sets the prefix of generated names.
     pub fn set_scope(&mut self, scope: &str) {
         self.scope = scope.to_owned();
     }
 
-    /// A tensor that the caller passes in.
+    /// Adds an input.
     ///
     /// # Errors
-    /// The name is taken or none.
+    /// The name is invalid or in use.
     pub fn input(&mut self, name: &str, ty: TensorType) -> Result<Tensor, BuildError> {
         self.parameter(name, Type::Tensor(ty))
     }
 
-    /// A state that lives between calls.
+    /// Adds a state.
     ///
     /// # Errors
-    /// The name is taken or none.
+    /// The name is invalid or in use.
     pub fn state(&mut self, name: &str, ty: TensorType) -> Result<Tensor, BuildError> {
         self.parameter(name, Type::State(ty))
     }
 
     fn parameter(&mut self, name: &str, ty: Type) -> Result<Tensor, BuildError> {
         self.claim(name)?;
-        let tensor = self.value(name.to_owned(), ty, Stored::No);
+        let tensor = self.value(name.to_owned(), ty, CompileTime::Unknown);
         self.inputs.push(tensor.id);
         Ok(tensor)
     }
 
-    /// Makes `tensor` the next result of the function and gives it that name.
+    /// Makes `tensor` the next output of the function, named `name`.
     ///
     /// # Errors
-    /// The name is taken or none, or the value is an input or a result already.
+    /// The name is invalid or in use, or the value is already an input or an output.
     pub fn output(&mut self, tensor: &Tensor, name: &str) -> Result<(), BuildError> {
-        self.own(tensor)?;
+        self.check_owned(tensor)?;
         if self.inputs.contains(&tensor.id) || self.outputs.contains(&tensor.id) {
             let reason = "is an input or an output already and cannot get a second name";
             return Err(BuildError::Name { function: self.name.clone(), name: name.to_owned(), reason });
@@ -229,22 +230,23 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         Ok(())
     }
 
-    /// Gives a value another name than the one that the builder made.
+    /// Renames a value.
     ///
     /// # Errors
-    /// The name is taken or none.
+    /// The name is invalid or in use.
     pub fn rename(&mut self, tensor: &Tensor, name: &str) -> Result<(), BuildError> {
-        self.own(tensor)?;
+        self.check_owned(tensor)?;
         self.claim(name)?;
         let old = std::mem::replace(&mut self.values[tensor.id].name, name.to_owned());
         self.names.remove(&old);
         Ok(())
     }
 
-    /// A float constant of that name, `values` rounded to `dtype` (fp16 or fp32).
+    /// Adds a float constant with `values` rounded to `dtype` (fp16 or fp32).
     ///
     /// # Errors
-    /// The elements do not fit the shape, the name is taken or none, or the weight file failed.
+    /// The number of elements differs from the shape's, the name is invalid or in use, or the weight file cannot be
+    /// written.
     pub fn constant(
         &mut self,
         name: &str,
@@ -257,10 +259,10 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         Ok(self.push_constant(name.to_owned(), value))
     }
 
-    /// As [`Self::constant`], but equal constants share one operation and the name of the first, made unique.
+    /// Like [`Self::constant`], but equal constants share the first one's operation, and the name is made unique.
     ///
     /// # Errors
-    /// The elements do not fit the shape, or the weight file failed.
+    /// The number of elements differs from the shape's, or the weight file cannot be written.
     pub fn shared_constant(
         &mut self,
         name: &str,
@@ -290,10 +292,10 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         })
     }
 
-    /// An int32 constant, shared as those of [`Self::shared_constant`].
+    /// Adds an int32 constant, shared like [`Self::shared_constant`].
     ///
     /// # Errors
-    /// The elements do not fit the shape, or the weight file failed.
+    /// The number of elements differs from the shape's, or the weight file cannot be written.
     pub fn int_constant(
         &mut self,
         name: &str,
@@ -327,10 +329,10 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         Ok(Value::blob(ty, offset))
     }
 
-    /// A constant of any kind. Equal constants of a function share one operation and the first one's name.
+    /// Adds a constant of any type. Equal constants share the first one's operation and name.
     ///
     /// # Errors
-    /// The name is none.
+    /// The name is invalid.
     pub fn value_constant(&mut self, name: &str, value: Value) -> Result<Tensor, BuildError> {
         let key = proto::Value::from(&value).encode_to_vec();
         if let Some(&id) = self.constants.get(&key) {
@@ -344,7 +346,7 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
 
     fn push_constant(&mut self, name: String, value: Value) -> Tensor {
         let ty = Type::Tensor(value.ty.clone());
-        let tensor = self.value(name, ty, Stored::Value(value.clone()));
+        let tensor = self.value(name, ty, CompileTime::Value(value.clone()));
         self.operations.push(Pending {
             op: "const".into(),
             arguments: Vec::new(),
@@ -358,7 +360,7 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
     /// Adds an operation with one result.
     ///
     /// # Errors
-    /// The operation is wrong, or its constants cannot be stored.
+    /// The operation is invalid, or its constants cannot be stored.
     pub fn op(&mut self, op: &str, arguments: Vec<(&str, Argument)>) -> Result<Tensor, BuildError> {
         let mut results = self.op_many(op, arguments)?;
         match (results.pop(), results.len()) {
@@ -370,10 +372,10 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
     /// Adds an operation with any number of results.
     ///
     /// # Errors
-    /// The operation is wrong, or its constants cannot be stored.
+    /// The operation is invalid, or its constants cannot be stored.
     pub fn op_many(&mut self, op: &str, arguments: Vec<(&str, Argument)>) -> Result<Vec<Tensor>, BuildError> {
         let Some(signature) = signature(op) else { return self.wrong(op, ops::Problem::Operator) };
-        // Arguments of constexpr operations stay with them; others become const operations.
+        // Arguments of constexpr operations stay immediate; others become const operations.
         let in_place = op.starts_with("constexpr_");
         let mut inline: Vec<(String, Value)> = Vec::new();
         let mut bound: Vec<(String, Vec<usize>)> = Vec::new();
@@ -399,19 +401,19 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
                     bound.push((name.to_owned(), vec![constant.id]));
                 }
                 Argument::Tensor(tensor) => {
-                    self.own(&tensor)?;
+                    self.check_owned(&tensor)?;
                     bound.push((name.to_owned(), vec![tensor.id]));
                 }
                 Argument::Tensors(tensors) => {
-                    tensors.iter().try_for_each(|tensor| self.own(tensor))?;
+                    tensors.iter().try_for_each(|tensor| self.check_owned(tensor))?;
                     bound.push((name.to_owned(), tensors.iter().map(|tensor| tensor.id).collect()));
                 }
             }
         }
         for (name, default) in defaults {
             let constant = match default_value(default, x.as_ref(), weight.as_ref()) {
-                Some(Filled::Value(value)) => self.value_constant(name, value)?,
-                Some(Filled::Zeros(dtype, count)) => {
+                Some(DefaultArgument::Value(value)) => self.value_constant(name, value)?,
+                Some(DefaultArgument::Zeros(dtype, count)) => {
                     self.shared_constant("zeros", dtype, &[count], &vec![0.0; count])?
                 }
                 None => continue,
@@ -419,7 +421,7 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
             bound.push((name.to_owned(), vec![constant.id]));
         }
         let types = self.infer(op, &bound, &inline)?;
-        let stored = || if in_place { Stored::Expression } else { Stored::No };
+        let stored = || if in_place { CompileTime::Expression } else { CompileTime::Unknown };
         let mut results = Vec::with_capacity(types.len());
         for ty in &types {
             let name = self.unique_in_scope(op)?;
@@ -444,9 +446,9 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
             let operand = |&id: &usize| Operand {
                 ty: &self.values[id].ty,
                 constant: match &self.values[id].constant {
-                    Stored::No => Constant::No,
-                    Stored::Expression => Constant::Expression,
-                    Stored::Value(value) => Constant::Value(value),
+                    CompileTime::Unknown => Constant::Runtime,
+                    CompileTime::Expression => Constant::Expression,
+                    CompileTime::Value(value) => Constant::Value(value),
                 },
             };
             operands.insert(name.clone(), ids.iter().map(operand).collect());
@@ -466,10 +468,10 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         Err(BuildError::Operation { function: self.name.clone(), name: self.scoped(op), source })
     }
 
-    /// The function, complete.
+    /// Completes the function.
     ///
     /// # Errors
-    /// None of its values is a result.
+    /// The function has no output.
     pub fn finish(self) -> Result<FinishedFunction, BuildError> {
         if self.outputs.is_empty() {
             let reason = "has no outputs";
@@ -533,26 +535,26 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
         }
     }
 
-    fn value(&mut self, name: String, ty: Type, constant: Stored) -> Tensor {
-        self.values.push(Known { name, ty: ty.clone(), constant });
+    fn value(&mut self, name: String, ty: Type, constant: CompileTime) -> Tensor {
+        self.values.push(ValueInfo { name, ty: ty.clone(), constant });
         Tensor { id: self.values.len() - 1, ty }
     }
 
-    fn own(&self, tensor: &Tensor) -> Result<(), BuildError> {
+    fn check_owned(&self, tensor: &Tensor) -> Result<(), BuildError> {
         match self.values.get(tensor.id) {
-            Some(known) if known.ty == tensor.ty => Ok(()),
+            Some(value) if value.ty == tensor.ty => Ok(()),
             _ => Err(BuildError::Foreign { function: self.name.clone() }),
         }
     }
 
     fn claim(&mut self, name: &str) -> Result<(), BuildError> {
-        let refuse =
+        let invalid =
             |reason| Err(BuildError::Name { function: self.name.clone(), name: name.to_owned(), reason });
         if !is_identifier(name) {
-            return refuse("is not an identifier");
+            return invalid("is not an identifier");
         }
         if !self.names.insert(name.to_owned()) {
-            return refuse("is taken");
+            return invalid("is in use");
         }
         Ok(())
     }
@@ -582,7 +584,8 @@ impl<'w, W: Write + Seek> FunctionBuilder<'w, W> {
     }
 }
 
-enum Filled {
+/// A default value to write.
+enum DefaultArgument {
     Value(Value),
     Zeros(DType, usize),
 }
@@ -591,9 +594,9 @@ fn default_value(
     default: DefaultValue,
     x: Option<&TensorType>,
     weight: Option<&TensorType>,
-) -> Option<Filled> {
+) -> Option<DefaultArgument> {
     let spatial = x.map_or(0, |x| x.rank().saturating_sub(2));
-    Some(Filled::Value(match default {
+    Some(DefaultArgument::Value(match default {
         DefaultValue::Bool(value) => Value::bool(value),
         DefaultValue::Int(value) => Value::int(value),
         DefaultValue::Text(text) => Value::string(text),
@@ -603,12 +606,12 @@ fn default_value(
         DefaultValue::AllAxes => Value::ints(&(0..x?.rank() as i32).collect::<Vec<_>>()),
         DefaultValue::ZeroBias => {
             let weight = weight?;
-            return Some(Filled::Zeros(weight.dtype, *weight.shape.first()?));
+            return Some(DefaultArgument::Zeros(weight.dtype, *weight.shape.first()?));
         }
     }))
 }
 
-/// Whether Core ML takes it as a name: `[A-Za-z_][A-Za-z0-9_@]*`.
+/// True if Core ML accepts `name` as an identifier: `[A-Za-z_][A-Za-z0-9_@]*`.
 pub fn is_identifier(name: &str) -> bool {
     let mut characters = name.chars();
     characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')

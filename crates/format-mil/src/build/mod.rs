@@ -1,8 +1,8 @@
-//! Building programs: typed values in, checked operations out.
+//! Typed builder of programs.
 //!
-//! A [`FunctionBuilder`] holds every operation against the table in [`crate::ops`] when it is added, fills in the
-//! defaults that coremltools would write out, keeps names unique, and sends constants of ten or more elements to the
-//! weight file, as coremltools does. [`model`] puts finished functions into a `model.mlmodel`.
+//! A [`FunctionBuilder`] checks each operation against the table in [`crate::ops`] when it is added, writes the defaults
+//! that coremltools writes explicitly, makes names unique, and stores constants of ten or more elements in the weight
+//! file, as coremltools does. [`model`](fn@model) combines finished functions to a `model.mlmodel` message.
 
 mod function;
 mod model;

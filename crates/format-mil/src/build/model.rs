@@ -1,32 +1,32 @@
-//! From functions to a model file.
+//! Combination of functions to a model message.
 
 use std::collections::BTreeMap;
 
 use crate::proto::{self, FeatureKind};
 use crate::{TensorType, Type};
 
-/// The specification version of everything built here: iOS 18 / macOS 15, which knows states and several functions.
+/// Specification version of built models: iOS 18 / macOS 15, the first with states and several functions.
 pub const SPECIFICATION_VERSION: i32 = 9;
 
 /// An input, state or output of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Feature {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its type.
+    /// Type.
     pub ty: Type,
 }
 
 /// A function with its signature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinishedFunction {
-    /// Its name.
+    /// Name.
     pub name: String,
     /// Inputs and states, in order.
     pub inputs: Vec<Feature>,
     /// Outputs, in order.
     pub outputs: Vec<Feature>,
-    /// The function itself.
+    /// The function message.
     pub function: proto::Function,
 }
 
@@ -56,8 +56,8 @@ fn describe(feature: &Feature) -> proto::FeatureDescription {
     }
 }
 
-/// A model of these functions. A single one called `main` is described at the model's level; otherwise each is
-/// described by itself and the first is the default.
+/// Builds a model from functions. The features of a single function `main` are described for the model; otherwise
+/// features are described per function, and the first function is the default.
 pub fn model(functions: Vec<FinishedFunction>, metadata: proto::Metadata) -> proto::Model {
     let single = functions.len() == 1 && functions[0].name == "main";
     let mut description = proto::ModelDescription { metadata: Some(metadata), ..Default::default() };

@@ -1,4 +1,4 @@
-//! The operators by name, for graphs that read like formulas.
+//! Builder methods for common operators.
 
 use std::io::{Seek, Write};
 
@@ -16,7 +16,7 @@ macro_rules! unary {
         $(#[$doc])*
         ///
         /// # Errors
-        /// The operator does not take a value of this type.
+        /// The operator does not accept the type.
         pub fn $name(&mut self, x: &Tensor) -> Built {
             self.op(stringify!($name), vec![("x", x.into())])
         }
@@ -26,10 +26,10 @@ macro_rules! unary {
 macro_rules! binary {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
-        /// Shapes are broadcast as numpy does.
+        /// Shapes broadcast as in numpy.
         ///
         /// # Errors
-        /// Types or shapes do not fit each other.
+        /// Types or shapes are incompatible.
         pub fn $name(&mut self, x: &Tensor, y: &Tensor) -> Built {
             self.op(stringify!($name), vec![("x", x.into()), ("y", y.into())])
         }
@@ -39,10 +39,10 @@ macro_rules! binary {
 macro_rules! reduce {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
-        /// The axis stays, with size 1.
+        /// The axis remains, with size 1.
         ///
         /// # Errors
-        /// There is no such axis.
+        /// The axis does not exist.
         pub fn $name(&mut self, x: &Tensor, axis: i32) -> Built {
             let keep_dims = Value::bool(true);
             let arguments = vec![("x", x.into()), ("axes", Value::ints(&[axis]).into()), ("keep_dims", keep_dims.into())];
@@ -55,7 +55,7 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     unary! {
         /// Absolute values.
         abs;
-        /// e to the power of `x`.
+        /// `exp(x)`.
         exp;
         /// `1 / (1 + exp(-x))`.
         sigmoid;
@@ -82,19 +82,19 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
         real_div;
         /// `x / y`, rounded down.
         floor_div;
-        /// The larger of both.
+        /// Elementwise maximum.
         maximum;
-        /// The smaller of both.
+        /// Elementwise minimum.
         minimum;
-        /// Whether `x == y`.
+        /// `x == y`, as booleans.
         equal;
-        /// Whether `x < y`.
+        /// `x < y`, as booleans.
         less;
-        /// Whether `x <= y`.
+        /// `x <= y`, as booleans.
         less_equal;
-        /// Whether `x >= y`.
+        /// `x >= y`, as booleans.
         greater_equal;
-        /// Whether both hold.
+        /// `x && y`, for booleans.
         logical_and;
     }
 
@@ -103,14 +103,14 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
         reduce_sum;
         /// The mean along an axis.
         reduce_mean;
-        /// The largest along an axis.
+        /// The maximum along an axis.
         reduce_max;
     }
 
     /// The remainder of [`Self::floor_div`].
     ///
     /// # Errors
-    /// Types or shapes do not fit each other.
+    /// Types or shapes are incompatible.
     pub fn remainder(&mut self, x: &Tensor, y: &Tensor) -> Built {
         self.op("mod", vec![("x", x.into()), ("y", y.into())])
     }
@@ -118,7 +118,7 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// A scalar of the element type of `like`, an fp16, fp32 or int32.
     ///
     /// # Errors
-    /// None but those of every constant.
+    /// As for [`Self::value_constant`].
     pub fn scalar_like(&mut self, like: &Tensor, value: f32) -> Built {
         let constant = Value::float(like.dtype(), value).unwrap_or_else(|| Value::int(value as i32));
         self.value_constant("scalar", constant)
@@ -127,7 +127,7 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// `x * weight^T + bias` along the last axis; `weight` is [out, in].
     ///
     /// # Errors
-    /// Shapes do not fit, or `weight` is no constant.
+    /// Shapes are incompatible, or `weight` is not a constant.
     pub fn linear(&mut self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Built {
         let mut arguments = vec![("x", x.into()), ("weight", weight.into())];
         arguments.extend(bias.map(|bias| ("bias", bias.into())));
@@ -137,7 +137,7 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// The matrix product over the last two axes.
     ///
     /// # Errors
-    /// Shapes do not fit.
+    /// Shapes are incompatible.
     pub fn matmul(&mut self, x: &Tensor, y: &Tensor) -> Built {
         self.op("matmul", vec![("x", x.into()), ("y", y.into())])
     }
@@ -145,7 +145,7 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// `x * y^T` over the last two axes.
     ///
     /// # Errors
-    /// Shapes do not fit.
+    /// Shapes are incompatible.
     pub fn matmul_transposed(&mut self, x: &Tensor, y: &Tensor) -> Built {
         let transpose = Value::bool(true).into();
         self.op("matmul", vec![("x", x.into()), ("y", y.into()), ("transpose_y", transpose)])
@@ -154,17 +154,16 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// `x^T * y` over the last two axes.
     ///
     /// # Errors
-    /// Shapes do not fit.
+    /// Shapes are incompatible.
     pub fn transposed_matmul(&mut self, x: &Tensor, y: &Tensor) -> Built {
         let transpose = Value::bool(true).into();
         self.op("matmul", vec![("x", x.into()), ("y", y.into()), ("transpose_x", transpose)])
     }
 
-    /// A convolution in which every channel has its own taps: `x` [1, channels, time], `taps` [channels, 1, taps],
-    /// without padding.
+    /// Depthwise convolution without padding: `x` [1, channels, time], `taps` [channels, 1, taps].
     ///
     /// # Errors
-    /// Shapes do not fit.
+    /// Shapes are incompatible.
     pub fn depthwise_conv(&mut self, x: &Tensor, taps: &Tensor) -> Built {
         let groups = x.shape().get(1).copied().unwrap_or(0);
         let groups = Value::int(i32::try_from(groups).unwrap_or(i32::MAX));
@@ -174,15 +173,15 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// Softmax along the last axis.
     ///
     /// # Errors
-    /// `x` is no float.
+    /// `x` is not a float.
     pub fn softmax(&mut self, x: &Tensor) -> Built {
         self.op("softmax", vec![("x", x.into())])
     }
 
-    /// `x` as another element type.
+    /// Conversion of `x` to another element type.
     ///
     /// # Errors
-    /// There is no such conversion.
+    /// The conversion is not supported.
     pub fn cast(&mut self, x: &Tensor, dtype: DType) -> Built {
         if x.dtype() == dtype {
             return Ok(x.clone());
@@ -190,10 +189,10 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
         self.op("cast", vec![("x", x.into()), ("dtype", Value::string(dtype.name()).into())])
     }
 
-    /// `a` where `cond` holds, else `b`.
+    /// `cond ? a : b`, elementwise.
     ///
     /// # Errors
-    /// Shapes or types do not fit.
+    /// Shapes or types are incompatible.
     pub fn select(&mut self, cond: &Tensor, a: &Tensor, b: &Tensor) -> Built {
         self.op("select", vec![("cond", cond.into()), ("a", a.into()), ("b", b.into())])
     }
@@ -209,26 +208,26 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
         self.op("reshape", vec![("x", x.into()), ("shape", ints(shape).into())])
     }
 
-    /// The axes in another order.
+    /// Permutes the axes.
     ///
     /// # Errors
-    /// `perm` is no permutation.
+    /// `perm` is not a permutation.
     pub fn transpose(&mut self, x: &Tensor, perm: &[usize]) -> Built {
         self.op("transpose", vec![("x", x.into()), ("perm", ints(perm).into())])
     }
 
-    /// The whole of `x` repeated along each axis.
+    /// Repeats `x` along each axis.
     ///
     /// # Errors
-    /// Not one number per axis.
+    /// `reps` does not have one number per axis.
     pub fn tile(&mut self, x: &Tensor, reps: &[usize]) -> Built {
         self.op("tile", vec![("x", x.into()), ("reps", ints(reps).into())])
     }
 
-    /// Several values joined along an axis; a single one as it is.
+    /// Concatenates values along an axis; a single value is returned unchanged.
     ///
     /// # Errors
-    /// Shapes do not fit, or there is none.
+    /// Shapes are incompatible, or `values` is empty.
     pub fn concat(&mut self, values: &[&Tensor], axis: i32) -> Built {
         if let [only] = values {
             return Ok((*only).clone());
@@ -237,10 +236,10 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
         self.op("concat", vec![("values", values), ("axis", Value::int(axis).into())])
     }
 
-    /// `x` cut along an axis into parts of these sizes.
+    /// Splits `x` along an axis into parts of the given sizes.
     ///
     /// # Errors
-    /// The sizes do not make the axis.
+    /// The sizes do not add up to the axis.
     pub fn split(&mut self, x: &Tensor, sizes: &[usize], axis: i32) -> Result<Vec<Tensor>, BuildError> {
         let arguments =
             vec![("x", x.into()), ("split_sizes", ints(sizes).into()), ("axis", Value::int(axis).into())];
@@ -250,42 +249,42 @@ impl<W: Write + Seek> FunctionBuilder<'_, W> {
     /// `x[begin[0]..end[0], begin[1]..end[1], ...]`.
     ///
     /// # Errors
-    /// Not one bound per axis.
+    /// `begin` or `end` does not have one bound per axis.
     pub fn slice(&mut self, x: &Tensor, begin: &[usize], end: &[usize]) -> Built {
         let (begin, end) = (ints(begin).into(), ints(end).into());
         self.op("slice_by_index", vec![("x", x.into()), ("begin", begin), ("end", end)])
     }
 
-    /// `x` with `update` in place of its part from `begin` to `end`, int32 `[rank]` each.
+    /// `x` with the slice from `begin` to `end` (int32 `[rank]`) replaced by `update`.
     ///
     /// # Errors
-    /// Shapes do not fit.
+    /// Shapes are incompatible.
     pub fn slice_update(&mut self, x: &Tensor, update: &Tensor, begin: &Tensor, end: &Tensor) -> Built {
         let arguments =
             vec![("x", x.into()), ("update", update.into()), ("begin", begin.into()), ("end", end.into())];
         self.op("slice_update", arguments)
     }
 
-    /// Rows of `x` along its first axis.
+    /// Gathers rows of `x` along its first axis.
     ///
     /// # Errors
-    /// `indices` are no integers.
+    /// `indices` are not integers.
     pub fn gather(&mut self, x: &Tensor, indices: &Tensor) -> Built {
         self.op("gather", vec![("x", x.into()), ("indices", indices.into())])
     }
 
-    /// What a state holds now.
+    /// Reads a state.
     ///
     /// # Errors
-    /// `state` is none.
+    /// `state` is not a state.
     pub fn read_state(&mut self, state: &Tensor) -> Built {
         self.op("read_state", vec![("input", state.into())])
     }
 
-    /// Replaces what a state holds.
+    /// Writes a state.
     ///
     /// # Errors
-    /// `state` is none, or `data` is of another type.
+    /// `state` is not a state, or the type of `data` differs.
     pub fn write_state(&mut self, state: &Tensor, data: &Tensor) -> Result<(), BuildError> {
         self.op_many("write_state", vec![("input", state.into()), ("data", data.into())]).map(drop)
     }

@@ -114,7 +114,7 @@ fn mistakes_are_errors_that_name_the_place() {
         "decode/layers_3_mlp_linear: `linear`(bias: fp16[1], weight: fp16[1, 4], x: fp16[1, 4]): `weight` must be a constant",
     );
     says(f.op("flux", vec![]).unwrap_err(), "decode/layers_3_mlp_flux: `flux`(): unknown operator");
-    says(f.input("x", half(&[1])).unwrap_err(), "decode: `x` is taken");
+    says(f.input("x", half(&[1])).unwrap_err(), "decode: `x` is in use");
     says(f.input("2x", half(&[1])).unwrap_err(), "decode: `2x` is not an identifier");
     says(f.constant("w", DType::F32, &[2, 2], &[0.0; 3]).unwrap_err(), "decode/w: 3 elements for fp32[2, 2]");
     says(

@@ -1,4 +1,4 @@
-//! What callers are told, against what the functions are.
+//! Consistency of the model description with the functions.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -43,8 +43,8 @@ pub(super) fn check(package: &Package, report: &mut Report) {
         report.error("description", Defect::DefaultFunction { found: default.clone(), expected });
     }
     if model.specification_version < 9 {
-        let (what, found) = ("a description of several functions".to_owned(), model.specification_version);
-        report.error("description", Defect::TooOld { what, needed: 9, found });
+        let (feature, found) = ("a description of several functions".to_owned(), model.specification_version);
+        report.error("description", Defect::TooOld { feature, needed: 9, found });
     }
     for entry in &description.functions {
         if let Some(function) = program.functions.get(&entry.name) {
@@ -54,7 +54,7 @@ pub(super) fn check(package: &Package, report: &mut Report) {
     }
 }
 
-/// The three lists of described features against a function's inputs, outputs and states.
+/// Compares the described inputs, outputs and states with a function's.
 fn signature(
     name: &str,
     [inputs, outputs, states]: [&[FeatureDescription]; 3],
@@ -103,7 +103,7 @@ fn signature(
         for feature in features {
             if let Some(ty) = actual.get(&feature.name) {
                 let described = described_type(feature);
-                // An output may be described without its shape.
+                // The description of an output may omit its shape.
                 let shapeless =
                     role == "output" && described.as_ref().is_some_and(|(_, shape)| shape.is_empty());
                 let fits = described.as_ref().is_some_and(|(described, shape)| {
@@ -125,7 +125,7 @@ fn signature(
     }
 }
 
-/// Element type (with an empty shape) and shape of a described feature.
+/// Element type (as a type with an empty shape) and shape of a described feature.
 fn described_type(feature: &FeatureDescription) -> Option<(Type, Vec<i64>)> {
     let (array, state) = match feature.r#type.as_ref()?.kind.as_ref()? {
         FeatureKind::MultiArray(array) => (array, false),

@@ -1,9 +1,9 @@
-//! The weight files: every record in its place, each referred to.
+//! The weight files: structure of the records, and references to them.
 
 use std::collections::BTreeSet;
 
 use super::{Defect, Report};
-use crate::read::visit_values;
+use crate::visit::visit_values;
 use crate::{Package, proto};
 
 pub(super) fn check(package: &Package, report: &mut Report) {

@@ -1,7 +1,7 @@
-//! Is a package what it claims to be? Names, types, records, versions, and the description against the functions.
+//! Validation of packages: names, types, weight records, versions, and consistency of the description with the functions.
 //!
-//! [`check`] reads everything and stops at nothing: it returns all findings, each with its place. Errors are what Core
-//! ML or coremltools would refuse, or run wrongly; notes are what they would let pass but nobody should write.
+//! [`check`] continues after a defect and returns all findings with their location. Errors are defects that Core ML or
+//! coremltools reject or compute wrongly; notes are unusual features that they accept.
 
 mod description;
 mod files;
@@ -14,239 +14,239 @@ use std::fmt;
 use crate::ops::{self, InferError};
 use crate::{DType, Package, RecordError, Type, TypeError, ValueError};
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What makes the package wrong.
+    /// Defects that make the package invalid.
     pub errors: Vec<Finding>,
-    /// What is merely unusual.
+    /// Unusual but valid features.
     pub notes: Vec<Finding>,
 }
 
-/// A defect and where it is.
+/// A defect and its location.
 #[derive(Debug)]
 pub struct Finding {
-    /// Function and operation, feature, or file.
+    /// Location: function and operation, feature, or file.
     pub place: String,
-    /// What is wrong there.
+    /// The defect.
     pub defect: Defect,
 }
 
-/// What is wrong with a package.
+/// A defect of a package.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Defect {
     /// The program's version is not 1.
     #[error("program version {found}, expected 1")]
     ProgramVersion {
-        /// As stated.
+        /// Version found.
         found: i64,
     },
-    /// No version of Core ML's mlprogram format.
+    /// The specification version does not support mlprograms.
     #[error("specificationVersion {found} has no mlprogram, expected 6 to 10")]
     SpecificationVersion {
-        /// As stated.
+        /// Value found.
         found: i32,
     },
-    /// Needs a later version than the package states.
-    #[error("{what} needs specificationVersion {needed}, the package states {found}")]
+    /// A feature needs a later specification version than the package's.
+    #[error("{feature} needs specificationVersion {needed}, the package states {found}")]
     TooOld {
         /// The operator or feature.
-        what: String,
-        /// The first version that has it.
+        feature: String,
+        /// First version with the feature.
         needed: i32,
-        /// As stated.
+        /// Value found.
         found: i32,
     },
-    /// An operator set that does not exist, or not in the stated version.
+    /// The operator set does not exist, or not in the package's version.
     #[error("operator set {found:?} is not one of specificationVersion {version}")]
     Opset {
-        /// As written.
+        /// Value found.
         found: String,
-        /// As stated.
+        /// Specification version of the package.
         version: i32,
     },
-    /// An older operator set than the version allows (a note).
+    /// The operator set is older than the version allows (a note).
     #[error("operator set {found}, specificationVersion allows {allowed}")]
     OlderOpset {
-        /// As written.
+        /// Value found.
         found: String,
-        /// The newest.
+        /// Newest operator set of the version.
         allowed: &'static str,
     },
-    /// No block for the function's operator set.
+    /// The function has no block for its operator set.
     #[error("no block for the operator set {opset:?}")]
     NoBlock {
         /// The function's operator set.
         opset: String,
     },
-    /// Not `[A-Za-z_][A-Za-z0-9_@]*`.
+    /// A name does not match `[A-Za-z_][A-Za-z0-9_@]*`.
     #[error("{name:?} is not a valid identifier")]
     Identifier {
         /// The name.
         name: String,
     },
-    /// Defined twice in one scope.
+    /// A name is defined twice in one scope.
     #[error("`{name}` is defined twice")]
     Duplicate {
         /// The name.
         name: String,
     },
-    /// Used, but not defined before.
+    /// A name is used before its definition.
     #[error("`{parameter}` uses `{name}`, which is not defined before it")]
     Undefined {
-        /// Which input.
+        /// Name of the parameter.
         parameter: String,
         /// The name.
         name: String,
     },
-    /// A block results in something that it does not have.
+    /// A block's output is not defined.
     #[error("the output `{name}` is not defined")]
     UndefinedOutput {
         /// The name.
         name: String,
     },
-    /// An argument that is neither a name nor a value.
+    /// An argument is neither a name nor a value.
     #[error("an argument of `{parameter}` is empty")]
     EmptyArgument {
-        /// Which input.
+        /// Name of the parameter.
         parameter: String,
     },
-    /// A type that is none.
+    /// A type is malformed.
     #[error("`{name}`: {source}")]
     Type {
-        /// Of which value.
+        /// Name of the value.
         name: String,
         /// Why.
         source: TypeError,
     },
-    /// A value that is none.
+    /// A value is malformed.
     #[error("`{parameter}`: {source}")]
     Value {
-        /// Of which attribute or input.
+        /// Name of the attribute or input.
         parameter: String,
         /// Why.
         source: ValueError,
     },
-    /// A `const` without `val`, or with inputs.
+    /// A `const` has no `val`, or has inputs.
     #[error("a const needs exactly one output and an attribute `val`, and no inputs")]
     Const,
-    /// A constant's declared type is not that of its value.
+    /// A constant's declared type differs from its value's.
     #[error("the constant is declared {declared}, its value is {value}")]
     ConstType {
-        /// As declared.
+        /// Declared type.
         declared: Type,
-        /// Of its value.
+        /// Type of the value.
         value: Type,
     },
-    /// The operator refuses its arguments.
+    /// The arguments do not satisfy the operator's signature.
     #[error(transparent)]
     Operation(#[from] InferError),
-    /// Declared results differ from what the operator gives.
-    #[error("`{name}` is declared {declared}, the operator gives {inferred}")]
+    /// A result's declared type differs from the inferred one.
+    #[error("`{name}` is declared {declared}, the operator returns {inferred}")]
     Declared {
-        /// Which result.
+        /// Name of the result.
         name: String,
-        /// As declared.
+        /// Declared type.
         declared: Type,
-        /// As inferred.
+        /// Inferred type.
         inferred: Type,
     },
-    /// More or fewer results than the operator gives.
-    #[error("{declared} results are declared, the operator gives {inferred}")]
+    /// The number of declared results differs from the operator's.
+    #[error("{declared} results are declared, the operator returns {inferred}")]
     ResultCount {
-        /// As declared.
+        /// Number of declared results.
         declared: usize,
-        /// As inferred.
+        /// Number of inferred results.
         inferred: usize,
     },
-    /// Control flow with another number of blocks than it takes.
+    /// A control-flow operation has the wrong number of blocks.
     #[error("{found} blocks, expected {expected}")]
     Blocks {
-        /// As written.
+        /// Value found.
         found: usize,
-        /// What the operator takes.
+        /// Number of blocks that the operator needs.
         expected: usize,
     },
-    /// No `name` attribute (a note).
+    /// An operation has no `name` attribute (a note).
     #[error("the operation has no `name`")]
     Unnamed,
-    /// Parameters with a default that coremltools always writes out (a note).
-    #[error("`{parameters}` left out, which coremltools always writes")]
+    /// Parameters are absent whose default coremltools always writes (a note).
+    #[error("`{parameters}` omitted, which coremltools always writes")]
     Omitted {
         /// Which.
         parameters: String,
     },
-    /// Many elements in the message rather than in the weight file (a note).
-    #[error("{count} elements of {dtype} stand in the message rather than in the weight file")]
+    /// A large constant is in the message instead of the weight file (a note).
+    #[error("{count} elements of {dtype} are in the message instead of the weight file")]
     Inline {
-        /// How many.
+        /// Number of elements.
         count: usize,
-        /// Of which type.
+        /// Element type.
         dtype: DType,
     },
-    /// A reference that leads nowhere.
-    #[error("refers to {file:?}, which is no weight file of the package")]
+    /// A value refers to a missing file.
+    #[error("refers to {file:?}, which is not a weight file of the package")]
     Reference {
-        /// As written.
+        /// File name in the program.
         file: String,
     },
-    /// A weight record.
+    /// A weight record is malformed.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// A record that nobody refers to (a note).
+    /// A record is not referenced (a note).
     #[error("the record at {offset} is not referenced")]
     Unreferenced {
-        /// Its header's place.
+        /// Offset of its header.
         offset: u64,
     },
-    /// A reference into the middle of another record.
-    #[error("{offset} is no record of the file's chain")]
+    /// A value refers to the middle of another record.
+    #[error("{offset} is not the start of a record")]
     NoRecord {
-        /// As written.
+        /// Offset in the program.
         offset: u64,
     },
-    /// No description at all.
+    /// The model has no description.
     #[error("the model has no description")]
     NoDescription,
-    /// Features stand both at the model's level and at functions.
+    /// Features are described both for the model and for functions.
     #[error("both functions and model-level features are described")]
     BothLevels,
-    /// Described functions are not the program's.
+    /// The described functions differ from the program's.
     #[error("described functions: {described}; the program has: {actual}")]
     Functions {
-        /// As described.
+        /// Described value.
         described: String,
-        /// As they are.
+        /// Actual value.
         actual: String,
     },
-    /// `defaultFunctionName` names none, or stands where there is only one.
+    /// `defaultFunctionName` does not name a function, or is set for a single function.
     #[error("defaultFunctionName {found:?}, expected {expected}")]
     DefaultFunction {
-        /// As written.
+        /// Value found.
         found: String,
-        /// What would do.
+        /// Valid values.
         expected: String,
     },
-    /// Described features are not the function's.
+    /// The described features differ from the function's.
     #[error("described {role}s: {described}; the function has: {actual}")]
     Features {
         /// input, output or state.
         role: &'static str,
-        /// As described.
+        /// Described value.
         described: String,
-        /// As they are.
+        /// Actual value.
         actual: String,
     },
-    /// A feature is described with another type.
+    /// A feature's described type differs from the function's.
     #[error("described as {described}, the function has {actual}")]
     Feature {
-        /// As described.
+        /// Described value.
         described: String,
-        /// As it is.
+        /// Actual value.
         actual: String,
     },
-    /// Outputs are described in another order (a note).
+    /// The outputs are described in another order (a note).
     #[error("the description lists the outputs in another order than the function")]
     OutputOrder,
 }
@@ -254,12 +254,12 @@ pub enum Defect {
 /// A package with defects.
 #[derive(Debug)]
 pub struct CheckError {
-    /// What was found, at least one.
+    /// The errors, at least one.
     pub findings: Vec<Finding>,
 }
 
 impl Defect {
-    /// Whether it is an operator that is merely not known here.
+    /// True if the defect is only an operator that this crate does not support.
     pub fn is_unknown_operator(&self) -> bool {
         matches!(self, Self::Operation(InferError { problem: ops::Problem::Operator, .. }))
     }
@@ -288,10 +288,10 @@ impl fmt::Display for CheckError {
 impl std::error::Error for CheckError {}
 
 impl Report {
-    /// Nothing, if there are no errors.
+    /// Converts the report to a result.
     ///
     /// # Errors
-    /// The errors that were found.
+    /// [`CheckError`] if the report contains errors.
     pub fn into_result(self) -> Result<(), CheckError> {
         if self.errors.is_empty() { Ok(()) } else { Err(CheckError { findings: self.errors }) }
     }
@@ -305,7 +305,7 @@ impl Report {
     }
 }
 
-/// Checks a package that was read.
+/// Checks an opened package.
 pub fn check(package: &Package) -> Report {
     let mut report = Report::default();
     program::check(package, &mut report);

@@ -1,4 +1,4 @@
-//! The program: scopes, values, and every operation against the table of operators.
+//! The program: scopes, values, and comparison of operations with the table of operators.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,10 +6,10 @@ use super::{Defect, Report};
 use crate::ops::{Constant, Need, Operand, infer, signature};
 use crate::{Data, Package, Type, Value, proto};
 
-/// Operator sets by the specification version that brought them.
+/// Operator sets and the specification versions that introduced them.
 const OPSETS: [(i32, &str); 5] =
     [(6, "CoreML5"), (7, "CoreML6"), (8, "CoreML7"), (9, "CoreML8"), (10, "CoreML9")];
-/// Constants of more elements belong in the weight file.
+/// Largest number of elements of an immediate constant without a note.
 const INLINE_ELEMENTS: usize = 1024;
 
 pub(super) fn check(package: &Package, report: &mut Report) {
@@ -39,16 +39,17 @@ pub(super) fn check(package: &Package, report: &mut Report) {
             report.error(name, Defect::NoBlock { opset: opset.clone() });
             continue;
         };
-        let mut walk = Walk { package, report, version, scope: HashMap::new(), known: Vec::new() };
+        let mut checker =
+            ProgramChecker { package, report, version, scope: HashMap::new(), literals: Vec::new() };
         for input in &function.inputs {
-            if let Some(ty) = walk.declared(input, name) {
+            if let Some(ty) = checker.declared(input, name) {
                 if matches!(ty, Type::State(_)) && version < 9 {
-                    walk.too_old(name, "a state", 9);
+                    checker.too_old(name, "a state", 9);
                 }
-                walk.define(&input.name, ty, Fact::Runtime, name);
+                checker.define(&input.name, ty, Knowledge::Runtime, name);
             }
         }
-        walk.block(block, name);
+        checker.block(block, name);
     }
 }
 
@@ -59,27 +60,27 @@ fn is_identifier(name: &str) -> bool {
         && characters.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '@')
 }
 
-struct Walk<'a> {
+struct ProgramChecker<'a> {
     package: &'a Package,
     report: &'a mut Report,
     version: i32,
-    scope: HashMap<String, (Type, Fact)>,
-    known: Vec<Value>,
+    scope: HashMap<String, (Type, Knowledge)>,
+    literals: Vec<Value>,
 }
 
-/// What is known of a defined value.
+/// Compile-time knowledge of a defined value.
 #[derive(Clone, Copy)]
-enum Fact {
+enum Knowledge {
     Runtime,
     Expression,
-    /// An index into the known values.
-    Known(usize),
+    /// A literal: index into the checker's literals.
+    Literal(usize),
 }
 
-impl Walk<'_> {
-    fn too_old(&mut self, place: &str, what: &str, needed: i32) {
+impl ProgramChecker<'_> {
+    fn too_old(&mut self, place: &str, feature: &str, needed: i32) {
         let found = self.version;
-        self.report.error(place, Defect::TooOld { what: what.to_owned(), needed, found });
+        self.report.error(place, Defect::TooOld { feature: feature.to_owned(), needed, found });
     }
 
     fn declared(&mut self, value: &proto::NamedValueType, place: &str) -> Option<Type> {
@@ -92,7 +93,7 @@ impl Walk<'_> {
             .ok()
     }
 
-    fn define(&mut self, name: &str, ty: Type, fact: Fact, place: &str) {
+    fn define(&mut self, name: &str, ty: Type, fact: Knowledge, place: &str) {
         if !is_identifier(name) {
             self.report.error(place, Defect::Identifier { name: name.to_owned() });
         }
@@ -101,18 +102,18 @@ impl Walk<'_> {
         }
     }
 
-    /// Checks a block and gives the types of its outputs; its names end with it.
+    /// Checks a block and returns the types of its outputs; its names go out of scope.
     fn block(&mut self, block: &proto::Block, place: &str) -> Vec<Option<Type>> {
-        let mut own = Vec::new();
+        let mut defined = Vec::new();
         for input in &block.inputs {
             if let Some(ty) = self.declared(input, place) {
-                self.define(&input.name, ty, Fact::Runtime, place);
-                own.push(input.name.as_str());
+                self.define(&input.name, ty, Knowledge::Runtime, place);
+                defined.push(input.name.as_str());
             }
         }
         for operation in &block.operations {
             self.operation(operation, place);
-            own.extend(operation.outputs.iter().map(|output| output.name.as_str()));
+            defined.extend(operation.outputs.iter().map(|output| output.name.as_str()));
         }
         let mut types = Vec::new();
         for name in &block.outputs {
@@ -121,7 +122,7 @@ impl Walk<'_> {
                 self.report.error(place, Defect::UndefinedOutput { name: name.clone() });
             }
         }
-        own.into_iter().for_each(|name| {
+        defined.into_iter().for_each(|name| {
             self.scope.remove(name);
         });
         types
@@ -156,7 +157,7 @@ impl Walk<'_> {
             self.block(inner, &place);
         }
         self.versions(op, &attributes, &place);
-        let fact = if op.starts_with("constexpr_") { Fact::Expression } else { Fact::Runtime };
+        let fact = if op.starts_with("constexpr_") { Knowledge::Expression } else { Knowledge::Runtime };
         if op == "cond" || op == "while_loop" {
             if operation.blocks.len() != 2 {
                 let found = operation.blocks.len();
@@ -174,7 +175,7 @@ impl Walk<'_> {
         &mut self,
         operation: &proto::Operation,
         types: Vec<Option<Type>>,
-        fact: Fact,
+        fact: Knowledge,
         place: &str,
     ) {
         for (output, ty) in operation.outputs.iter().zip(types) {
@@ -184,7 +185,7 @@ impl Walk<'_> {
         }
     }
 
-    /// A value that is well formed and whose record, if it has one, is of its type.
+    /// Checks a value and its weight record; `None` if the value is malformed.
     fn value(&mut self, value: &proto::Value, parameter: &str, place: &str) -> Option<Value> {
         let value = match Value::try_from(value) {
             Ok(value) => value,
@@ -218,7 +219,7 @@ impl Walk<'_> {
         value: Option<Value>,
         declared: Option<&Option<Type>>,
         place: &str,
-    ) -> Fact {
+    ) -> Knowledge {
         let well_formed = operation.outputs.len() == 1
             && operation.inputs.is_empty()
             && operation.attributes.contains_key("val")
@@ -226,26 +227,26 @@ impl Walk<'_> {
         if !well_formed {
             self.report.error(place, Defect::Const);
         }
-        let Some(value) = value else { return Fact::Runtime };
+        let Some(value) = value else { return Knowledge::Runtime };
         if let Some(Some(declared)) = declared {
-            let own = Type::Tensor(value.ty.clone());
-            if own != *declared {
-                self.report.error(place, Defect::ConstType { declared: declared.clone(), value: own });
-                // Whoever reads the content counts on the declared type.
-                return Fact::Expression;
+            let actual = Type::Tensor(value.ty.clone());
+            if actual != *declared {
+                self.report.error(place, Defect::ConstType { declared: declared.clone(), value: actual });
+                // The contents do not fit the declared type, so they are treated as unknown.
+                return Knowledge::Expression;
             }
         }
-        self.known.push(value);
-        Fact::Known(self.known.len() - 1)
+        self.literals.push(value);
+        Knowledge::Literal(self.literals.len() - 1)
     }
 
-    /// Types and facts of all arguments; none if one of them is wrong, which is then reported.
+    /// Types and compile-time knowledge of all arguments; `None` after a report that one is malformed.
     fn arguments(
         &mut self,
         operation: &proto::Operation,
         place: &str,
-    ) -> Option<BTreeMap<String, Vec<(Type, Fact)>>> {
-        let mut whole = true;
+    ) -> Option<BTreeMap<String, Vec<(Type, Knowledge)>>> {
+        let mut complete = true;
         let mut arguments = BTreeMap::new();
         for (parameter, argument) in &operation.inputs {
             let mut values = Vec::new();
@@ -262,8 +263,8 @@ impl Walk<'_> {
                     Some(proto::BindingKind::Value(value)) => {
                         self.value(value, parameter, place).map(|value| {
                             let ty = Type::Tensor(value.ty.clone());
-                            self.known.push(value);
-                            (ty, Fact::Known(self.known.len() - 1))
+                            self.literals.push(value);
+                            (ty, Knowledge::Literal(self.literals.len() - 1))
                         })
                     }
                     None => {
@@ -271,24 +272,24 @@ impl Walk<'_> {
                         None
                     }
                 };
-                whole &= found.is_some();
+                complete &= found.is_some();
                 values.extend(found);
             }
             arguments.insert(parameter.clone(), values);
         }
-        whole.then_some(arguments)
+        complete.then_some(arguments)
     }
 
     fn inferred(
         &self,
         op: &str,
-        arguments: &BTreeMap<String, Vec<(Type, Fact)>>,
+        arguments: &BTreeMap<String, Vec<(Type, Knowledge)>>,
         attributes: &BTreeMap<&str, Value>,
     ) -> Result<Vec<Type>, crate::ops::InferError> {
         if op == "constexpr_lut_to_dense"
             && let (Some(lut), Some(shape)) = (attributes.get("lut"), attributes.get("shape"))
         {
-            // The iOS 16 form: everything flat, the shape beside it.
+            // iOS 16: flat indices and table, with the shape as a separate attribute.
             let shape = shape.as_ints().unwrap_or_default();
             let shape: Vec<usize> = shape.iter().map(|&size| size as usize).collect();
             return Ok(vec![Type::tensor(lut.ty.dtype, &shape)]);
@@ -300,9 +301,9 @@ impl Walk<'_> {
             let operand = |(ty, fact)| Operand {
                 ty,
                 constant: match fact {
-                    Fact::Runtime => Constant::No,
-                    Fact::Expression => Constant::Expression,
-                    Fact::Known(index) => Constant::Value(&self.known[index]),
+                    Knowledge::Runtime => Constant::Runtime,
+                    Knowledge::Expression => Constant::Expression,
+                    Knowledge::Literal(index) => Constant::Value(&self.literals[index]),
                 },
             };
             operands
@@ -342,7 +343,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Parameters that coremltools would have written out.
+    /// Notes absent parameters whose default coremltools writes explicitly.
     fn omissions(&mut self, op: &str, operation: &proto::Operation, place: &str) {
         let Some(signature) = signature(op) else { return };
         let omitted: Vec<&str> = signature
@@ -357,7 +358,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Operators that came later than the first mlprograms.
+    /// Checks the specification version that an operator needs.
     fn versions(&mut self, op: &str, attributes: &BTreeMap<&str, Value>, place: &str) {
         let needed = match op {
             "constexpr_lut_to_dense" if attributes.contains_key("lut") => 7,

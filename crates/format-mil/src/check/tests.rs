@@ -1,4 +1,4 @@
-//! One case per way to be malformed: what is changed, and what the check says of it.
+//! Fault injection: one case per kind of defect, with the change and the expected finding.
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,7 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Checks a sample whose model was changed.
+/// Checks the sample package with a changed model.
 fn edited(change: impl FnOnce(&mut proto::Model)) -> Report {
     let sample = Sample::new();
     rewrite(&sample.model_path(), |bytes| {
@@ -56,7 +56,7 @@ fn edited(change: impl FnOnce(&mut proto::Model)) -> Report {
     sample.check()
 }
 
-/// Checks a sample whose `decode` was changed.
+/// Checks the sample package with a changed `decode` function.
 fn edited_decode(change: impl FnOnce(&mut proto::Block)) -> Report {
     edited(|model| change(block(model)))
 }
@@ -84,7 +84,7 @@ fn tensor(ty: &mut Option<proto::ValueType>) -> &mut proto::TensorType {
     }
 }
 
-/// The int8 data of `decode`'s weight.
+/// The int8 codes of the weight in `decode`.
 fn weight(block: &mut proto::Block) -> &mut proto::Value {
     let data = op(block, "constexpr_blockwise_shift_scale").inputs.get_mut("data").unwrap();
     match data.arguments[0].kind.as_mut().unwrap() {
@@ -130,7 +130,7 @@ fn versions() {
                 function.opset = "CoreML7".into();
             }
         }),
-        Defect::TooOld { what, needed: 9, .. } if what == "read_state"
+        Defect::TooOld { feature, needed: 9, .. } if feature == "read_state"
     );
     assert_finds!(edited(|m| decode(m).opset = "CoreML99".into()), Defect::Opset { .. });
     assert_finds!(edited(|m| decode(m).opset = "CoreML7".into()), Defect::NoBlock { .. });
@@ -146,7 +146,7 @@ fn names() {
         })
     };
     assert_finds!(undefined("nowhere"), Defect::Undefined { parameter, .. } if parameter == "x");
-    // A cycle: the operation uses what is computed from its own result.
+    // A cycle: an operation uses a value computed from its own result.
     assert_finds!(undefined("y"), Defect::Undefined { name, .. } if name == "y");
     // A name of another function.
     assert_finds!(
@@ -244,7 +244,7 @@ fn constants() {
         edited_decode(|b| tensor(&mut op(b, "const").outputs[0].r#type).data_type = 11),
         Defect::ConstType { .. }
     );
-    // One stride for two dimensions, declared as two.
+    // One stride for two dimensions, declared with two.
     let short = edited_decode(|b| {
         let mut stride = b.operations.iter().find(|op| op.outputs[0].name == "count").unwrap().clone();
         let kind = DimensionKind::Constant(proto::ConstantDimension { size: 2 });
@@ -353,7 +353,7 @@ fn descriptions() {
 }
 
 #[test]
-fn what_is_merely_unusual_is_noted() {
+fn unusual_but_valid_features_are_noted() {
     let note = |report: Report, wanted: fn(&Defect) -> bool| {
         assert!(report.errors.is_empty(), "{report:#?}");
         assert!(report.notes.iter().any(|finding| wanted(&finding.defect)), "{report:#?}");
@@ -367,7 +367,7 @@ fn what_is_merely_unusual_is_noted() {
 }
 
 #[test]
-fn what_cannot_be_read_says_why() {
+fn read_errors_name_the_cause() {
     let broken = |change: fn(&Sample)| {
         let sample = Sample::new();
         change(&sample);
@@ -424,7 +424,7 @@ fn what_cannot_be_read_says_why() {
 
 #[test]
 fn messages_nested_too_deeply_are_refused() {
-    // Block in Operation in Block ..., each inside of the other: tag 3 and tag 4, length-delimited.
+    // Nested messages Block, Operation, Block ...: tags 3 and 4, length-delimited.
     let mut bytes = Vec::new();
     for level in 0..4001 {
         let tag = if level % 2 == 0 { 0x1a } else { 0x22 };
@@ -435,7 +435,7 @@ fn messages_nested_too_deeply_are_refused() {
     assert!(proto::Block::decode(bytes.as_slice()).is_err());
 }
 
-/// Random damage is an error or goes unnoticed, never a panic and never a large allocation.
+/// Random damage causes neither a panic nor a large allocation.
 #[test]
 fn damaged_packages_never_panic() {
     use proptest::prelude::*;

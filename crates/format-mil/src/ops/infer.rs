@@ -1,92 +1,25 @@
-//! Type inference: arguments in, types of the results or a reason out.
+//! Type inference: argument types to result types.
 
 use std::collections::BTreeMap;
 
+use super::call::{Call, Constant, Operand, Problem, fail};
 use super::{Need, Signature, signature};
-use crate::{DType, TensorType, Type, Value};
+use crate::{DType, Type};
 
-/// One argument of an operation.
-#[derive(Clone, Copy, Debug)]
-pub struct Operand<'a> {
-    /// Its type.
-    pub ty: &'a Type,
-    /// What is known of its content.
-    pub constant: Constant<'a>,
-}
-
-/// What is known of an argument's content when a program is compiled.
-#[derive(Clone, Copy, Debug)]
-pub enum Constant<'a> {
-    /// Nothing: it is computed at run time.
-    No,
-    /// It is the result of a `constexpr_*` operation.
-    Expression,
-    /// Its value.
-    Value(&'a Value),
-}
-
-/// Why an operation is wrong, with what it was given.
+/// An invalid operation and the types of its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{op}`({inputs}): {problem}")]
 pub struct InferError {
     /// The operator.
     pub op: String,
-    /// Its arguments' types, for people.
+    /// The arguments' types for display.
     pub inputs: String,
-    /// What is wrong.
+    /// The defect.
     pub problem: Problem,
 }
 
-/// What is wrong with an operation.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Problem {
-    /// No such operator.
-    #[error("unknown operator")]
-    Operator,
-    /// A required parameter has no argument.
-    #[error("`{parameter}` is missing")]
-    Missing {
-        /// Which.
-        parameter: String,
-    },
-    /// An argument for a parameter that does not exist.
-    #[error("there is no parameter `{parameter}`")]
-    Parameter {
-        /// Its name.
-        parameter: String,
-    },
-    /// Not exactly one value, or none for a variadic parameter.
-    #[error("`{parameter}` has {found} values")]
-    Values {
-        /// Which.
-        parameter: String,
-        /// How many.
-        found: usize,
-    },
-    /// Must be known at compile time.
-    #[error("`{parameter}` must be a constant")]
-    NotConstant {
-        /// Which.
-        parameter: String,
-    },
-    /// Another element type is needed, or a state.
-    #[error("`{parameter}` is {found}, expected {expected}")]
-    Type {
-        /// Which.
-        parameter: String,
-        /// What would do.
-        expected: String,
-        /// What it is.
-        found: String,
-    },
-    /// Shapes or values that do not fit.
-    #[error("{0}")]
-    Shape(String),
-}
-
-/// Types of the results of the operation `op` on `arguments` by parameter name. Attributes of operators whose
-/// signature says so are given here as well.
+/// Infers the result types of the operator `op` from `arguments` by parameter name. For operators with
+/// [`Signature::in_attributes`], the attributes are arguments.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -94,14 +27,14 @@ pub enum Problem {
 ///
 /// let x = Type::tensor(DType::F16, &[2, 1, 8]);
 /// let y = Type::tensor(DType::F16, &[4, 8]);
-/// let of = |ty| vec![Operand { ty, constant: Constant::No }];
-/// let arguments = BTreeMap::from([("x".to_owned(), of(&x)), ("y".to_owned(), of(&y))]);
+/// let operand = |ty| vec![Operand { ty, constant: Constant::Runtime }];
+/// let arguments = BTreeMap::from([("x".to_owned(), operand(&x)), ("y".to_owned(), operand(&y))]);
 /// assert_eq!(infer("add", &arguments), Ok(vec![Type::tensor(DType::F16, &[2, 4, 8])]));
 /// assert!(infer("matmul", &arguments).unwrap_err().to_string().contains("8 against 4"));
 /// ```
 ///
 /// # Errors
-/// Whatever makes the operation wrong.
+/// The operator is unknown, or its arguments do not satisfy its signature.
 pub fn infer(op: &str, arguments: &BTreeMap<String, Vec<Operand<'_>>>) -> Result<Vec<Type>, InferError> {
     infer_types(op, arguments).map_err(|problem| {
         let describe = |(name, values): (&String, &Vec<Operand<'_>>)| {
@@ -127,13 +60,13 @@ fn infer_types(op: &str, arguments: &BTreeMap<String, Vec<Operand<'_>>>) -> Resu
             .try_fold(1usize, |n, &size| n.checked_mul(size.max(1)))
             .is_none_or(|n| n >> 48 != 0)
         {
-            return fail(format!("the result {result} is absurdly large"));
+            return fail(format!("the result {result} is too large"));
         }
     }
     Ok(results.into_iter().map(Type::Tensor).collect())
 }
 
-/// Core ML refuses tensors of more dimensions.
+/// Largest rank that Core ML accepts.
 const LARGEST_RANK: usize = 5;
 
 fn check_arguments(
@@ -170,7 +103,7 @@ fn check_arguments(
                     if parameter.domain != '-' {
                         domains.insert(parameter.domain, dtype);
                     }
-                    if parameter.constant && matches!(value.constant, Constant::No) {
+                    if parameter.constant && matches!(value.constant, Constant::Runtime) {
                         return Err(Problem::NotConstant { parameter: name() });
                     }
                     continue;
@@ -180,102 +113,4 @@ fn check_arguments(
         }
     }
     Ok(())
-}
-
-pub(super) fn fail<T>(message: String) -> Result<T, Problem> {
-    Err(Problem::Shape(message))
-}
-
-/// Arguments that passed [`check_arguments`].
-pub struct Call<'a> {
-    arguments: &'a BTreeMap<String, Vec<Operand<'a>>>,
-}
-
-impl Call<'_> {
-    fn operand(&self, parameter: &str) -> Option<&Operand<'_>> {
-        self.arguments.get(parameter).and_then(|values| values.first())
-    }
-
-    /// The type of a required argument.
-    pub(super) fn tensor(&self, parameter: &str) -> Result<&TensorType, Problem> {
-        self.optional(parameter).ok_or_else(|| Problem::Missing { parameter: parameter.to_owned() })
-    }
-
-    /// The type of an argument that may be absent.
-    pub(super) fn optional(&self, parameter: &str) -> Option<&TensorType> {
-        self.operand(parameter).map(|operand| operand.ty.inner())
-    }
-
-    /// The types of a variadic argument: at least one.
-    pub(super) fn tensors(&self, parameter: &str) -> Vec<&TensorType> {
-        self.arguments.get(parameter).into_iter().flatten().map(|operand| operand.ty.inner()).collect()
-    }
-
-    /// The content of an argument, if given: an error if it is not in the message.
-    fn value<T>(&self, parameter: &str, read: fn(&Value) -> Option<T>) -> Result<Option<T>, Problem> {
-        let Some(operand) = self.operand(parameter) else { return Ok(None) };
-        let value = match operand.constant {
-            Constant::Value(value) => read(value),
-            Constant::No | Constant::Expression => None,
-        };
-        value.map(Some).ok_or_else(|| Problem::NotConstant { parameter: parameter.to_owned() })
-    }
-
-    pub(super) fn int(&self, parameter: &str) -> Result<Option<i64>, Problem> {
-        self.value(parameter, Value::as_int)
-    }
-
-    pub(super) fn ints(&self, parameter: &str) -> Result<Option<Vec<i64>>, Problem> {
-        self.value(parameter, Value::as_ints)
-    }
-
-    pub(super) fn float(&self, parameter: &str) -> Result<Option<f64>, Problem> {
-        self.value(parameter, |value| value.as_float().or_else(|| value.as_int().map(|int| int as f64)))
-    }
-
-    pub(super) fn flag(&self, parameter: &str) -> Result<Option<bool>, Problem> {
-        self.value(parameter, Value::as_bool)
-    }
-
-    pub(super) fn flags(&self, parameter: &str, rank: usize) -> Result<Vec<bool>, Problem> {
-        let flags = self.value(parameter, |value| value.as_bools().map(<[bool]>::to_vec))?;
-        match flags {
-            None => Ok(vec![false; rank]),
-            Some(flags) if flags.len() == rank => Ok(flags),
-            Some(flags) => fail(format!("`{parameter}` has {} entries for {rank} dimensions", flags.len())),
-        }
-    }
-
-    pub(super) fn text(&self, parameter: &str) -> Result<Option<String>, Problem> {
-        self.value(parameter, |value| value.as_str().map(str::to_owned))
-    }
-
-    /// Whether the content is known here.
-    pub(super) fn is_known(&self, parameter: &str) -> bool {
-        matches!(self.operand(parameter).map(|o| o.constant), Some(Constant::Value(v)) if v.elements().is_some())
-    }
-
-    /// An axis, counted from the front; `slots` is the rank, or one more where an axis is inserted.
-    pub(super) fn axis(&self, parameter: &str, default: i64, slots: usize) -> Result<usize, Problem> {
-        axis(self.int(parameter)?.unwrap_or(default), slots)
-    }
-
-    /// Distinct axes, counted from the front, ascending; all if none are given.
-    pub(super) fn axes(&self, parameter: &str, slots: usize) -> Result<Vec<usize>, Problem> {
-        let Some(given) = self.ints(parameter)? else { return Ok((0..slots).collect()) };
-        let mut axes = given.into_iter().map(|one| axis(one, slots)).collect::<Result<Vec<_>, _>>()?;
-        axes.sort_unstable();
-        if axes.windows(2).any(|pair| pair[0] == pair[1]) {
-            return fail(format!("`{parameter}` names an axis twice"));
-        }
-        Ok(axes)
-    }
-}
-
-fn axis(axis: i64, slots: usize) -> Result<usize, Problem> {
-    let counted = if axis < 0 { axis.saturating_add(slots as i64) } else { axis };
-    match usize::try_from(counted) {
-        Ok(axis) if axis < slots => Ok(axis),
-        _ => fail(format!("axis {axis} of {slots} dimensions")),
-    }
 }

@@ -1,13 +1,15 @@
-//! The operators of iOS 18 that are known here: their parameters, and the types of their results.
+//! The supported operators of iOS 18: their parameters, and inference of their result types.
 //!
-//! One table serves everyone: the builder fills defaults from it and refuses what it refuses, the checker holds files
-//! against it, and the evaluator may rely on what it let through.
+//! The builder, the checker and the evaluator share one table: the builder fills in its defaults and rejects invalid
+//! operations, the checker compares files with it, and the evaluator relies on checked operations.
 
+mod call;
 mod infer;
 mod shapes;
 mod signature;
 #[cfg(test)]
 mod tests;
 
-pub use infer::{Constant, InferError, Operand, Problem, infer};
+pub use call::{Constant, Operand, Problem};
+pub use infer::{InferError, infer};
 pub use signature::{Default, Need, Parameter, Signature, signature, signatures};

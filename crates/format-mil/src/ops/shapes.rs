@@ -1,6 +1,6 @@
-//! Shapes of results, operator by operator, in the order of the signature table.
+//! Shape functions of the operators, in the order of the signature table.
 
-use super::infer::{Call, Problem, fail};
+use super::call::{Call, Problem, fail};
 use crate::{DType, TensorType};
 
 type Shapes = Result<Vec<TensorType>, Problem>;
@@ -20,7 +20,7 @@ pub(super) fn like_x_with_axis(call: &Call<'_>) -> Shapes {
     like_x(call)
 }
 
-/// Whether every axis of `whole` is cut into equal blocks by `blocks`.
+/// Checks that `blocks` divides each axis of `whole` into equal parts.
 fn divides(what: &str, whole: &[usize], blocks: &[usize]) -> Result<(), Problem> {
     let fits = |(&size, &count): (&usize, &usize)| count != 0 && size % count == 0;
     if whole.is_empty() || whole.len() != blocks.len() || !whole.iter().zip(blocks).all(fits) {
@@ -193,7 +193,7 @@ pub(super) fn attention(call: &Call<'_>) -> Shapes {
     one(query.dtype, shape)
 }
 
-/// The common shape under numpy's rules.
+/// The broadcast shape by numpy's rules.
 fn broadcast_shapes(x: &[usize], y: &[usize]) -> Result<Vec<usize>, Problem> {
     let rank = x.len().max(y.len());
     let size = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
@@ -229,7 +229,7 @@ pub(super) fn cast(call: &Call<'_>) -> Shapes {
 
 pub(super) fn select(call: &Call<'_>) -> Shapes {
     let (cond, a, b) = (call.tensor("cond")?, call.tensor("a")?, call.tensor("b")?);
-    // coremltools gives the result the common shape of `a` and `b`, whatever `cond` has.
+    // As in coremltools: the result's shape is the broadcast of `a` and `b`; `cond` has no influence.
     let shape = broadcast_shapes(&a.shape, &b.shape)?;
     if broadcast_shapes(&cond.shape, &shape)? != shape {
         return fail(format!("cond {cond} is larger than what it chooses from, {shape:?}"));
@@ -351,7 +351,7 @@ pub(super) fn stack(call: &Call<'_>) -> Shapes {
     one(values[0].dtype, shape)
 }
 
-/// The shape that begin, end, stride and masks cut out of `x`, [`None`] where only the run time knows.
+/// The shape of a slice of `x` by begin, end, stride and masks; `None` for lengths known only at run time.
 fn sliced(call: &Call<'_>, x: &TensorType) -> Result<Vec<Option<usize>>, Problem> {
     let rank = x.rank();
     for name in ["begin", "end", "stride"] {
@@ -390,7 +390,7 @@ fn sliced(call: &Call<'_>, x: &TensorType) -> Result<Vec<Option<usize>>, Problem
         let to = bound(end_mask[axis], &end, past);
         shape.push(match (from, to) {
             (Some(from), Some(to)) => {
-                // Bounds beyond the tensor are cut, as numpy does.
+                // Bounds beyond the tensor are clamped, as in numpy.
                 let (low, high) = if step > 0 { (0, size) } else { (-1, size - 1) };
                 let (from, to) = (from.clamp(low, high) as i128, to.clamp(low, high) as i128);
                 let length = if step > 0 { to - from } else { from - to };

@@ -1,18 +1,18 @@
-//! Names, types and defaults of every operator's parameters.
+//! The table of operators: names, types and defaults of their parameters.
 
-use super::infer::{Call, Problem};
+use super::call::{Call, Problem};
 use super::shapes;
 use crate::DType::{self, Bool, F16, F32, I4, I8, I16, I32, String, U1, U2, U3, U4, U6, U8, U16};
 use crate::TensorType;
 
-/// An operator.
+/// Signature of an operator.
 #[derive(Debug)]
 pub struct Signature {
-    /// Its name in MIL.
+    /// Name in MIL.
     pub op: &'static str,
-    /// Its parameters.
+    /// Parameters.
     pub parameters: &'static [Parameter],
-    /// Whether a file holds its arguments as attributes instead of inputs (the iOS 16 `constexpr_*` operators).
+    /// True if files hold the arguments as attributes instead of inputs (iOS 16 `constexpr_*` operators).
     pub in_attributes: bool,
     pub(super) infer: fn(&Call<'_>) -> Result<Vec<TensorType>, Problem>,
 }
@@ -20,43 +20,43 @@ pub struct Signature {
 /// One parameter of an operator.
 #[derive(Debug)]
 pub struct Parameter {
-    /// Its name.
+    /// Name.
     pub name: &'static str,
-    /// Element types it takes.
+    /// Accepted element types.
     pub types: &'static [DType],
-    /// Parameters of one operator with the same letter have the same element type; `-` stands for none.
+    /// Type variable: parameters of an operator with the same letter must have the same element type; `-` is none.
     pub domain: char,
-    /// Whether it may be left out.
+    /// Required or optional.
     pub need: Need,
-    /// Whether it must be known at compile time.
+    /// True if the argument must be known at compile time.
     pub constant: bool,
-    /// Whether it takes several values.
+    /// True if the parameter accepts several values.
     pub variadic: bool,
-    /// Whether it takes a state.
+    /// True if the argument is a state.
     pub state: bool,
 }
 
-/// Whether a parameter may be left out.
+/// Presence of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Need {
-    /// It may not.
+    /// The parameter must be present.
     Required,
-    /// It may, and nobody writes a default.
+    /// The parameter may be absent, and no default is written.
     Optional,
-    /// It may, but coremltools always writes this out.
+    /// The parameter may be absent; coremltools writes this default explicitly.
     Default(Default),
 }
 
-/// What a parameter is when left out.
+/// Default value of an absent parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Default {
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// An int32.
     Int(i32),
     /// A string.
     Text(&'static str),
-    /// A float of `x`'s type.
+    /// A float of the type of `x`.
     Float(f32),
     /// Zeros of the weight's type, one per row of `weight`.
     ZeroBias,
@@ -68,18 +68,18 @@ pub enum Default {
     AllAxes,
 }
 
-/// The operator of that name, if it is known here.
+/// Signature of the operator named `op`, if it is supported.
 pub fn signature(op: &str) -> Option<&'static Signature> {
     TABLE.iter().find(|signature| signature.op == op)
 }
 
-/// Every operator that is known here.
+/// Signatures of all supported operators.
 pub fn signatures() -> &'static [Signature] {
     TABLE
 }
 
 impl Signature {
-    /// The parameter of that name.
+    /// The parameter named `name`.
     pub fn parameter(&self, name: &str) -> Option<&'static Parameter> {
         self.parameters.iter().find(|parameter| parameter.name == name)
     }
@@ -191,7 +191,7 @@ const fn argument(name: &'static str) -> Signature {
 }
 
 static TABLE: &[Signature] = &[
-    // Weights that are unpacked at compile or load time.
+    // Compressed weights.
     op(
         "constexpr_blockwise_shift_scale",
         &[
@@ -223,7 +223,7 @@ static TABLE: &[Signature] = &[
             shapes::affine_dequantize,
         )
     },
-    // Products.
+    // Products and convolutions.
     op(
         "linear",
         &[
@@ -267,7 +267,7 @@ static TABLE: &[Signature] = &[
         ],
         shapes::attention,
     ),
-    // Element by element.
+    // Elementwise.
     binary("add"),
     binary("sub"),
     binary("mul"),
@@ -318,7 +318,7 @@ static TABLE: &[Signature] = &[
         &[input("cond", TRUTH, '-'), input("a", ARITHMETIC_BOOL, 'T'), input("b", ARITHMETIC_BOOL, 'T')],
         shapes::select,
     ),
-    // Along axes.
+    // Reductions and normalizations.
     op("softmax", &[input("x", FLOAT, 'T'), int("axis", -1)], shapes::like_x_with_axis),
     reduce("reduce_sum"),
     reduce("reduce_mean"),
@@ -359,7 +359,7 @@ static TABLE: &[Signature] = &[
         shapes::layer_norm,
     ),
     op("l2_norm", &[input("x", FLOAT, 'T'), epsilon(1e-6)], shapes::like_x),
-    // Cutting, joining, turning.
+    // Shape and layout.
     op(
         "concat",
         &[variadic("values"), constant("axis", INT, '-'), flag("interleave", false)],
@@ -424,7 +424,7 @@ static TABLE: &[Signature] = &[
         shapes::pad,
     ),
     op("band_part", &[input("x", ARITHMETIC_BOOL, 'T'), int("lower", -1), int("upper", -1)], shapes::like_x),
-    // By index.
+    // Gather and scatter.
     op(
         "gather",
         &[
@@ -468,7 +468,7 @@ static TABLE: &[Signature] = &[
         ],
         shapes::one_hot,
     ),
-    // From nothing.
+    // Tensor creation.
     op(
         "range_1d",
         &[input("end", ARITHMETIC, 'T'), input("start", ARITHMETIC, 'T'), input("step", ARITHMETIC, 'T')],

@@ -7,18 +7,18 @@ use super::Program;
 /// The whole `model.mlmodel` file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Model {
-    /// Which Core ML versions can read it; 9 is iOS 18 / macOS 15.
+    /// Specification version; 9 is iOS 18 / macOS 15.
     #[prost(int32, tag = "1")]
     pub specification_version: i32,
-    /// What callers see.
+    /// Description of the features.
     #[prost(message, optional, tag = "2")]
     pub description: Option<ModelDescription>,
-    /// The program (one case of the schema's `oneof Type`, the only one read here).
+    /// The program (the only supported case of the schema's `oneof Type`).
     #[prost(message, optional, tag = "502")]
     pub ml_program: Option<Program>,
 }
 
-/// What callers see of a model: features per model (one function) or per function (several).
+/// Description of a model's features: for the model (one function) or per function (several).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelDescription {
     /// Inputs of the only function, `main`.
@@ -30,13 +30,13 @@ pub struct ModelDescription {
     /// States of the only function.
     #[prost(message, repeated, tag = "13")]
     pub state: Vec<FeatureDescription>,
-    /// One entry per function of a multifunction model; then the three fields above are empty.
+    /// One entry per function of a multifunction model, for which the three fields above are empty.
     #[prost(message, repeated, tag = "20")]
     pub functions: Vec<FunctionDescription>,
-    /// The function that runs when none is named; only with `functions`.
+    /// Name of the default function; only with `functions`.
     #[prost(string, tag = "21")]
     pub default_function_name: String,
-    /// Words about the model.
+    /// Metadata.
     #[prost(message, optional, tag = "100")]
     pub metadata: Option<Metadata>,
 }
@@ -44,7 +44,7 @@ pub struct ModelDescription {
 /// Features of one function.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FunctionDescription {
-    /// Its name in [`Program::functions`].
+    /// Name in [`Program::functions`].
     #[prost(string, tag = "1")]
     pub name: String,
     /// Inputs.
@@ -61,29 +61,29 @@ pub struct FunctionDescription {
 /// One input, output or state.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FeatureDescription {
-    /// Its name in the function.
+    /// Name in the function.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Words about it.
+    /// Description for display.
     #[prost(string, tag = "2")]
     pub short_description: String,
-    /// What it holds.
+    /// Type of the feature.
     #[prost(message, optional, tag = "3")]
     pub r#type: Option<FeatureType>,
 }
 
-/// What a feature holds.
+/// Type of a feature.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FeatureType {
-    /// The kinds that are read here; others leave this empty.
+    /// The kind; `None` for unsupported kinds.
     #[prost(oneof = "FeatureKind", tags = "5, 8")]
     pub kind: Option<FeatureKind>,
-    /// Whether callers may leave it out.
+    /// True if callers may omit the feature.
     #[prost(bool, tag = "1000")]
     pub is_optional: bool,
 }
 
-/// The kinds of feature that mlprogram functions of tensors have.
+/// Kinds of features of mlprogram functions.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum FeatureKind {
     /// A tensor.
@@ -94,10 +94,10 @@ pub enum FeatureKind {
     State(StateFeatureType),
 }
 
-/// What a state holds.
+/// Type of a state.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StateFeatureType {
-    /// A tensor (the schema's only kind).
+    /// The tensor in the state (the schema's only kind).
     #[prost(message, optional, tag = "1")]
     pub array_type: Option<ArrayFeatureType>,
 }
@@ -105,16 +105,16 @@ pub struct StateFeatureType {
 /// Shape and element type of a tensor feature.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ArrayFeatureType {
-    /// Its (default) shape.
+    /// The (default) shape.
     #[prost(int64, repeated, tag = "1")]
     pub shape: Vec<i64>,
     /// `ArrayDataType`: see [`crate::DType::array_code`].
     #[prost(int32, tag = "2")]
     pub data_type: i32,
-    /// The shapes it may take, if more than one (kept to be reported; nothing here runs flexible shapes).
+    /// Allowed shapes of a flexible feature (read for reports; flexible shapes are not supported).
     #[prost(message, optional, tag = "21")]
     pub enumerated_shapes: Option<EnumeratedShapes>,
-    /// The ranges of its dimensions, if flexible.
+    /// Allowed ranges of the dimensions of a flexible feature.
     #[prost(message, optional, tag = "31")]
     pub shape_range: Option<ShapeRange>,
 }
@@ -154,22 +154,22 @@ pub struct SizeRange {
     pub upper_bound: i64,
 }
 
-/// Words about a model.
+/// Metadata of a model.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metadata {
-    /// What it is.
+    /// Short description.
     #[prost(string, tag = "1")]
     pub short_description: String,
-    /// Its version, in its author's words.
+    /// Version string.
     #[prost(string, tag = "2")]
     pub version_string: String,
-    /// Who made it.
+    /// Author.
     #[prost(string, tag = "3")]
     pub author: String,
-    /// Its licence.
+    /// Licence.
     #[prost(string, tag = "4")]
     pub license: String,
-    /// Anything else, by key.
+    /// Other entries, by key.
     #[prost(btree_map = "string, string", tag = "100")]
     pub user_defined: BTreeMap<String, String>,
 }

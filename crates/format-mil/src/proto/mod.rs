@@ -1,8 +1,8 @@
-//! The protobuf messages of a Core ML model, as far as mlprogram packages need them.
+//! The protobuf messages of Core ML models that mlprogram packages use.
 //!
-//! Written by hand from the published schema: field numbers and types are the format, names follow it in Rust's
-//! spelling. Maps are ordered, so that equal models have equal bytes. Fields that are not listed are skipped when
-//! reading. Most code should use [`crate::Type`] and [`crate::Value`], which these convert to and from.
+//! Written by hand from the published schema: field numbers and types are the schema's, names are its names in Rust
+//! spelling. Maps are ordered, so that equal models have equal bytes. Other fields are skipped when reading. Most code
+//! should use [`crate::Type`] and [`crate::Value`], which convert from and to these messages.
 
 mod description;
 mod program;

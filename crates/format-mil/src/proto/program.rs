@@ -11,10 +11,10 @@ pub struct Program {
     /// The functions. A model of one function calls it `main`.
     #[prost(btree_map = "string, message", tag = "2")]
     pub functions: BTreeMap<String, Function>,
-    /// Words about it. coremltools cannot load a program that has any.
+    /// Documentation. coremltools cannot load programs in which it is set.
     #[prost(string, tag = "3")]
     pub doc_string: String,
-    /// Only `buildInfo` is known.
+    /// Attributes, e.g. `buildInfo`.
     #[prost(btree_map = "string, message", tag = "4")]
     pub attributes: BTreeMap<String, Value>,
 }
@@ -25,13 +25,13 @@ pub struct Function {
     /// Inputs, states among them.
     #[prost(message, repeated, tag = "1")]
     pub inputs: Vec<NamedValueType>,
-    /// Which operator set its block uses, `CoreML8`.
+    /// Operator set in use, e.g. `CoreML8`.
     #[prost(string, tag = "2")]
     pub opset: String,
-    /// The blocks by operator set; [`Function::opset`] names the one that counts.
+    /// Blocks by operator set; [`Function::opset`] selects one.
     #[prost(btree_map = "string, message", tag = "3")]
     pub block_specializations: BTreeMap<String, Block>,
-    /// Nothing that coremltools would load.
+    /// Attributes; coremltools cannot load any here.
     #[prost(btree_map = "string, message", tag = "4")]
     pub attributes: BTreeMap<String, Value>,
 }
@@ -39,16 +39,16 @@ pub struct Function {
 /// Operations in execution order.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Block {
-    /// Values that the enclosing operation hands in; a function's block has none.
+    /// Values passed in by the enclosing operation; a function's block has none.
     #[prost(message, repeated, tag = "1")]
     pub inputs: Vec<NamedValueType>,
-    /// Names of the values it results in, in order.
+    /// Names of the block's results, in order.
     #[prost(string, repeated, tag = "2")]
     pub outputs: Vec<String>,
     /// The operations.
     #[prost(message, repeated, tag = "3")]
     pub operations: Vec<Operation>,
-    /// Nothing that coremltools would load.
+    /// Attributes; coremltools cannot load any here.
     #[prost(btree_map = "string, message", tag = "4")]
     pub attributes: BTreeMap<String, Value>,
 }
@@ -56,24 +56,24 @@ pub struct Block {
 /// One operation.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Operation {
-    /// Which operator, `linear`.
+    /// Operator name, e.g. `linear`.
     #[prost(string, tag = "1")]
     pub r#type: String,
     /// Arguments by parameter name.
     #[prost(btree_map = "string, message", tag = "2")]
     pub inputs: BTreeMap<String, Argument>,
-    /// Names and types of its results.
+    /// Names and types of the results.
     #[prost(message, repeated, tag = "3")]
     pub outputs: Vec<NamedValueType>,
     /// Nested blocks of control flow.
     #[prost(message, repeated, tag = "4")]
     pub blocks: Vec<Block>,
-    /// `name` always; `val` of a `const`; the parameters of an iOS 16 `constexpr_*`.
+    /// Attributes: `name`; `val` of a `const`; the parameters of an iOS 16 `constexpr_*`.
     #[prost(btree_map = "string, message", tag = "5")]
     pub attributes: BTreeMap<String, Value>,
 }
 
-/// What is bound to one parameter: one binding, or several for variadic ones.
+/// The bindings of one parameter: one, or several for a variadic parameter.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Argument {
     /// The bindings.
@@ -84,7 +84,7 @@ pub struct Argument {
 /// A value by name or in place.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Binding {
-    /// Which.
+    /// The kind of binding.
     #[prost(oneof = "BindingKind", tags = "1, 2")]
     pub kind: Option<BindingKind>,
 }
@@ -151,7 +151,7 @@ pub struct TensorType {
     /// The dimensions, outermost first.
     #[prost(message, repeated, tag = "3")]
     pub dimensions: Vec<Dimension>,
-    /// Nothing that coremltools would load.
+    /// Attributes; coremltools cannot load any here.
     #[prost(btree_map = "string, message", tag = "4")]
     pub attributes: BTreeMap<String, Value>,
 }
@@ -159,7 +159,7 @@ pub struct TensorType {
 /// One dimension.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Dimension {
-    /// Known or not.
+    /// The size, if known.
     #[prost(oneof = "DimensionKind", tags = "1, 2")]
     pub kind: Option<DimensionKind>,
 }
@@ -170,7 +170,7 @@ pub enum DimensionKind {
     /// A fixed size.
     #[prost(message, tag = "1")]
     Constant(ConstantDimension),
-    /// A size that is known only at run time.
+    /// A size known only at run time.
     #[prost(message, tag = "2")]
     Unknown(UnknownDimension),
 }
@@ -186,7 +186,7 @@ pub struct ConstantDimension {
 /// A size known at run time.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct UnknownDimension {
-    /// Whether it stands for any number of dimensions.
+    /// True if the dimension represents any number of dimensions.
     #[prost(bool, tag = "1")]
     pub variadic: bool,
 }
@@ -194,7 +194,7 @@ pub struct UnknownDimension {
 /// The type of a state.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StateType {
-    /// What it holds.
+    /// Type of the contents.
     #[prost(message, optional, tag = "1")]
     pub wrapped_type: Option<ValueType>,
 }
@@ -202,10 +202,10 @@ pub struct StateType {
 /// The type of a list.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ListType {
-    /// Of its elements.
+    /// Types of the elements.
     #[prost(message, optional, tag = "1")]
     pub r#type: Option<ValueType>,
-    /// How many.
+    /// Number of elements.
     #[prost(message, optional, tag = "2")]
     pub length: Option<Dimension>,
 }
@@ -213,7 +213,7 @@ pub struct ListType {
 /// The type of a tuple.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TupleType {
-    /// Of its elements.
+    /// Types of the elements.
     #[prost(message, repeated, tag = "1")]
     pub types: Vec<ValueType>,
 }
@@ -221,10 +221,10 @@ pub struct TupleType {
 /// The type of a dictionary.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DictionaryType {
-    /// Of its keys.
+    /// Type of the keys.
     #[prost(message, optional, tag = "1")]
     pub key_type: Option<ValueType>,
-    /// Of its values.
+    /// Type of the values.
     #[prost(message, optional, tag = "2")]
     pub value_type: Option<ValueType>,
 }
@@ -232,29 +232,29 @@ pub struct DictionaryType {
 /// A constant.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Value {
-    /// Words about it. coremltools cannot load a value that has any.
+    /// Documentation. coremltools cannot load values in which it is set.
     #[prost(string, tag = "1")]
     pub doc_string: String,
-    /// Its type.
+    /// Type of the constant.
     #[prost(message, optional, tag = "2")]
     pub r#type: Option<ValueType>,
-    /// Its content.
+    /// Contents.
     #[prost(oneof = "ValueKind", tags = "3, 5")]
     pub kind: Option<ValueKind>,
 }
 
-/// Where a constant's content is.
+/// Contents of a constant.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum ValueKind {
-    /// In the message.
+    /// Immediate contents.
     #[prost(message, tag = "3")]
     Immediate(ImmediateValue),
-    /// In the weight file.
+    /// A record of a weight file.
     #[prost(message, tag = "5")]
     BlobFile(BlobFileValue),
 }
 
-/// Content in the message. Tuples, lists and dictionaries, which no tensor program needs, are skipped.
+/// Immediate contents. Tuples, lists and dictionaries are not supported and skipped.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ImmediateValue {
     /// A tensor's elements.
@@ -262,13 +262,13 @@ pub struct ImmediateValue {
     pub tensor: Option<TensorValue>,
 }
 
-/// Content in a file.
+/// Reference to a record of a weight file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BlobFileValue {
     /// `@model_path/weights/weight.bin`.
     #[prost(string, tag = "1")]
     pub file_name: String,
-    /// Of the record's header.
+    /// Offset of the record's header.
     #[prost(uint64, tag = "2")]
     pub offset: u64,
 }
@@ -281,7 +281,7 @@ pub struct TensorValue {
     pub elements: Option<Elements>,
 }
 
-/// Elements by kind; [`crate::DType::immediate`] says which type uses which.
+/// Elements by kind; [`crate::DType::immediate`] maps types to kinds.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Elements {
     /// FLOAT32.
@@ -302,7 +302,7 @@ pub enum Elements {
     /// FLOAT64.
     #[prost(message, tag = "6")]
     Doubles(RepeatedDoubles),
-    /// Everything else, little-endian and bit-packed.
+    /// Other types, little-endian and bit-packed.
     #[prost(message, tag = "7")]
     Bytes(RepeatedBytes),
 }
@@ -324,7 +324,7 @@ repeated! {
     RepeatedFloats(float, f32);
     /// 32-bit integers.
     RepeatedInts(int32, i32);
-    /// Truth values.
+    /// Booleans.
     RepeatedBools(bool, bool);
     /// Strings.
     RepeatedStrings(string, String);

@@ -9,7 +9,7 @@ use crate::tensor::{Data, Odometer, Tensor, broadcast, elements};
 
 pub(super) const TABLE: Table = &[("scaled_dot_product_attention", attention)];
 
-/// softmax(query key^T / sqrt(width) + mask) value; the mask adds, or forbids where it is false.
+/// `softmax(query key^T / sqrt(width) + mask) value`; a boolean mask excludes positions where it is false.
 fn attention(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let (query, key, value) = (call.floats("query")?, call.floats("key")?, call.floats("value")?);
     let mask = call.optional("attn_mask")?;

@@ -11,15 +11,15 @@ use crate::weight::Value;
 
 pub(super) const TABLE: Table = &[("conv", conv)];
 
-/// x [batch, in, spatial..] with weight [out, in / groups, kernel..].
+/// Convolution of x [batch, in, spatial..] with weight [out, in / groups, kernel..].
 fn conv(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let x = call.floats("x")?;
     let weight = call.value("weight").ok_or_else(|| Fault::Missing("weight".to_owned()))?;
     let bias = call.optional_floats("bias")?;
-    let geometry = Geometry::of(call, &x.shape, weight.shape())?;
+    let geometry = Geometry::new(call, &x.shape, weight.shape())?;
     if bias.as_ref().is_some_and(|bias| bias.values.len() != geometry.outputs) {
         return Err(Fault::invalid(format!(
-            "a bias that has not one value for each of {} outputs",
+            "the bias needs one value for each of {} outputs",
             geometry.outputs
         )));
     }
@@ -56,7 +56,7 @@ struct Geometry {
 }
 
 impl Geometry {
-    fn of(call: &mut Call, x: &[usize], weight: &[usize]) -> Result<Self, Fault> {
+    fn new(call: &mut Call, x: &[usize], weight: &[usize]) -> Result<Self, Fault> {
         let misfit = || Fault::invalid(format!("a convolution of {x:?} with {weight:?}"));
         let ([batch, inputs, size @ ..], [outputs, inputs_per_group, kernel @ ..]) = (x, weight) else {
             return Err(misfit());
@@ -123,7 +123,7 @@ impl Geometry {
         })
     }
 
-    /// A dense layer in disguise.
+    /// True for a 1x1 kernel without padding and stride, equivalent to a linear layer.
     fn is_pointwise(&self) -> bool {
         self.groups == 1
             && self.kernel.iter().all(|&k| k == 1)
@@ -132,7 +132,7 @@ impl Geometry {
     }
 }
 
-/// A kernel of one: every position's channels times the weight, which may stay packed.
+/// Convolution with a 1x1 kernel as a matrix product, for which the weight may stay packed.
 fn pointwise(x: Floats, weight: &Value, geometry: &Geometry) -> Result<Vec<f32>, Fault> {
     let positions: usize = geometry.size.iter().product();
     let image = Tensor::from_parts(
@@ -140,17 +140,17 @@ fn pointwise(x: Floats, weight: &Value, geometry: &Geometry) -> Result<Vec<f32>,
         Data::Float(x.values),
     )?;
     let (shape, Data::Float(values)) = transposed(&image, &[0, 2, 1])?.into_parts() else {
-        return Err(Fault::invalid("a convolution of no floats"));
+        return Err(Fault::invalid("a convolution needs float inputs"));
     };
     let product = rows_times_weight(&Floats { shape, values }, weight)?;
     let product = transposed(&Tensor::from_parts(product.shape, Data::Float(product.values))?, &[0, 2, 1])?;
     let Data::Float(values) = product.into_parts().1 else {
-        return Err(Fault::invalid("a convolution of no floats"));
+        return Err(Fault::invalid("a convolution needs float inputs"));
     };
     Ok(Arc::unwrap_or_clone(values))
 }
 
-/// Any other kernel: for every tap, the shifted image is added to the result.
+/// General convolution: adds the shifted, weighted input for each kernel tap.
 fn windows(x: &Floats, taps: &[f32], geometry: &Geometry) -> Result<Vec<f32>, Fault> {
     let g = geometry;
     let spatial = g.size.len();
@@ -161,7 +161,7 @@ fn windows(x: &Floats, taps: &[f32], geometry: &Geometry) -> Result<Vec<f32>, Fa
         return Ok(out);
     }
     let (in_steps, kernel_steps, out_steps) = (strides(&g.size), strides(&g.kernel), strides(&g.out_size));
-    // For every tap, which input position meets which output position: the same for all channels.
+    // Pairs of input and output positions per tap; the same for all channels.
     let mut meetings: Vec<Vec<(usize, usize)>> = Vec::with_capacity(taps_per_filter);
     for tap in 0..taps_per_filter {
         let mut pairs = Vec::new();

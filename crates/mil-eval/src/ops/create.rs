@@ -1,4 +1,4 @@
-//! Operators that make tensors out of parameters.
+//! Operators that create tensors from parameters.
 
 use super::gather::indices;
 use super::{Call, Table};

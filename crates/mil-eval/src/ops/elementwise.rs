@@ -1,4 +1,4 @@
-//! Operators that treat every element alike, with broadcasting.
+//! Elementwise operators, with broadcasting.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ pub(super) const TABLE: Table = &[
     }),
 ];
 
-/// Larger of two, NaN if either is (as Core ML's reference does; `f32::max` would drop the NaN).
+/// Maximum that propagates NaN, as Core ML's reference does; `f32::max` ignores NaN.
 pub(super) fn maximum(a: f32, b: f32) -> f32 {
     if a > b || a.is_nan() { a } else { b }
 }
@@ -105,7 +105,7 @@ fn integer_power(a: i32, b: i32) -> i32 {
     u32::try_from(b).map_or_else(|_| f64::from(a).powi(b) as i32, |b| a.wrapping_pow(b))
 }
 
-/// Towards negative infinity; by zero gives zero, as numpy does for integers.
+/// Division rounded towards negative infinity; division by zero returns zero, as in numpy.
 fn floor_div(a: i32, b: i32) -> i32 {
     if b == 0 {
         return 0;
@@ -123,7 +123,7 @@ fn softplus(x: f32) -> f32 {
     maximum(x, 0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// The error function, in f64 by its Taylor series near zero and a continued fraction far from it.
+/// The error function in f64: Taylor series near zero, continued fraction elsewhere.
 fn erf(x: f32) -> f32 {
     let z = f64::from(x.abs());
     let value = if z.is_nan() {
@@ -167,7 +167,7 @@ fn with_epsilon(call: &mut Call, default: f32, f: impl Fn(f32, f32) -> f32) -> R
     unary(call, |x| f(x, epsilon))
 }
 
-/// Applies `f` to the floats of `x`, in place if nobody else holds them.
+/// Applies `f` to the floats of `x`, in place if they are not shared.
 fn unary(call: &mut Call, f: impl Fn(f32) -> f32) -> Result<Vec<Tensor>, Fault> {
     let mut x = call.floats("x")?;
     match Arc::get_mut(&mut x.values) {
@@ -280,7 +280,7 @@ fn select(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![Tensor::from_parts(shape, data)?])
 }
 
-/// Strides of `from` seen as `to`: zero along every axis that is repeated.
+/// Strides of `from` broadcast to `to`: zero along repeated axes.
 pub(super) fn broadcast_steps(from: &[usize], to: &[usize]) -> Vec<usize> {
     let own = strides(from);
     let missing = to.len() - from.len();
@@ -292,8 +292,8 @@ pub(super) fn broadcast_steps(from: &[usize], to: &[usize]) -> Vec<usize> {
         .collect()
 }
 
-/// `f` over two broadcast operands. Neighbouring axes along which both behave alike are merged first, so that the
-/// inner loop is long and has one of four simple forms.
+/// Applies `f` to two broadcast operands. Adjacent axes with compatible strides are merged first, so that the inner loop
+/// is long and has one of four simple forms.
 fn zip<T: Copy, U>(
     a: &[T],
     a_shape: &[usize],
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn merged_axes_give_what_a_plain_walk_gives() {
+    fn merged_axes_equal_unmerged_iteration() {
         for (a_shape, b_shape) in [
             (vec![2, 3, 4], vec![2, 3, 4]),
             (vec![2, 3, 4], vec![4]),

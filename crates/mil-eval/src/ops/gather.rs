@@ -1,4 +1,4 @@
-//! Picking elements by index.
+//! Gather operators.
 
 use super::shape::{rearranged, rearranged_runs};
 use super::{Call, Table};
@@ -9,7 +9,7 @@ use crate::weight::Value;
 pub(super) const TABLE: Table =
     &[("gather", gather), ("gather_along_axis", gather_along_axis), ("gather_nd", gather_nd)];
 
-/// An index counted from the front; negative ones count from the back.
+/// Resolves an index; negative ones count from the back.
 pub(super) fn position(index: i32, size: usize) -> Result<usize, Fault> {
     let from_front = if index < 0 { i64::from(index) + size as i64 } else { i64::from(index) };
     match usize::try_from(from_front) {
@@ -27,13 +27,13 @@ pub(super) fn indices(call: &mut Call) -> Result<Tensor, Fault> {
     Ok(indices)
 }
 
-/// Slices of `x` along `axis`; with `batch_dims`, the leading axes of `x` and of the indices run together.
+/// Slices of `x` along `axis`; with `batch_dims`, the leading axes of `x` and of the indices are matched.
 fn gather(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let indices = indices(call)?;
     let picks = indices.ints().unwrap_or_default();
     let (index, batch) = (call.int_or("axis", 0)?, call.int_or("batch_dims", 0)?);
     let x = match call.value("x").ok_or_else(|| Fault::Missing("x".to_owned()))? {
-        // Rows of a packed weight: only those that are asked for are unpacked.
+        // Rows of a packed weight: only the requested ones are unpacked.
         Value::Weight(weight) if axis(index, weight.shape().len())? == 0 && batch == 0 => {
             let size = weight.shape()[0];
             let row: usize = weight.shape()[1..].iter().product();
@@ -73,7 +73,7 @@ fn gather(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![rearranged_runs(&x, &shape, inner, starts.into_iter())?])
 }
 
-/// For every place of the indices, the element of `x` at that place with its position along the axis replaced.
+/// Elements of `x` at the positions of the indices, with the coordinate along the axis replaced by the index.
 fn gather_along_axis(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let (x, indices) = (call.take("x")?, indices(call)?);
     let along = axis(call.int_or("axis", 0)?, x.rank())?;
@@ -81,7 +81,7 @@ fn gather_along_axis(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![rearranged(&x, indices.shape(), flat.into_iter())?])
 }
 
-/// Flat positions in a tensor of `shape` that `indices` name along an axis.
+/// Flat offsets into a tensor of `shape` for `indices` along an axis.
 pub(super) fn places(shape: &[usize], indices: &Tensor, along: usize) -> Result<Vec<usize>, Fault> {
     let fits = indices.rank() == shape.len()
         && (0..shape.len()).all(|i| i == along || indices.shape()[i] == shape[i]);
@@ -119,7 +119,7 @@ fn gather_nd(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![rearranged_runs(&x, &shape, run, starts)?])
 }
 
-/// Where the slices start that index tuples (the last axis of `indices`) name, and how long each is.
+/// Start offsets of the slices at index tuples (the last axis of `indices`), and the length of each slice.
 pub(super) fn tuples(shape: &[usize], indices: &Tensor) -> Result<(Vec<usize>, usize), Fault> {
     let depth = indices.shape().last().copied().unwrap_or(0);
     if depth == 0 || depth > shape.len() {

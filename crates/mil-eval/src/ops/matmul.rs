@@ -11,7 +11,7 @@ use crate::weight::Value;
 
 pub(super) const TABLE: Table = &[("linear", linear), ("matmul", matmul)];
 
-/// x [.., in] times weight [out, in] transposed, plus bias [out].
+/// `x weight^T + bias`: x [.., in], weight [out, in], bias [out].
 fn linear(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let x = call.floats("x")?;
     let weight = call.value("weight").ok_or_else(|| Fault::Missing("weight".to_owned()))?;
@@ -22,7 +22,7 @@ fn linear(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         if bias.values.len() != width {
             return Err(Fault::invalid(format!("a bias of {} for {width} outputs", bias.values.len())));
         }
-        // coremltools writes a bias of zeros where there is none.
+        // coremltools writes a zero bias for layers without bias.
         if bias.values.iter().any(|&v| v != 0.0) {
             let rows = Arc::make_mut(&mut out.values).chunks_exact_mut(width.max(1));
             rows.for_each(|row| row.iter_mut().zip(bias.values.iter()).for_each(|(v, b)| *v += b));
@@ -31,7 +31,7 @@ fn linear(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![Tensor::from_parts(out.shape, crate::tensor::Data::Float(out.values))?])
 }
 
-/// Products of the rows of `x` [.., in] with the rows of a weight [out, in, 1..].
+/// Product of the rows of `x` [.., in] with the rows of a weight [out, in, 1..].
 pub(super) fn rows_times_weight(x: &Floats, weight: &Value) -> Result<Floats, Fault> {
     let (outputs, inner) = match weight.shape() {
         [outputs, rest @ ..] if !rest.is_empty() => (*outputs, rest.iter().product::<usize>()),
@@ -58,7 +58,7 @@ fn matmul(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let (flip_x, flip_y) = (call.bool_or("transpose_x", false)?, call.bool_or("transpose_y", false)?);
     let x = call.floats("x")?;
     let y = call.value("y").ok_or_else(|| Fault::Missing("y".to_owned()))?;
-    // Rows times the rows of a weight: the same as `linear`, so the weight may stay packed.
+    // Product with a transposed weight: the same as `linear`, so the weight may stay packed.
     if flip_y && !flip_x && y.shape().len() == 2 && x.shape.len() > 1 {
         let out = rows_times_weight(&x, &y)?;
         return Ok(vec![Tensor::from_parts(out.shape, crate::tensor::Data::Float(out.values))?]);
@@ -69,7 +69,7 @@ fn matmul(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         return Err(Fault::Kind { input: "y".to_owned(), expected: "float", found });
     };
     let mut x_shape = x.shape;
-    // A vector is a row on the left and a column on the right, and its axis is dropped from the result.
+    // A vector is a row on the left and a column on the right; its axis is removed from the result.
     let (row, column) = (x_shape.len() == 1, y_shape.len() == 1);
     if row {
         x_shape.insert(0, 1);

@@ -1,7 +1,7 @@
-//! The operators: a dispatch table and, in one file per idea, a small function each.
+//! The operators: a dispatch table, and one small function per operator, grouped in files by kind.
 //!
-//! An operator takes a [`Call`] and returns its results in f32, i32 or bool; rounding to the declared type is not its
-//! business but the interpreter's. Every shape and parameter is checked here, since a program may compute them.
+//! An operator receives a [`Call`] and returns its results in f32, i32 or bool; the interpreter rounds them to the
+//! declared type. Operators check all shapes and parameters, because a program may compute them.
 
 mod attention;
 mod conv;
@@ -20,10 +20,10 @@ use crate::Fault;
 use crate::tensor::{Data, Tensor};
 use crate::weight::Value;
 
-/// Computes one operation.
+/// Implementation of an operator.
 pub(crate) type Operator = fn(&mut Call) -> Result<Vec<Tensor>, Fault>;
 
-/// The operator of that name.
+/// The implementation of the operator named `name`.
 pub(crate) fn operator(name: &str) -> Option<Operator> {
     [
         elementwise::TABLE,
@@ -41,20 +41,20 @@ pub(crate) fn operator(name: &str) -> Option<Operator> {
     ]
     .iter()
     .flat_map(|table| table.iter())
-    .find(|(known, _)| *known == name)
-    .map(|(_, operator)| *operator)
+    .find(|(operator, _)| *operator == name)
+    .map(|(_, implementation)| *implementation)
 }
 
-/// Whether an operator only moves elements, so that its results need no rounding if its inputs had none.
+/// True if an operator only moves elements, so that its results need no rounding.
 pub(crate) fn only_moves(name: &str) -> bool {
     let tables = [shape::TABLE, slice::TABLE, gather::TABLE];
-    tables.iter().flat_map(|table| table.iter()).any(|(known, _)| *known == name) || name == "select"
+    tables.iter().flat_map(|table| table.iter()).any(|(operator, _)| *operator == name) || name == "select"
 }
 
-/// A file's part of the dispatch table.
+/// One file's part of the dispatch table: operator names and implementations.
 type Table = &'static [(&'static str, Operator)];
 
-/// One operation about to be computed: its inputs by parameter, and how many results it must give.
+/// The arguments of an operation: its inputs by parameter name, and the number of results.
 pub(crate) struct Call {
     inputs: Vec<(String, Vec<Value>)>,
     /// Number of declared results.
@@ -66,24 +66,24 @@ impl Call {
         Self { inputs, results }
     }
 
-    /// The input as given, packed or dense.
+    /// Removes an input, packed or dense.
     pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
         let at = self.inputs.iter().position(|(input, _)| input == name)?;
         let (_, mut values) = self.inputs.swap_remove(at);
         if values.len() == 1 { values.pop() } else { None }
     }
 
-    /// A required input; the operator owns it and may compute in its place if nobody else holds it.
+    /// Removes a required input as a dense tensor, which the operator may overwrite if its elements are not shared.
     pub(crate) fn take(&mut self, name: &str) -> Result<Tensor, Fault> {
         self.optional(name)?.ok_or_else(|| Fault::Missing(name.to_owned()))
     }
 
-    /// An input that may be absent.
+    /// Removes an optional input.
     pub(crate) fn optional(&mut self, name: &str) -> Result<Option<Tensor>, Fault> {
         self.value(name).map(Value::into_dense).transpose()
     }
 
-    /// All values of a variadic input.
+    /// Removes all values of a variadic input.
     pub(crate) fn many(&mut self, name: &str) -> Result<Vec<Tensor>, Fault> {
         let at = self
             .inputs
@@ -93,18 +93,18 @@ impl Call {
         self.inputs.swap_remove(at).1.into_iter().map(Value::into_dense).collect()
     }
 
-    /// A required float input: shape and elements.
+    /// Removes a required float input.
     pub(crate) fn floats(&mut self, name: &str) -> Result<Floats, Fault> {
         let tensor = self.take(name)?;
         Floats::new(name, tensor)
     }
 
-    /// A float input that may be absent.
+    /// Removes an optional float input.
     pub(crate) fn optional_floats(&mut self, name: &str) -> Result<Option<Floats>, Fault> {
         self.optional(name)?.map(|tensor| Floats::new(name, tensor)).transpose()
     }
 
-    /// Integers of a parameter, if given.
+    /// Integers of an optional parameter.
     pub(crate) fn optional_ints(&mut self, name: &str) -> Result<Option<Vec<i64>>, Fault> {
         let Some(tensor) = self.optional(name)? else { return Ok(None) };
         match tensor.ints() {
@@ -118,7 +118,7 @@ impl Call {
         self.optional_ints(name)?.ok_or_else(|| Fault::Missing(name.to_owned()))
     }
 
-    /// One integer, or `default` when it is not given.
+    /// A single integer, or `default` if it is absent.
     pub(crate) fn int_or(&mut self, name: &str, default: i64) -> Result<i64, Fault> {
         match self.optional_ints(name)?.as_deref() {
             None => Ok(default),
@@ -129,7 +129,7 @@ impl Call {
         }
     }
 
-    /// One float (an integer is converted), or `default` when it is not given.
+    /// A single float (integers are converted), or `default` if it is absent.
     pub(crate) fn float_or(&mut self, name: &str, default: f32) -> Result<f32, Fault> {
         let Some(tensor) = self.optional(name)? else { return Ok(default) };
         match tensor.to_floats().as_deref() {
@@ -138,7 +138,7 @@ impl Call {
         }
     }
 
-    /// Truth values of a parameter, if given.
+    /// Booleans of an optional parameter.
     pub(crate) fn optional_bools(&mut self, name: &str) -> Result<Option<Vec<bool>>, Fault> {
         let Some(tensor) = self.optional(name)? else { return Ok(None) };
         match tensor.bools() {
@@ -147,7 +147,7 @@ impl Call {
         }
     }
 
-    /// One truth value, or `default` when it is not given.
+    /// A single boolean, or `default` if it is absent.
     pub(crate) fn bool_or(&mut self, name: &str, default: bool) -> Result<bool, Fault> {
         match self.optional_bools(name)?.as_deref() {
             None => Ok(default),
@@ -158,7 +158,7 @@ impl Call {
         }
     }
 
-    /// A string, or `default` when it is not given.
+    /// A string, or `default` if it is absent.
     pub(crate) fn text_or(&mut self, name: &str, default: &str) -> Result<String, Fault> {
         let Some(tensor) = self.optional(name)? else { return Ok(default.to_owned()) };
         match tensor.data() {
@@ -168,7 +168,7 @@ impl Call {
     }
 }
 
-/// A float tensor taken apart.
+/// Shape and elements of a float tensor.
 pub(crate) struct Floats {
     pub(crate) shape: Vec<usize>,
     pub(crate) values: std::sync::Arc<Vec<f32>>,
@@ -188,7 +188,7 @@ fn kind(input: &str, expected: &'static str, found: &Tensor) -> Fault {
     Fault::Kind { input: input.to_owned(), expected, found: found.kind() }
 }
 
-/// One float result.
+/// A single float result.
 fn float(shape: &[usize], values: Vec<f32>) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![Tensor::float(shape, values)])
 }

@@ -1,4 +1,4 @@
-//! Softmax and the normalizations.
+//! Softmax and normalization operators.
 
 use super::{Call, Floats, Table};
 use crate::Fault;
@@ -28,7 +28,7 @@ fn softmax(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     super::float(&x.shape, out)
 }
 
-/// Softmax of one row in place; the denominator is summed in f64.
+/// Softmax of a row, in place; the denominator is summed in f64.
 pub(super) fn softmax_row(row: &mut [f32]) {
     let peak = super::reduce::max(row);
     let mut total = 0.0f64;
@@ -49,7 +49,7 @@ fn layer_norm(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     };
     let (gamma, beta) = (call.optional_floats("gamma")?, call.optional_floats("beta")?);
     let epsilon = f64::from(call.float_or("epsilon", 1e-5)?);
-    // The normalized axes go to the back and return afterwards.
+    // The normalized axes are transposed to the back and restored afterwards.
     let mut order: Vec<usize> = (0..rank).filter(|i| !axes.contains(i)).collect();
     order.extend((0..rank).filter(|i| axes.contains(i)));
     let moved = transposed(&x, &order)?;
@@ -76,7 +76,7 @@ fn layer_norm(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![transposed(&Tensor::float(moved.shape(), out), &back)?])
 }
 
-/// Over the last three axes together, as the operator is defined: not a norm of rows.
+/// Norm over the last three axes together, as the operator is defined; not a norm of rows.
 fn l2_norm(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let Floats { shape, values } = call.floats("x")?;
     let epsilon = f64::from(call.float_or("epsilon", 1e-6)?);

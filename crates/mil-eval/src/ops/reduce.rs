@@ -1,4 +1,4 @@
-//! Operators that make one number out of many along some axes.
+//! Reductions along axes.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) const TABLE: Table = &[
     ("cumsum", cumsum),
 ];
 
-/// Sum in f64: a reference evaluator should not add rounding of its own.
+/// Sum in f64, so that the reference adds no rounding error.
 fn sum(values: &[f32]) -> f64 {
     values.iter().map(|&x| f64::from(x)).sum()
 }
@@ -51,7 +51,7 @@ fn log_sum_exp(values: &[f32]) -> f32 {
     peak + values.iter().map(|&x| f64::from(x - peak).exp()).sum::<f64>().ln() as f32
 }
 
-/// Which axes are reduced, all of them if none are named, and the shape that results.
+/// The reduced axes (all if none are named) and the shape of the result.
 struct Plan {
     reduced: Vec<bool>,
     shape: Vec<usize>,
@@ -73,7 +73,7 @@ fn plan(call: &mut Call, shape: &[usize]) -> Result<Plan, Fault> {
     Ok(Plan { reduced, shape })
 }
 
-/// Brings the reduced axes to the back, where each result's elements are neighbours.
+/// Transposes the reduced axes to the back, so that the operands of each result are contiguous.
 fn gathered(x: Tensor, reduced: &[bool]) -> Result<(Tensor, usize), Fault> {
     let kept = (0..reduced.len()).filter(|&i| !reduced[i]);
     let order: Vec<usize> = kept.chain((0..reduced.len()).filter(|&i| reduced[i])).collect();

@@ -1,4 +1,4 @@
-//! Writing elements by index.
+//! Scatter operators.
 
 use super::gather::{indices, places, position, tuples};
 use super::{Call, Table};
@@ -8,7 +8,7 @@ use crate::tensor::{Data, Tensor, axis};
 pub(super) const TABLE: Table =
     &[("scatter", scatter), ("scatter_along_axis", scatter_along_axis), ("scatter_nd", scatter_nd)];
 
-/// What happens where an update meets an element.
+/// Combination of an element and its update.
 fn combine(mode: &str) -> Result<fn(f32, f32) -> f32, Fault> {
     Ok(match mode {
         "update" => |_, new| new,
@@ -22,7 +22,7 @@ fn combine(mode: &str) -> Result<fn(f32, f32) -> f32, Fault> {
     })
 }
 
-/// Combines runs of `run` elements of `data` from `starts` with the elements of `updates`.
+/// Combines the runs of `run` elements of `data` at offsets `starts` with the elements of `updates`.
 fn write(data: &Tensor, starts: &[usize], run: usize, updates: &Tensor, mode: &str) -> Result<Tensor, Fault> {
     if updates.len() != starts.len() * run {
         return Err(Fault::invalid(format!(
@@ -59,7 +59,7 @@ fn write(data: &Tensor, starts: &[usize], run: usize, updates: &Tensor, mode: &s
     }
 }
 
-/// Slices along an axis are combined with `updates`, whose indexed axis stands where the axis was.
+/// Combines slices along an axis with `updates`, which have the indices' axes in its place.
 fn scatter(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let (data, indices, updates) = (call.take("data")?, indices(call)?, call.take("updates")?);
     let along = axis(call.int_or("axis", 0)?, data.rank())?;

@@ -1,4 +1,4 @@
-//! Operators that only move elements or rename axes.
+//! Operators that move elements or change the shape.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) const TABLE: Table = &[
     ("band_part", band_part),
 ];
 
-/// A new arrangement of a tensor's elements: element `i` of the result is the source's `index(i)`-th.
+/// Gathers elements by flat index: element `i` of the result is the source's element `index(i)`.
 pub(super) fn rearranged(
     x: &Tensor,
     shape: &[usize],
@@ -40,7 +40,7 @@ pub(super) fn rearranged(
     Tensor::from_parts(shape.to_vec(), data)
 }
 
-/// The same, but in runs of `run` neighbours that stay together.
+/// Gathers runs of `run` contiguous elements.
 pub(super) fn rearranged_runs(
     x: &Tensor,
     shape: &[usize],
@@ -72,7 +72,7 @@ pub(super) fn rearranged_runs(
 fn reshape(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let x = call.take("x")?;
     let wanted = call.ints("shape")?;
-    // 0 keeps the source's length, -1 takes what is left.
+    // 0 copies the source's length; -1 is inferred from the number of elements.
     let mut shape = Vec::with_capacity(wanted.len());
     let mut open = None;
     for (i, &size) in wanted.iter().enumerate() {
@@ -114,7 +114,7 @@ pub(super) fn transposed(x: &Tensor, order: &[usize]) -> Result<Tensor, Fault> {
     }
     let own = strides(x.shape());
     let steps: Vec<usize> = order.iter().map(|&i| own[i]).collect();
-    // Trailing axes that stay where they are move as one run.
+    // Trailing axes that are not permuted are copied as one run.
     let fixed = order.iter().rev().zip((0..x.rank()).rev()).take_while(|(from, to)| **from == *to).count();
     let outer = shape.len() - fixed;
     let run: usize = shape[outer..].iter().product();
@@ -164,7 +164,7 @@ fn flatten(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![x.reshaped(vec![rows, columns])?])
 }
 
-/// Joins tensors of one kind along an axis on which alone they may differ.
+/// Concatenates tensors of one kind along an axis; the other axes must agree.
 fn joined(parts: &[Tensor], along: usize) -> Result<Tensor, Fault> {
     let first = &parts[0];
     let mut shape = first.shape().to_vec();
@@ -220,7 +220,7 @@ fn concat(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     if !call.bool_or("interleave", false)? {
         return Ok(vec![joined(&parts, along)?]);
     }
-    // Interleaved: slices alternate, so the parts stack on a new axis behind `along`.
+    // Interleaved slices: the parts are stacked on a new axis after `along`.
     if parts.iter().any(|part| part.shape() != first.shape()) {
         return Err(Fault::invalid("interleaved values must have one shape"));
     }
@@ -294,7 +294,7 @@ fn tile(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         .collect::<Result<Vec<_>, _>>()?;
     let shape: Vec<usize> = x.shape().iter().zip(&reps).map(|(size, n)| size.saturating_mul(*n)).collect();
     elements(&shape)?;
-    // Every axis becomes a pair: the repetitions, along which nothing moves, and the axis itself.
+    // Each axis becomes a pair: the repetitions, with stride 0, and the axis itself.
     let own = strides(x.shape());
     let sizes: Vec<usize> = reps.iter().zip(x.shape()).flat_map(|(&n, &size)| [n, size]).collect();
     let steps: Vec<usize> = own.iter().flat_map(|&step| [0, step]).collect();
@@ -311,7 +311,7 @@ fn reverse(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
         }
     }
     let own = strides(x.shape());
-    // Walking with the mirrored index: position = sum over axes of (size - 1 - i) or i, times its step.
+    // Source offset: sum over axes of (size - 1 - i) or i, times the stride.
     let index = indices(x.shape()).map(|at| {
         (0..at.len()).map(|i| if reversed[i] { x.shape()[i] - 1 - at[i] } else { at[i] } * own[i]).sum()
     });
@@ -338,7 +338,7 @@ fn pad(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     if !amounts.len().is_multiple_of(2) || amounts.len() / 2 > x.rank() {
         return Err(Fault::invalid(format!("{} paddings for a rank of {}", amounts.len(), x.rank())));
     }
-    // Given for the last axes only; before and after.
+    // Pairs (before, after) for the last axes.
     let unpadded = x.rank() - amounts.len() / 2;
     let around = |i: usize| match i.checked_sub(unpadded) {
         Some(i) => (amounts[2 * i], amounts[2 * i + 1]),
@@ -376,7 +376,8 @@ fn pad(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     super::float(&shape, out)
 }
 
-/// Keeps the last two axes' diagonals from `lower` below to `upper` above the main one; negative keeps all.
+/// Keeps the diagonals of the last two axes from `lower` below to `upper` above the main one; a negative number keeps
+/// all on that side.
 fn band_part(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let x = call.floats("x")?;
     let (lower, upper) = (call.int_or("lower", -1)?, call.int_or("upper", -1)?);

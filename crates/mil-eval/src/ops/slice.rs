@@ -1,4 +1,4 @@
-//! Slicing, and writing into a slice.
+//! Slices and slice updates.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::tensor::{Data, Odometer, Tensor, strides};
 pub(super) const TABLE: Table =
     &[("slice_by_index", slice_by_index), ("slice_by_size", slice_by_size), ("slice_update", slice_update)];
 
-/// What a slice takes of each axis.
+/// The selected indices along each axis.
 struct Slice {
     /// First index along each axis.
     starts: Vec<usize>,
@@ -18,14 +18,14 @@ struct Slice {
     steps: Vec<i64>,
     /// Number of indices along each axis.
     counts: Vec<usize>,
-    /// Whether the axis is dropped from the result.
+    /// True for axes that the result does not have.
     squeezed: Vec<bool>,
 }
 
 impl Slice {
-    /// Reads `begin`, `end`, `stride` and the masks with numpy's rules: negative indices count from the back, and
-    /// both ends are clamped to the axis.
-    fn of(call: &mut Call, shape: &[usize]) -> Result<Self, Fault> {
+    /// Reads `begin`, `end`, `stride` and the masks with numpy's rules: negative indices count from the back, and both ends
+    /// are clamped to the axis.
+    fn new(call: &mut Call, shape: &[usize]) -> Result<Self, Fault> {
         let rank = shape.len();
         let (begin, end) = (call.ints("begin")?, call.ints("end")?);
         let steps = call.optional_ints("stride")?.unwrap_or_else(|| vec![1; rank]);
@@ -78,10 +78,10 @@ impl Slice {
         self.counts.iter().zip(&self.squeezed).filter(|(_, squeezed)| !**squeezed).map(|(&n, _)| n).collect()
     }
 
-    /// Runs of neighbouring elements that the slice consists of: their length, and where each starts, in order.
+    /// The slice as runs of contiguous elements: their length, and the offset of each, in order.
     fn runs(&self, shape: &[usize]) -> (usize, Vec<usize>) {
         let own = strides(shape);
-        // The innermost axes that are taken whole, and one that is taken in part but without gaps.
+        // A run spans the innermost axes that are selected entirely, and one selected contiguously.
         let mut outer = shape.len();
         while outer > 0 && self.steps[outer - 1] == 1 && self.counts[outer - 1] == shape[outer - 1] {
             outer -= 1;
@@ -92,7 +92,7 @@ impl Slice {
         let run = self.counts[outer..].iter().product();
         let base: usize = self.starts.iter().zip(&own).map(|(start, step)| start * step).sum();
         let sizes = &self.counts[..outer];
-        // Odometers count up only: a negative step is walked as its distance from the start, subtracted.
+        // Odometers only count up: offsets of negative steps are subtracted.
         let forward = |i: &usize| self.steps[*i] > 0;
         let distance = |i: usize| self.steps[i].unsigned_abs() as usize * own[i];
         let ups = (0..outer).map(|i| if forward(&i) { distance(i) } else { 0 }).collect();
@@ -104,7 +104,7 @@ impl Slice {
 
 fn slice_by_index(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let x = call.take("x")?;
-    let slice = Slice::of(call, x.shape())?;
+    let slice = Slice::new(call, x.shape())?;
     let shape = slice.shape();
     if shape.iter().product::<usize>() == x.len() && slice.steps.iter().all(|&step| step == 1) {
         return Ok(vec![x.reshaped(shape)?]);
@@ -148,7 +148,7 @@ fn slice_by_size(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
 
 fn slice_update(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     let (x, update) = (call.take("x")?, call.take("update")?);
-    let slice = Slice::of(call, x.shape())?;
+    let slice = Slice::new(call, x.shape())?;
     if slice.shape() != update.shape() {
         return Err(Fault::invalid(format!(
             "an update of {:?} for a slice of {:?}",
@@ -163,7 +163,7 @@ fn slice_update(call: &mut Call) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![update_slice(x, &update, run, &starts)?])
 }
 
-/// Overwrites runs of `x` with the elements of `update`, in place if nobody else holds `x`.
+/// Overwrites runs of `x` with the elements of `update`, in place if the elements of `x` are not shared.
 fn update_slice(x: Tensor, update: &Tensor, run: usize, starts: &[usize]) -> Result<Tensor, Fault> {
     fn write<T: Copy>(values: &mut Arc<Vec<T>>, update: &[T], run: usize, starts: &[usize]) {
         let values = Arc::make_mut(values);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_inner_axes_move_in_one_run() {
+    fn entire_inner_axes_form_one_run() {
         assert_eq!(slice(&[1, 0], &[1, 1], &[2, 4]).runs(&[4, 4]), (8, vec![4]));
         assert_eq!(slice(&[0, 1], &[1, 1], &[2, 2]).runs(&[2, 4]), (2, vec![1, 5]));
         assert_eq!(slice(&[0, 3], &[1, -2], &[2, 2]).runs(&[2, 4]), (1, vec![3, 1, 7, 5]));

@@ -1,4 +1,4 @@
-//! Operators that compare the elements of a row with each other.
+//! Sorting and selection along an axis.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(super) const TABLE: Table = &[
     ("topk", topk),
 ];
 
-/// Elements as f64, which every number here fits in exactly; NaN orders above all.
+/// Elements as f64, which represents all of them exactly; NaN sorts above all others.
 fn comparable(x: &Tensor) -> Result<Vec<f64>, Fault> {
     match x.data() {
         Data::Float(values) => Ok(values.iter().map(|&v| f64::from(v)).collect()),
@@ -34,7 +34,7 @@ fn moved_back(rank: usize, along: usize) -> Vec<usize> {
     order
 }
 
-/// The first of the largest (or smallest) elements along an axis.
+/// Index of the first largest (or smallest) element along an axis.
 fn arg_extreme(call: &mut Call, wanted: Ordering) -> Result<Vec<Tensor>, Fault> {
     let x = call.take("x")?;
     let along = axis(call.int_or("axis", -1)?, x.rank())?;
@@ -56,7 +56,7 @@ fn arg_extreme(call: &mut Call, wanted: Ordering) -> Result<Vec<Tensor>, Fault> 
     Ok(vec![Tensor::int(&shape, extremes.collect())])
 }
 
-/// Order of a row's elements; equal ones keep theirs.
+/// Stable sort order of a row.
 fn order(row: &[f64], ascending: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|&a, &b| if ascending { row[a].total_cmp(&row[b]) } else { row[b].total_cmp(&row[a]) });

@@ -1,4 +1,4 @@
-//! What a function's inputs, outputs and states are for.
+//! The meaning of a function's inputs, outputs and states, recognised by name and shape.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use q35_architecture::TextConfig;
 use q35_mil_eval::Port;
 
 use crate::OpenError;
-use crate::predictor::{Kept, Signature};
+use crate::predictor::{CacheIo, Signature};
 
-/// How the tokens enter a function.
+/// The input that holds a function's tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TokenInput {
     /// Ids, [1, tokens].
@@ -17,36 +17,39 @@ pub(crate) enum TokenInput {
     Embeddings(String),
 }
 
-/// How a function is told which positions count.
+/// The input that masks positions out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mask {
     /// [1, tokens]: 1 for a real token, 0 for padding behind it.
     Tokens(Port),
-    /// [1, 1, 1, context]: 0 for what may be attended to, a large negative number elsewhere.
+    /// [1, 1, 1, context], added to attention scores: 0 for visible positions, a large negative number for the others.
     Context(Port),
-    /// It is not.
+    /// The function has no mask.
     None,
 }
 
-/// A function that consumes tokens.
+/// A function that processes tokens: prefill (a chunk) or decode (one token).
 #[derive(Clone, Debug)]
 pub(crate) struct Stage {
-    /// Which of the model's predictors has it.
+    /// Index of the predictor that holds the function.
     pub(crate) predictor: usize,
     pub(crate) function: String,
-    /// Tokens that one call takes.
+    /// Number of tokens per call, padding included.
     pub(crate) tokens: usize,
     pub(crate) token_input: TokenInput,
     pub(crate) mask: Mask,
     pub(crate) position: Option<Port>,
-    /// Caches that go in and come out of every call.
-    pub(crate) carried: Vec<Kept>,
+    /// Caches passed as an input and returned as an output of every call.
+    pub(crate) caches: Vec<CacheIo>,
     pub(crate) states: Vec<Port>,
 }
 
 impl Stage {
-    /// Finds out what a function's features are for.
-    pub(crate) fn of(
+    /// Recognises the features of `signature`, a function of `package`.
+    ///
+    /// # Errors
+    /// [`OpenError::Form`] if a required feature is missing or a shape does not fit `config`.
+    pub(crate) fn from_signature(
         package: &Path,
         predictor: usize,
         signature: &Signature,
@@ -58,7 +61,7 @@ impl Stage {
             what,
         };
         let mut token_input = None;
-        let (mut mask, mut position, mut carried) = (Mask::None, None, Vec::new());
+        let (mut mask, mut position, mut caches) = (Mask::None, None, Vec::new());
         for port in &signature.inputs {
             let shape = &port.ty.shape[..];
             match port.name.as_str() {
@@ -85,9 +88,9 @@ impl Stage {
                     }
                 }
                 "position" => position = Some(port.clone()),
-                _ => carried.push(Kept {
-                    output: carried_output(signature, port).ok_or_else(|| {
-                        wrong(format!("the input `{}` has no output to be carried from", port.name))
+                _ => caches.push(CacheIo {
+                    output: cache_output(signature, port).ok_or_else(|| {
+                        wrong(format!("the input `{}` has no output that updates it", port.name))
                     })?,
                     input: port.clone(),
                 }),
@@ -108,7 +111,7 @@ impl Stage {
             return Err(wrong(format!("`attention_mask` is {} for {tokens} tokens", port.ty)));
         }
         if tokens == 0 {
-            return Err(wrong("it takes no tokens".to_owned()));
+            return Err(wrong("its token input is empty".to_owned()));
         }
         Ok(Self {
             predictor,
@@ -117,32 +120,31 @@ impl Stage {
             token_input,
             mask,
             position,
-            carried,
+            caches,
             states: signature.states.clone(),
         })
     }
 
-    /// Everything that lives from call to call: carried inputs and states.
-    pub(crate) fn memory(&self) -> impl Iterator<Item = &Port> {
-        self.carried.iter().map(|carried| &carried.input).chain(&self.states)
+    /// Everything that persists between calls: cache inputs, then states.
+    pub(crate) fn persistent(&self) -> impl Iterator<Item = &Port> {
+        self.caches.iter().map(|cache| &cache.input).chain(&self.states)
     }
 
-    /// Tokens that the caches have room for, if there is any cache of tokens.
+    /// Capacity of the KV cache in tokens, if the function has one.
     pub(crate) fn context(&self) -> Option<usize> {
         match &self.mask {
             Mask::Context(port) => port.ty.shape.last().copied(),
-            _ => self.memory().filter(|port| is_token_cache(&port.name)).find_map(token_axis_length),
+            _ => self.persistent().filter(|port| is_kv_cache(&port.name)).find_map(token_axis_length),
         }
     }
 }
 
-/// Whether a cache has an axis of tokens, the last but one: keys and values, as against convolution and recurrent
-/// states.
-pub(crate) fn is_token_cache(name: &str) -> bool {
+/// True for keys and values, whose last axis but one counts tokens; false for convolution windows and recurrent states.
+pub(crate) fn is_kv_cache(name: &str) -> bool {
     ["kv_cache", "k_cache", "v_cache"].iter().any(|kind| name.starts_with(kind))
 }
 
-/// Length of a token cache's axis of tokens.
+/// Length of a KV cache's token axis.
 pub(crate) fn token_axis_length(port: &Port) -> Option<usize> {
     match port.ty.shape[..] {
         [.., tokens, _] => Some(tokens),
@@ -150,9 +152,9 @@ pub(crate) fn token_axis_length(port: &Port) -> Option<usize> {
     }
 }
 
-/// The output that an input is carried from: `conv_state` from `conv_state_out`, `kv_cache_3` from `kv_cache_out_3`
-/// (or `kv_cache_3_out`).
-fn carried_output(signature: &Signature, input: &Port) -> Option<String> {
+/// Name of the output with a cache input's next value: `conv_state_out` for `conv_state`, `kv_cache_out_3` (or
+/// `kv_cache_3_out`) for `kv_cache_3`.
+fn cache_output(signature: &Signature, input: &Port) -> Option<String> {
     let mut candidates = vec![format!("{}_out", input.name)];
     if let Some((stem, number)) = input.name.rsplit_once('_')
         && number.bytes().all(|b| b.is_ascii_digit())
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn carried_inputs_find_their_outputs() {
+    fn cache_inputs_find_their_outputs() {
         let signature = Signature {
             name: "decode".to_owned(),
             inputs: Vec::new(),
@@ -185,20 +187,17 @@ mod tests {
             ],
             states: Vec::new(),
         };
-        assert_eq!(
-            carried_output(&signature, &port("kv_cache_3", &[2, 8])).as_deref(),
-            Some("kv_cache_out_3")
-        );
-        assert_eq!(carried_output(&signature, &port("conv_state", &[4])).as_deref(), Some("conv_state_out"));
-        assert_eq!(carried_output(&signature, &port("x_0", &[1])).as_deref(), Some("x_0_out"));
-        assert_eq!(carried_output(&signature, &port("conv_state", &[5])), None);
+        assert_eq!(cache_output(&signature, &port("kv_cache_3", &[2, 8])).as_deref(), Some("kv_cache_out_3"));
+        assert_eq!(cache_output(&signature, &port("conv_state", &[4])).as_deref(), Some("conv_state_out"));
+        assert_eq!(cache_output(&signature, &port("x_0", &[1])).as_deref(), Some("x_0_out"));
+        assert_eq!(cache_output(&signature, &port("conv_state", &[5])), None);
     }
 
     #[test]
     fn only_keys_and_values_grow_with_the_tokens() {
         for name in ["kv_cache", "kv_cache_3", "k_cache_7", "v_cache_7"] {
-            assert!(is_token_cache(name));
+            assert!(is_kv_cache(name));
         }
-        assert!(!is_token_cache("conv_state_0") && !is_token_cache("recurrent_state"));
+        assert!(!is_kv_cache("conv_state_0") && !is_kv_cache("recurrent_state"));
     }
 }

@@ -1,6 +1,7 @@
-//! The model in MLX operations: from a state and token ids to the graph of what comes after. Nothing is evaluated.
+//! Qwen3.5 in MLX operations: builds the lazy graph from a state and token ids to logits and the next state. Nothing is
+//! evaluated here.
 //!
-//! Letters: T tokens of a piece, D hidden size.
+//! Letters: T tokens of a chunk, D hidden size.
 
 use mlx_rs::error::Result;
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
@@ -9,70 +10,35 @@ use mlx_rs::{Array, Dtype};
 use q35_architecture::TextConfig;
 use q35_inference::{HiddenStateAt, LogitsFor};
 
-use crate::attention::KeyValueCache;
 use crate::delta::{DeltaRule, Gates, Projected, silu};
+use crate::kv_cache::KeyValueCache;
+use crate::state::{LayerState, State};
 use crate::weights::{Attention, DeltaNet, Layer, Matrix, Mixer, ModelWeights};
 
-/// The state of one layer.
-#[derive(Clone)]
-pub(crate) enum LayerState {
-    Linear {
-        /// The last rows before the convolution, [taps - 1, channels].
-        conv: Array,
-        /// [value heads, value width, key width], f32.
-        recurrent: Array,
-    },
-    Full(KeyValueCache),
-}
-
-impl LayerState {
-    pub fn arrays(&self) -> [&Array; 2] {
-        match self {
-            Self::Linear { conv, recurrent } => [conv, recurrent],
-            Self::Full(cache) => [&cache.keys, &cache.values],
-        }
-    }
-}
-
-/// The state of one sequence.
-#[derive(Clone)]
-pub(crate) struct State {
-    pub position: usize,
-    pub layers: Vec<LayerState>,
-}
-
-impl State {
-    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().flat_map(LayerState::arrays)
-    }
-
-    pub fn size_bytes(&self) -> usize {
-        self.arrays().map(Array::nbytes).sum()
-    }
-}
-
-/// What a piece leads to, not evaluated.
+/// Results of a chunk as unevaluated arrays.
 pub(crate) struct Graph {
+    /// The state after the chunk.
     pub after: State,
-    /// [rows, vocab], f32
+    /// Logits, [rows, vocab], f32.
     pub logits: Option<Array>,
-    /// The residual stream, each [T, D].
-    pub watched: Vec<(HiddenStateAt, Array)>,
+    /// The residual stream at each observed location, [T, D] each.
+    pub hidden: Vec<(HiddenStateAt, Array)>,
 }
 
 pub(crate) struct Network {
     pub config: TextConfig,
     pub weights: ModelWeights,
-    /// Type of activations: the scales' own on a GPU, f32 on the CPU, where MLX's half precision is very slow.
+    /// Type of the activations: on a GPU that of the scales, on the CPU f32, because MLX's half precision is slow there.
     pub dtype: Dtype,
     pub delta: DeltaRule,
 }
 
 impl Network {
+    /// The state before the first token.
     pub fn empty_state(&self) -> Result<State> {
         let config = &self.config;
         let taps = config.linear_conv_kernel_dim as i32;
-        let of = |layer: &Layer| match &layer.mixer {
+        let layer_state = |layer: &Layer| match &layer.mixer {
             Mixer::Linear(_) => Ok(LayerState::Linear {
                 conv: ops::zeros_dtype(&[taps - 1, config.linear_conv_dim() as i32], self.dtype)?,
                 recurrent: ops::zeros::<f32>(&[
@@ -86,22 +52,28 @@ impl Network {
                 KeyValueCache::new(heads, width, self.dtype).map(LayerState::Full)
             }
         };
-        Ok(State { position: 0, layers: self.weights.layers.iter().map(of).collect::<Result<_>>()? })
+        Ok(State { position: 0, layers: self.weights.layers.iter().map(layer_state).collect::<Result<_>>()? })
     }
 
-    /// The graph of a piece of tokens, ids [T] u32.
-    pub fn graph(&self, before: &State, ids: &Array, rows: LogitsFor, watch: bool) -> Result<Graph> {
+    /// Builds the graph of a chunk: ids [T], u32.
+    pub fn graph(
+        &self,
+        before: &State,
+        ids: &Array,
+        logits_for: LogitsFor,
+        observe_hidden: bool,
+    ) -> Result<Graph> {
         let mut after = before.clone();
         after.position += ids.dim(0) as usize;
         let offset = before.position as i32;
-        let mut watched = Vec::new();
+        let mut hidden = Vec::new();
         let mut x = self.weights.embedding.rows(ids, self.dtype)?;
-        let mut watching = |site: HiddenStateAt, x: &Array| {
-            if watch {
-                watched.push((site, x.clone()));
+        let mut observe = |location: HiddenStateAt, x: &Array| {
+            if observe_hidden {
+                hidden.push((location, x.clone()));
             }
         };
-        watching(HiddenStateAt::Embedding, &x);
+        observe(HiddenStateAt::Embedding, &x);
         for (index, (layer, state)) in self.weights.layers.iter().zip(&mut after.layers).enumerate() {
             let normed = self.norm(&x, &layer.input_layernorm)?;
             let mixed = match (&layer.mixer, state) {
@@ -111,32 +83,32 @@ impl Network {
                 (Mixer::Full(attention), LayerState::Full(cache)) => {
                     self.full_attention(attention, &normed, cache, offset)?
                 }
-                _ => unreachable!("states are made from the same layers"),
+                _ => unreachable!("states are created from the same layers"),
             };
             x = x.add(&mixed)?;
-            watching(HiddenStateAt::AfterAttention(index), &x);
+            observe(HiddenStateAt::AfterAttention(index), &x);
             let normed = self.norm(&x, &layer.post_attention_layernorm)?;
             let gate = silu(&layer.gate_proj.apply(&normed)?)?;
             x = x.add(&layer.down_proj.apply(&gate.multiply(&layer.up_proj.apply(&normed)?)?)?)?;
-            watching(HiddenStateAt::AfterMlp(index), &x);
+            observe(HiddenStateAt::AfterMlp(index), &x);
         }
         let out = self.norm(&x, &self.weights.norm)?;
-        watching(HiddenStateAt::FinalNorm, &out);
+        observe(HiddenStateAt::FinalNorm, &out);
         let tokens = out.dim(0);
-        let logits = match rows {
+        let logits = match logits_for {
             LogitsFor::None => None,
             LogitsFor::LastToken => Some(self.weights.head().apply(&out.try_index(tokens - 1..tokens)?)?),
             LogitsFor::AllTokens => Some(self.weights.head().apply(&out)?),
         };
-        let logits = logits.map(|rows| rows.as_dtype(Dtype::Float32)).transpose()?;
-        Ok(Graph { after, logits, watched })
+        let logits = logits.map(|logits| logits.as_dtype(Dtype::Float32)).transpose()?;
+        Ok(Graph { after, logits, hidden })
     }
 
     fn norm(&self, x: &Array, weight: &Array) -> Result<Array> {
         fast::rms_norm(x, Some(weight), self.config.rms_norm_eps as f32)
     }
 
-    /// x [T, D] -> [T, D]; the states move on.
+    /// x [T, D] -> [T, D]; advances the convolution window and the recurrent state by T tokens.
     fn linear_attention(
         &self,
         net: &DeltaNet,
@@ -167,7 +139,7 @@ impl Network {
         net.out_proj.apply(&gated.reshape(&[tokens, value_heads * value_dim])?.as_dtype(self.dtype)?)
     }
 
-    /// x [T, D] -> [T, D]; the cache grows by T rows.
+    /// x [T, D] -> [T, D]; appends T tokens to the cache.
     fn full_attention(
         &self,
         attention: &Attention,
@@ -198,8 +170,8 @@ impl Network {
     }
 }
 
-/// window [taps - 1 + T, channels], weight [taps, channels] -> [T, channels]: each channel's own taps, the last on the
-/// token itself.
+/// Depthwise causal convolution: window [taps - 1 + T, channels], weight [taps, channels] -> [T, channels]. The last tap
+/// multiplies the token itself.
 fn causal_convolution(window: &Array, weight: &Array, tokens: i32) -> Result<Array> {
     if tokens == 1 {
         return window.multiply(weight)?.sum_axis(0, true);

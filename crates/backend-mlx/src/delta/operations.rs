@@ -1,50 +1,47 @@
-//! The gated delta rule in MLX operations: by chunks for prefill, one step for decode.
-//!
-//! Letters: H value heads, T tokens, C tokens of a chunk, K key width, V value width. The state is [H, V, K], f32: the
-//! layout in which Metal's step reads and writes it by whole cache lines.
+//! The gated delta rule in MLX operations: chunks for prefill, single steps for decode. Letters as in [`super`].
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::{self, indexing::TryIndexOp};
 use mlx_rs::{Array, Dtype, array};
 
-/// Tokens of a whole chunk.
+/// Tokens of a full chunk.
 const CHUNK: i32 = 64;
 
-/// Width of the diagonal blocks that are inverted by the finite product. The powers in that product grow like
-/// binomial coefficients when keys repeat: at 8 they cost two digits, at 64 all of them.
+/// Width of the diagonal blocks that are inverted by a finite product. The powers in that product grow like binomial
+/// coefficients when keys repeat: a width of 8 loses two decimal digits of precision, 64 would lose all.
 const BLOCK: i32 = 8;
 
 /// Sizes of a linear-attention layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// Each serves `value_heads / key_heads` consecutive value heads.
+    /// Number of key heads; each serves `value_heads / key_heads` consecutive value heads.
     pub key_heads: i32,
-    /// H
+    /// Number of value heads, H.
     pub value_heads: i32,
-    /// K
+    /// Key width, K.
     pub key_dim: i32,
-    /// V
+    /// Value width, V.
     pub value_dim: i32,
 }
 
-/// What a layer has computed for T tokens when the rule begins.
+/// A layer's projections of T tokens: the input of the rule.
 pub(crate) struct Projected {
     /// Queries, keys and values after the convolution, before its SiLU: [T, 2 K key_heads + V H].
     pub mixed: Array,
-    /// What becomes the decay, [T, H].
+    /// Input of the decay, [T, H].
     pub a: Array,
-    /// What becomes the write strength, [T, H].
+    /// Input of the write strength, [T, H].
     pub b: Array,
 }
 
-/// A layer's own numbers, [H] each, f32.
+/// A layer's gate parameters, [H] each, f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Gates<'a> {
     pub a_log: &'a Array,
     pub dt_bias: &'a Array,
 }
 
-/// What the rule consumes, for T tokens. q is scaled by K^-1/2 and, like k, L2-normalised.
+/// Operands of the rule for T tokens. q and k are L2-normalised; q is also scaled by K^-1/2.
 struct Inputs {
     /// [H, T, K]
     q: Array,
@@ -52,32 +49,32 @@ struct Inputs {
     k: Array,
     /// [H, T, V]
     v: Array,
-    /// Log of the decay, [H, T], never positive.
+    /// Logarithm of the decay, [H, T], at most 0.
     log_decay: Array,
-    /// Write strength, [H, T], between 0 and 1.
+    /// Write strength, [H, T], in 0..1.
     beta: Array,
 }
 
 impl Inputs {
-    fn of(projected: &Projected, gates: Gates<'_>, sizes: Sizes) -> Result<Self> {
+    fn new(projected: &Projected, gates: Gates<'_>, sizes: Sizes) -> Result<Self> {
         let Sizes { key_heads, value_heads, key_dim, value_dim } = sizes;
         let mixed = silu(&projected.mixed)?;
         let (tokens, keys) = (mixed.dim(0), key_heads * key_dim);
         let heads_first = |x: Array, heads: i32, width: i32| -> Result<Array> {
             x.as_dtype(Dtype::Float32)?.reshape(&[tokens, heads, width])?.swap_axes(0, 1)
         };
-        let shared = |x: Array| -> Result<Array> {
+        let per_value_head = |x: Array| -> Result<Array> {
             let x = l2_normalised(&heads_first(x, key_heads, key_dim)?)?;
-            let times = value_heads / key_heads;
-            let spread = ops::broadcast_to(x.expand_dims(1)?, &[key_heads, times, tokens, key_dim])?;
-            spread.reshape(&[value_heads, tokens, key_dim])
+            let repeats = value_heads / key_heads;
+            let repeated = ops::broadcast_to(x.expand_dims(1)?, &[key_heads, repeats, tokens, key_dim])?;
+            repeated.reshape(&[value_heads, tokens, key_dim])
         };
         let scale = Array::from_f32((key_dim as f32).sqrt().recip());
         let step = projected.a.as_dtype(Dtype::Float32)?.add(gates.dt_bias)?;
         let softplus = ops::logaddexp(&step, Array::from_f32(0.0))?;
         Ok(Self {
-            q: shared(mixed.try_index((.., 0..keys))?)?.multiply(&scale)?,
-            k: shared(mixed.try_index((.., keys..2 * keys))?)?,
+            q: per_value_head(mixed.try_index((.., 0..keys))?)?.multiply(&scale)?,
+            k: per_value_head(mixed.try_index((.., keys..2 * keys))?)?,
             v: heads_first(mixed.try_index((.., 2 * keys..))?, value_heads, value_dim)?,
             log_decay: gates.a_log.exp()?.multiply(&softplus)?.negative()?.swap_axes(0, 1)?,
             beta: ops::sigmoid(projected.b.as_dtype(Dtype::Float32)?)?.swap_axes(0, 1)?,
@@ -94,7 +91,7 @@ impl Inputs {
         })
     }
 
-    /// Tokens that change nothing: zero keys, values and strength, decay one.
+    /// Appends `extra` padding tokens that leave the state unchanged: keys, values and strength 0, decay 1.
     fn padded(&self, extra: i32) -> Result<Self> {
         let pad = |x: &Array| -> Result<Array> {
             let mut shape = x.shape().to_vec();
@@ -111,76 +108,43 @@ impl Inputs {
     }
 }
 
-/// The rule, by the fastest way that this device has.
-pub(crate) struct DeltaRule {
-    sizes: Sizes,
-    #[cfg(target_vendor = "apple")]
-    kernel: Option<crate::metal::StepKernel>,
-}
-
-impl DeltaRule {
-    /// For layers of these sizes, on a GPU if `gpu`; only Metal has a kernel of its own.
-    pub fn new(sizes: Sizes, gpu: bool) -> Self {
-        #[cfg(not(target_vendor = "apple"))]
-        debug_assert!(!gpu, "no build but Apple's has a GPU");
-        Self {
-            sizes,
-            #[cfg(target_vendor = "apple")]
-            kernel: gpu.then(|| crate::metal::StepKernel::checked(sizes)).flatten(),
-        }
-    }
-
-    /// Whether decoding uses a kernel of its own.
-    #[cfg(target_vendor = "apple")]
-    pub fn is_fused(&self) -> bool {
-        self.kernel.is_some()
-    }
-
-    /// Whether decoding uses a kernel of its own.
-    #[cfg(not(target_vendor = "apple"))]
-    pub fn is_fused(&self) -> bool {
-        false
-    }
-
-    /// Runs the rule over T tokens: outputs [T, H, V], f32, and the state after them.
-    pub fn run(&self, projected: &Projected, gates: Gates<'_>, state: &Array) -> Result<(Array, Array)> {
-        let tokens = projected.mixed.dim(0);
-        if tokens == 1 {
-            #[cfg(target_vendor = "apple")]
-            if let Some(kernel) = &self.kernel {
-                return kernel.step(projected, gates, state);
-            }
-            return step_by_operations(projected, gates, self.sizes, state);
-        }
-        let inputs = Inputs::of(projected, gates, self.sizes)?;
-        let (mut outputs, mut state) = (Vec::new(), state.clone());
-        for from in (0..tokens).step_by(CHUNK as usize) {
-            let (out, after) = chunk(&inputs.slice(from, tokens.min(from + CHUNK))?, &state)?;
-            outputs.push(out);
-            state = after;
-        }
-        Ok((ops::concatenate(&outputs, 1)?.swap_axes(0, 1)?, state))
-    }
-}
-
-/// `S *= exp(g); delta = beta (v - S k); S += delta k^T; o = S q`, for one token.
-pub(crate) fn step_by_operations(
+/// The rule for T tokens, in chunks: outputs [T, H, V] and the next state [H, V, K].
+pub(crate) fn chunks(
     projected: &Projected,
     gates: Gates<'_>,
     sizes: Sizes,
     state: &Array,
 ) -> Result<(Array, Array)> {
-    let inputs = Inputs::of(projected, gates, sizes)?;
+    let tokens = projected.mixed.dim(0);
+    let inputs = Inputs::new(projected, gates, sizes)?;
+    let (mut outputs, mut state) = (Vec::new(), state.clone());
+    for from in (0..tokens).step_by(CHUNK as usize) {
+        let (out, after) = chunk(&inputs.slice(from, tokens.min(from + CHUNK))?, &state)?;
+        outputs.push(out);
+        state = after;
+    }
+    Ok((ops::concatenate(&outputs, 1)?.swap_axes(0, 1)?, state))
+}
+
+/// The rule for one token: `S *= exp(g); delta = beta (v - S k); S += delta k^T; o = S q`. Returns the output [1, H, V]
+/// and the next state [H, V, K].
+pub(crate) fn step(
+    projected: &Projected,
+    gates: Gates<'_>,
+    sizes: Sizes,
+    state: &Array,
+) -> Result<(Array, Array)> {
+    let inputs = Inputs::new(projected, gates, sizes)?;
     let decay = inputs.log_decay.exp()?.expand_dims(-1)?;
     let state = state.multiply(&decay)?;
-    let seen = inputs.k.matmul(state.swap_axes(1, 2)?)?; // [H, 1, V]
-    let delta = inputs.v.subtract(&seen)?.multiply(inputs.beta.expand_dims(-1)?)?;
+    let predicted = inputs.k.matmul(state.swap_axes(1, 2)?)?; // [H, 1, V]
+    let delta = inputs.v.subtract(&predicted)?.multiply(inputs.beta.expand_dims(-1)?)?;
     let state = state.add(delta.swap_axes(1, 2)?.multiply(&inputs.k)?)?;
     let out = inputs.q.matmul(state.swap_axes(1, 2)?)?;
     Ok((out.swap_axes(0, 1)?, state))
 }
 
-/// The same for C <= 64 tokens at once, with matrix products only: outputs [H, C, V].
+/// The rule for C <= 64 tokens with matrix products only (the chunkwise WY form): outputs [H, C, V] and the next state.
 fn chunk(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
     let tokens = inputs.q.dim(1);
     let width = BLOCK.max((tokens as u32).next_power_of_two() as i32);
@@ -199,14 +163,14 @@ fn chunk(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
     let decay = ops::select(&lower.eq(array!(1.0f32))?, &gap, &array!(f32::NEG_INFINITY))?.exp()?;
     let strictly = ops::tri::<f32>(width, None, Some(-1))?;
 
-    let strong = k.multiply(&beta)?;
+    let weighted = k.multiply(&beta)?;
     let key_t = k.swap_axes(1, 2)?;
     let state_t = state.swap_axes(1, 2)?; // [H, K, V]
-    let mixing = strong.matmul(&key_t)?.multiply(&decay)?.multiply(&strictly)?;
-    let inverse = unit_lower_inverse(&mixing, width)?;
+    let interaction = weighted.matmul(&key_t)?.multiply(&decay)?.multiply(&strictly)?;
+    let inverse = unit_lower_inverse(&interaction, width)?;
     let since_start = total.exp()?.expand_dims(-1)?;
     let values = inverse.matmul(&v.multiply(&beta)?)?;
-    let reads = inverse.matmul(&strong.multiply(&since_start)?)?;
+    let reads = inverse.matmul(&weighted.multiply(&since_start)?)?;
     let fresh = values.subtract(&reads.matmul(&state_t)?)?; // [H, C, V]
 
     let within = q.matmul(&key_t)?.multiply(&decay)?.matmul(&fresh)?;
@@ -220,8 +184,8 @@ fn chunk(inputs: &Inputs, state: &Array) -> Result<(Array, Array)> {
     Ok((out, state))
 }
 
-/// (I + A)^-1 for strictly lower triangular A, [H, C, C] with C a power of two of at least [`BLOCK`]: diagonal blocks
-/// by `(I - A)(I + A^2)(I + A^4)`, then neighbours merged until one is left.
+/// (I + A)^-1 for strictly lower triangular A, [H, C, C], where C is a power of two and at least [`BLOCK`]. Diagonal
+/// blocks are inverted by `(I - A)(I + A^2)(I + A^4)`; neighbours are then merged pairwise.
 fn unit_lower_inverse(a: &Array, width: i32) -> Result<Array> {
     let part = |rows: i32, columns: i32, size: i32| {
         a.try_index((.., rows * size..(rows + 1) * size, columns * size..(columns + 1) * size))

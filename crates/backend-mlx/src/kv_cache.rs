@@ -4,10 +4,10 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::{self, indexing::TryIndexMutOp, indexing::TryIndexOp};
 use mlx_rs::{Array, Dtype};
 
-/// Rows by which a cache grows, so that it is copied once in so many tokens.
+/// Granularity of a cache's capacity in tokens: the cache is reallocated and copied once per that many.
 const GROWTH: i32 = 256;
 
-/// Keys and values of the tokens seen so far, [1, kv heads, room, head_dim], of which the first `length` rows count.
+/// Keys and values of the tokens so far, [1, kv heads, capacity, head_dim]; the first `length` rows are in use.
 #[derive(Clone)]
 pub(crate) struct KeyValueCache {
     pub keys: Array,
@@ -21,7 +21,7 @@ impl KeyValueCache {
         Ok(Self { keys: empty()?, values: empty()?, length: 0 })
     }
 
-    /// Appends rows [1, kv heads, T, head_dim] and returns all keys and values so far.
+    /// Appends keys and values [1, kv heads, T, head_dim] and returns those of all tokens so far.
     pub fn append(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
         let after = self.length + keys.dim(2);
         for (cache, fresh) in [(&mut self.keys, keys), (&mut self.values, values)] {
@@ -37,7 +37,7 @@ impl KeyValueCache {
         self.used()
     }
 
-    /// The rows that count.
+    /// Keys and values of the tokens so far, [1, kv heads, length, head_dim].
     pub fn used(&self) -> Result<(Array, Array)> {
         let rows = |cache: &Array| cache.try_index((.., .., 0..self.length));
         Ok((rows(&self.keys)?, rows(&self.values)?))

@@ -1,4 +1,4 @@
-//! Where compiled packages are kept.
+//! The on-disk cache of compiled packages.
 
 use std::fs;
 use std::io;
@@ -7,10 +7,10 @@ use std::time::UNIX_EPOCH;
 
 use sha2::{Digest, Sha256};
 
-/// The place of a package's compiled form: its name and a hash of what identifies its contents. That is the manifest of
-/// the directory that it was written in, which has the hash of every file; without one, the program itself, and size
-/// and time of the weights.
-pub(crate) fn place(package: &Path, cache: &Path) -> io::Result<PathBuf> {
+/// Path of a package's compiled form in `cache`: the package's name and a hash that identifies its contents. Hashed is
+/// the `manifest.json` beside the package, which lists the hash of every file; if there is none, the program and the
+/// weight file's size and modification time.
+pub(crate) fn cache_path(package: &Path, cache: &Path) -> io::Result<PathBuf> {
     let mut hasher = Sha256::new();
     match fs::read(package.with_file_name("manifest.json")) {
         Ok(manifest) => hasher.update(manifest),
@@ -30,33 +30,33 @@ pub(crate) fn place(package: &Path, cache: &Path) -> io::Result<PathBuf> {
     Ok(cache.join(format!("{name}-{hash}.mlmodelc")))
 }
 
-/// Moves a freshly compiled model to its place, whole or not at all. If another process was first, its result stays:
-/// it is the same.
-pub(crate) fn keep(fresh: &Path, place: &Path) -> io::Result<()> {
-    let cache = place.parent().unwrap_or(Path::new("."));
+/// Moves a freshly compiled model to `cached` atomically. If another process has stored it meanwhile, that identical
+/// result stays.
+pub(crate) fn store(fresh: &Path, cached: &Path) -> io::Result<()> {
+    let cache = cached.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(cache)?;
-    match fs::rename(fresh, place) {
+    match fs::rename(fresh, cached) {
         Ok(()) => return Ok(()),
-        Err(_) if place.is_dir() => return fs::remove_dir_all(fresh),
-        // Another file system, or what the error below will say.
+        Err(_) if cached.is_dir() => return fs::remove_dir_all(fresh),
+        // Possibly another file system: copy. Any other cause is reported by the copy.
         Err(_) => {}
     }
-    let beside = tempfile::tempdir_in(cache)?;
-    let copy = beside.path().join("model");
-    copy_tree(fresh, &copy)?;
-    match fs::rename(&copy, place) {
-        Err(error) if !place.is_dir() => Err(error),
+    let staging = tempfile::tempdir_in(cache)?;
+    let copy = staging.path().join("model");
+    copy_directory(fresh, &copy)?;
+    match fs::rename(&copy, cached) {
+        Err(error) if !cached.is_dir() => Err(error),
         _ => fs::remove_dir_all(fresh),
     }
 }
 
-fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
         match entry.file_type()?.is_dir() {
-            true => copy_tree(&entry.path(), &target)?,
+            true => copy_directory(&entry.path(), &target)?,
             false => drop(fs::copy(entry.path(), target)?),
         }
     }
@@ -77,50 +77,50 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_package_has_another_place() {
+    fn a_changed_package_has_another_path() {
         let home = tempfile::tempdir().unwrap();
         let cache = home.path().join("cache");
         let package = package(home.path(), b"one");
-        let bare = place(&package, &cache).unwrap();
-        assert_eq!(place(&package, &cache).unwrap(), bare);
+        let bare = cache_path(&package, &cache).unwrap();
+        assert_eq!(cache_path(&package, &cache).unwrap(), bare);
         assert!(bare.starts_with(&cache) && bare.to_string_lossy().ends_with(".mlmodelc"));
 
         fs::write(package.join("Data/com.apple.CoreML/weights/weight.bin"), "longer").unwrap();
-        assert_ne!(place(&package, &cache).unwrap(), bare);
+        assert_ne!(cache_path(&package, &cache).unwrap(), bare);
 
         let manifest = home.path().join("manifest.json");
         fs::write(&manifest, "{\"files\": 1}").unwrap();
-        let listed = place(&package, &cache).unwrap();
+        let listed = cache_path(&package, &cache).unwrap();
         assert_ne!(listed, bare);
         fs::write(&manifest, "{\"files\": 2}").unwrap();
-        assert_ne!(place(&package, &cache).unwrap(), listed);
+        assert_ne!(cache_path(&package, &cache).unwrap(), listed);
 
         let (prefill, decode) = (home.path().join("prefill.mlpackage"), home.path().join("decode.mlpackage"));
-        assert_ne!(place(&prefill, &cache).unwrap(), place(&decode, &cache).unwrap());
+        assert_ne!(cache_path(&prefill, &cache).unwrap(), cache_path(&decode, &cache).unwrap());
     }
 
     #[test]
-    fn whoever_comes_second_leaves_the_first_one_s() {
+    fn a_second_store_leaves_the_first_result() {
         let home = tempfile::tempdir().unwrap();
-        let place = home.path().join("cache/model.mlmodelc");
+        let cached = home.path().join("cache/model.mlmodelc");
         for text in ["first", "second"] {
             let fresh = home.path().join("fresh.mlmodelc");
             fs::create_dir_all(fresh.join("weights")).unwrap();
             fs::write(fresh.join("weights/weight.bin"), text).unwrap();
-            keep(&fresh, &place).unwrap();
+            store(&fresh, &cached).unwrap();
             assert!(!fresh.exists());
-            assert_eq!(fs::read_to_string(place.join("weights/weight.bin")).unwrap(), "first");
+            assert_eq!(fs::read_to_string(cached.join("weights/weight.bin")).unwrap(), "first");
         }
         assert_eq!(fs::read_dir(home.path().join("cache")).unwrap().count(), 1);
     }
 
     #[test]
-    fn trees_are_copied_whole() {
+    fn directories_are_copied_recursively() {
         let home = tempfile::tempdir().unwrap();
         let from = home.path().join("from");
         fs::create_dir_all(from.join("a/b")).unwrap();
         fs::write(from.join("a/b/c"), "deep").unwrap();
-        copy_tree(&from, &home.path().join("to")).unwrap();
+        copy_directory(&from, &home.path().join("to")).unwrap();
         assert_eq!(fs::read_to_string(home.path().join("to/a/b/c")).unwrap(), "deep");
     }
 }
