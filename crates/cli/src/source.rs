@@ -1,16 +1,9 @@
 //! The source of a model: a directory, a repository on the hub, or the model embedded in this program.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::Context as _;
-use q35_artefact::select_files;
+pub use q35_convert::{NANO, Source};
 use q35_hub::HubOptions;
-use tempfile::TempDir;
 
 use crate::progress::{DownloadProgress, Watcher};
-
-/// The name of the embedded model.
-pub const NANO: &str = "q35-nano";
 
 /// `--model` and `--revision`.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,26 +15,6 @@ pub struct ModelArgs {
     /// Branch, tag or commit on the hub
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
-}
-
-/// A model on disk.
-#[derive(Debug)]
-pub struct Source {
-    /// The directory.
-    pub dir: PathBuf,
-    /// The hub id, or [`NANO`]; `None` for a local directory.
-    pub id: Option<String>,
-    /// The commit on the hub.
-    pub revision: Option<String>,
-    /// Removes the embedded model's files when dropped.
-    _unpacked: Option<TempDir>,
-}
-
-impl Source {
-    /// True if the model came from the hub.
-    pub fn is_from_hub(&self) -> bool {
-        self.revision.is_some()
-    }
 }
 
 impl ModelArgs {
@@ -64,16 +37,8 @@ pub fn resolve(
     variant: Option<&str>,
     watcher: Watcher,
 ) -> anyhow::Result<Source> {
-    if model == NANO && !Path::new(model).exists() {
-        let unpacked = tempfile::tempdir().context("cannot unpack the embedded model")?;
-        q35_nano::write_to(unpacked.path()).context("cannot unpack the embedded model")?;
-        let (dir, id) = (unpacked.path().to_owned(), Some(NANO.to_owned()));
-        return Ok(Source { dir, id, revision: None, _unpacked: Some(unpacked) });
-    }
     let downloads = DownloadProgress::new(watcher);
-    let select = |files: &[&str]| select_files(files, variant);
-    let found = q35_hub::resolve(model, &hub_options(revision), &select, &|event| downloads.show(event))?;
-    Ok(Source { dir: found.dir, id: found.id, revision: found.commit, _unpacked: None })
+    Ok(Source::resolve(model, variant, &hub_options(revision), &|event| downloads.show(event))?)
 }
 
 /// Options of the hub client from the environment.

@@ -2,9 +2,7 @@
 
 use anyhow::Context as _;
 use q35_backend::{Backend, Precision};
-use q35_checkpoint::Checkpoint;
-use q35_format_mlx::{RoundToNearest, WriteOptions};
-use q35_quant::affine::AffineSpec;
+use q35_convert::{ConvertOptions, Mlx, Source, convert};
 use q35_runtime::{LoadOptions, OpenEvent, WindowPolicy};
 use tempfile::TempDir;
 
@@ -66,10 +64,8 @@ fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
 
 /// The embedded model as an INT4 MLX directory.
 pub(super) fn convert_nano() -> anyhow::Result<TempDir> {
-    let (source, target) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    q35_nano::write_to(source.path())?;
-    let checkpoint = Checkpoint::open(source.path())?;
-    let recipe = RoundToNearest(AffineSpec::new(4, 64)?);
-    q35_format_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), target.path(), &|_| {})?;
-    Ok(target)
+    let dir = tempfile::tempdir()?;
+    let options = ConvertOptions::new(dir.path()).replacing().without_verification();
+    convert(&Source::embedded()?, &Mlx::round_to_nearest(4, 64)?, &options, &|_| {})?;
+    Ok(dir)
 }
