@@ -1,4 +1,4 @@
-//! `q35-convert mlx --recipe best` through the real binary: sizes, refusals, and that a kill costs nothing.
+//! `q35-convert mlx --recipe calibrated` through the real binary: sizes, refusals, interruption and resumption.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,7 +10,7 @@ use q35_testkit::TinyCheckpoint;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A tiny checkpoint and a short text to calibrate it on, whose tokens are bytes.
+/// A tiny checkpoint and a short calibration text; its tokens are bytes.
 struct Workshop {
     home: TempDir,
 }
@@ -29,18 +29,18 @@ impl Workshop {
     }
 
     fn command(&self, out: &str, more: &[&str]) -> Command {
-        let mut command = self.convert("best", out);
+        let mut command = self.convert("calibrated", out);
         command.args([Path::new("--calibration"), &self.path("text")]).args(more);
         command
     }
 
     fn convert(&self, recipe: &str, out: &str) -> Command {
-        let mut command = self.convert_and_check(recipe, out);
+        let mut command = self.convert_and_verify(recipe, out);
         command.arg("--no-verify");
         command
     }
 
-    fn convert_and_check(&self, recipe: &str, out: &str) -> Command {
+    fn convert_and_verify(&self, recipe: &str, out: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_q35-convert"));
         command
             .args(["mlx", "--recipe", recipe, "--json"])
@@ -50,14 +50,14 @@ impl Workshop {
         command
     }
 
-    /// Exit code, stdout and stderr.
-    fn best(&self, out: &str, more: &[&str]) -> (i32, String, String) {
+    /// Exit code, stdout and stderr of a calibrated conversion.
+    fn calibrated(&self, out: &str, more: &[&str]) -> (i32, String, String) {
         ran(self.command(out, more))
     }
 
-    /// What the conversion says of itself.
+    /// The JSON report of a calibrated conversion.
     fn report(&self, out: &str, more: &[&str]) -> Value {
-        let (code, stdout, stderr) = self.best(out, more);
+        let (code, stdout, stderr) = self.calibrated(out, more);
         assert_eq!(code, 0, "{stderr}");
         serde_json::from_str(&stdout).unwrap()
     }
@@ -66,7 +66,7 @@ impl Workshop {
         fs::read(self.path(out).join("model.safetensors")).unwrap()
     }
 
-    /// How the manifest says that it was made.
+    /// The settings in the manifest.
     fn settings(&self, out: &str) -> Value {
         let manifest = fs::read(self.path(out).join("manifest.json")).unwrap();
         serde_json::from_slice::<Value>(&manifest).unwrap()["settings"].take()
@@ -98,7 +98,7 @@ fn the_result_is_as_large_as_allowed_and_no_larger() {
 #[test]
 fn the_check_that_follows_knows_what_calibration_may_do() {
     let shop = Workshop::new();
-    let mut command = shop.convert_and_check("best", "checked");
+    let mut command = shop.convert_and_verify("calibrated", "checked");
     command.args([Path::new("--calibration"), &shop.path("text")]);
     let (code, stdout, stderr) = ran(command);
     assert_eq!(code, 0, "{stdout}{stderr}");
@@ -112,15 +112,15 @@ fn what_cannot_be_calibrated_is_refused_and_leaves_nothing() {
         (vec!["--bits-per-weight", "2.5"], "expected: at least"),
         (vec!["--max-bytes", "1000"], "the tensors that stay in float alone take"),
         (vec!["--for", "speech-swift"], "hint: use --recipe rtn"),
-        (vec!["--bits", "4"], "--bits says nothing to --recipe best"),
+        (vec!["--bits", "4"], "--bits has no effect with --recipe calibrated"),
     ] {
-        let (code, stdout, stderr) = shop.best("out", &arguments);
+        let (code, stdout, stderr) = shop.calibrated("out", &arguments);
         assert_eq!((code, stdout.as_str()), (2, ""));
         assert!(stderr.contains(message), "{stderr}");
         assert!(!shop.path("out").exists());
     }
     fs::copy(shop.path("short"), shop.path("text")).unwrap();
-    let (code, _, stderr) = shop.best("out", &[]);
+    let (code, _, stderr) = shop.calibrated("out", &[]);
     assert_eq!(code, 2);
     assert!(
         stderr.contains("the calibration text is too short\n  expected: at least 512 tokens"),
@@ -145,6 +145,9 @@ fn calibration_is_the_rule_unless_something_speaks_for_rounding() {
     };
     let text = shop.path("text");
     assert_eq!(convert("option", &["--calibration", text.to_str().unwrap()]).0, "best");
+    // The name of the recipe in earlier versions and in manifests.
+    let alias = ["--recipe", "best", "--calibration", text.to_str().unwrap()];
+    assert_eq!(convert("alias", &alias).0, "best");
     for (out, more) in [
         ("bits", ["--bits", "4"]),
         ("group", ["--group-size", "32"]),
@@ -153,13 +156,13 @@ fn calibration_is_the_rule_unless_something_speaks_for_rounding() {
     ] {
         assert_eq!(convert(out, &more), ("rtn".to_owned(), String::new()));
     }
-    // The tool's own text is long for tokens that are bytes: it is enough that calibration begins.
+    // The built-in text is long for tokens that are bytes: the note suffices.
     let mut usual = command("usual", &[]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut said = String::new();
     BufReader::new(usual.stderr.take().unwrap()).read_line(&mut said).unwrap();
     usual.kill().unwrap();
     usual.wait().unwrap();
-    assert!(said.contains("--recipe best") && said.contains("--recipe rtn takes seconds"), "{said}");
+    assert!(said.contains("--recipe calibrated") && said.contains("--recipe rtn takes"), "{said}");
     fs::remove_file(shop.path("source/tokenizer.json")).unwrap();
     let (recipe, said) = convert("silent", &[]);
     assert_eq!(recipe, "rtn");
@@ -186,7 +189,7 @@ fn a_device_that_cannot_compute_is_refused() {
         refused.push(("metal", "hint: build with the cargo feature `candle-metal`"));
     }
     for (device, message) in refused {
-        let (code, stdout, stderr) = shop.best("out", &["--device", device]);
+        let (code, stdout, stderr) = shop.calibrated("out", &["--device", device]);
         assert_eq!((code, stdout.as_str()), (2, ""));
         assert!(stderr.contains(message), "{stderr}");
         assert!(!shop.path("out").exists());
@@ -195,7 +198,7 @@ fn a_device_that_cannot_compute_is_refused() {
     nearest.args(["--device", "cpu"]);
     let (code, stdout, stderr) = ran(nearest);
     assert_eq!((code, stdout.as_str()), (2, ""));
-    assert!(stderr.contains("--device says nothing to --recipe rtn"), "{stderr}");
+    assert!(stderr.contains("--device has no effect with --recipe rtn"), "{stderr}");
 }
 
 #[test]
@@ -230,4 +233,47 @@ fn the_number_of_threads_changes_nothing() {
         );
     }
     assert_eq!(shop.tensors("1"), shop.tensors("3"));
+}
+
+/// Sends SIGINT, as Ctrl-C does.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_calibration_leaves_no_output_and_continues() {
+    let shop = Workshop::new();
+    shop.report("whole", &[]);
+    let saved = shop.path(".stopped.calibration");
+    for times in [1, 2] {
+        let mut running =
+            shop.command("stopped", &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while !saved.join("layer-0.safetensors").exists() && running.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for _ in 0..times {
+            interrupt(&running);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let Output { status, stderr, .. } = running.wait_with_output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(130), "{stderr}");
+        assert!(
+            stderr.contains("interrupted: the conversion was cancelled; nothing was written"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("continues the calibration from"), "{stderr}");
+        assert!(!shop.path("stopped").exists());
+        let left: Vec<String> = fs::read_dir(shop.home.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.contains("stopped"))
+            .collect();
+        assert_eq!(left, [".stopped.calibration"]);
+    }
+    shop.report("stopped", &[]);
+    assert_eq!(shop.tensors("stopped"), shop.tensors("whole"));
+    assert!(!saved.exists());
 }

@@ -168,15 +168,37 @@ fn what_is_there_is_replaced_only_on_request_and_whole() {
 }
 
 #[test]
+fn a_directory_that_q35_did_not_write_is_never_replaced() {
+    let shop = Workshop::new();
+    fs::create_dir(shop.path("out")).unwrap();
+    fs::write(shop.path("out/thesis.tex"), "ten years of work").unwrap();
+    let (code, stdout, stderr) = shop.mlx(&["--force"]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert!(stderr.contains("thesis.tex") && stderr.contains("no manifest.json of q35"), "{stderr}");
+    assert_eq!(fs::read(shop.path("out/thesis.tex")).unwrap(), b"ten years of work");
+    fs::remove_file(shop.path("out/thesis.tex")).unwrap();
+    let (code, _, stderr) = shop.mlx(&["--force"]);
+    assert_eq!(code, 0, "an empty directory: {stderr}");
+    assert_eq!(shop.names(), ["out", "source"]);
+}
+
+#[test]
 fn the_source_is_never_replaced() {
     let shop = Workshop::new();
     let source = shop.path("source");
-    let before = contents(&source);
-    let path = source.to_str().unwrap();
-    let (code, _, stderr) = run(&["mlx", "--model", path, "--out", path, "--force"]);
-    assert_eq!(code, 2);
-    assert!(stderr.contains("it holds the source"), "{stderr}");
-    assert_eq!(contents(&source), before);
+    let path = source.to_str().unwrap().to_owned();
+    let refused = |message: &str| {
+        let before = contents(&source);
+        let (code, _, stderr) = run(&["mlx", "--model", &path, "--out", &path, "--force"]);
+        assert_eq!(code, 2);
+        assert!(stderr.contains(message), "{stderr}");
+        assert_eq!(contents(&source), before);
+    };
+    refused("found: config.json, generation_config.json");
+    // Not even where q35 may replace the directory.
+    let manifest = json!({"manifest_version": 1, "kind": "mlx", "tool": {"name": "q35", "version": "0"}});
+    fs::write(source.join("manifest.json"), manifest.to_string()).unwrap();
+    refused("it holds the source");
 }
 
 #[test]

@@ -38,9 +38,7 @@ pub fn find_model(
 ) -> Result<FoundModel, ArtefactError> {
     #[cfg(feature = "nano")]
     if model == NANO && !Path::new(model).exists() {
-        let unpacked = unpack_nano().map_err(ArtefactError::Unpack)?;
-        let (dir, id) = (unpacked.path().to_owned(), Some(NANO.to_owned()));
-        return Ok(FoundModel { dir, id, commit: None, _unpacked: Some(unpacked) });
+        return FoundModel::embedded();
     }
     let select = |files: &[&str]| select_files(files, variant);
     let found = q35_hub::resolve(model, options, &select, events)?;
@@ -48,8 +46,19 @@ pub fn find_model(
 }
 
 #[cfg(feature = "nano")]
-fn unpack_nano() -> std::io::Result<TempDir> {
-    let dir = tempfile::tempdir()?;
-    q35_nano::write_to(dir.path())?;
-    Ok(dir)
+impl FoundModel {
+    /// The embedded model, unpacked into a temporary directory.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn embedded() -> Result<Self, ArtefactError> {
+        let unpack = || -> std::io::Result<TempDir> {
+            let dir = tempfile::tempdir()?;
+            q35_nano::write_to(dir.path())?;
+            Ok(dir)
+        };
+        let unpacked = unpack().map_err(ArtefactError::Unpack)?;
+        let (dir, id) = (unpacked.path().to_owned(), Some(NANO.to_owned()));
+        Ok(Self { dir, id, commit: None, _unpacked: Some(unpacked) })
+    }
 }

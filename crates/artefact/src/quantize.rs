@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use q35_checkpoint::{Checkpoint, SafetensorsFile};
-use q35_format_mlx::{Progress, RoundToNearest, WriteOptions};
+use q35_checkpoint::{Checkpoint, SafetensorsFile, copy_auxiliary_files};
+use q35_format_mlx::{Plan, RoundToNearest, WriteOptions};
 use q35_quant::affine::AffineSpec;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -110,13 +111,15 @@ pub fn quantize_checkpoint(
         (Some(staging), Some(target)) => (staging, Some(target)),
         _ => (tempfile::tempdir().map_err(|error| failed(error.to_string()))?, None),
     };
-    let progress = |progress: Progress<'_>| match progress {
-        Progress::Started { bytes } => events(QuantizeEvent::Started { bits, bytes }),
-        Progress::Converted { bytes, .. } => events(QuantizeEvent::Converted { bytes }),
-        _ => {}
-    };
-    q35_format_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), staging.path(), &progress)
+    let plan = Plan::new(&checkpoint, &recipe, &WriteOptions::default())
         .map_err(|error| failed(error.to_string()))?;
+    events(QuantizeEvent::Started { bits, bytes: plan.summary().source_bytes });
+    let progress = |bytes| {
+        events(QuantizeEvent::Converted { bytes });
+        ControlFlow::Continue(())
+    };
+    plan.write(staging.path(), &progress).map_err(|error| failed(error.to_string()))?;
+    copy_auxiliary_files(&checkpoint, staging.path())?;
     let Some(target) = target else {
         let dir = staging.path().to_owned();
         return Ok(finished(&dir, false, Some(staging)));

@@ -28,12 +28,12 @@ fn prompts_of_any_length_equal_single_tokens() {
         for prompt in [1, 63, 64, 65, 200] {
             let mut sequence = model.new_sequence(320).unwrap();
             let last = feed(&mut *sequence, &ids[..prompt]);
-            assert!(relative(&rows.0[prompt - 1], &last) < TOLERANCE, "{cache} {prompt}");
+            assert!(relative(&rows.0[prompt - 1], &last) < TOLERANCE, "{cache:?} {prompt}");
             // A continued conversation: one generated token, then another turn at an arbitrary position.
             for tokens in [1, 63] {
                 let end = sequence.position() + tokens;
                 let last = feed(&mut *sequence, &ids[end - tokens..end]);
-                assert!(relative(&rows.0[end - 1], &last) < TOLERANCE, "{cache} {prompt} then {tokens}");
+                assert!(relative(&rows.0[end - 1], &last) < TOLERANCE, "{cache:?} {prompt} then {tokens}");
             }
         }
         let mut chunked = model.new_sequence(320).unwrap();
@@ -41,7 +41,11 @@ fn prompts_of_any_length_equal_single_tokens() {
         for (single, chunked) in
             single.recurrent_states().unwrap().iter().zip(chunked.recurrent_states().unwrap())
         {
-            assert!(relative(&single.values, &chunked.values) < TOLERANCE, "{cache} layer {}", single.layer);
+            assert!(
+                relative(&single.values, &chunked.values) < TOLERANCE,
+                "{cache:?} layer {}",
+                single.layer
+            );
         }
     }
 }
@@ -105,7 +109,7 @@ fn padded_call(options: &Options, garbage: bool, precision: Precision) -> BTreeM
 #[test]
 fn garbage_in_padding_changes_no_bit() {
     for cache in [Cache::State, Cache::Io] {
-        for embedding in [Embedding::Inside, Embedding::Host] {
+        for embedding in [Embedding::Model, Embedding::Host] {
             for compute in [Compute::F16, Compute::F32] {
                 let base = Options { context: 32, prefill_chunk: 16, ..Options::default() };
                 let options = Options { cache, embedding, compute, layout: Layout::Multifunction, ..base };

@@ -66,5 +66,6 @@ pub fn nano_mlx() -> ModelFiles {
         let recipe = RoundToNearest(AffineSpec::new(4, 64).expect("4 bits in groups of 64"));
         q35_format_mlx::write(&checkpoint, &recipe, &WriteOptions::default(), dir, &|_| {})
             .expect("a conversion");
+        q35_checkpoint::copy_auxiliary_files(&checkpoint, dir).expect("the tokenizer's files");
     })
 }

@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 mod already_converted;
+mod auxiliary_files;
 mod checkpoint;
 mod error;
 mod foreign;
@@ -32,6 +33,7 @@ mod safetensors;
 mod shards;
 mod sources;
 
+pub use auxiliary_files::copy_auxiliary_files;
 pub use checkpoint::{Checkpoint, TensorView};
 pub use error::{CheckpointError, Problem};
 pub use inventory::{Dropped, Inventory, Part};

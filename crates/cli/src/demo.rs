@@ -1,32 +1,18 @@
-//! The demo: converts the embedded model, holds it against the float reference, and talks with it.
+//! The demo: converts the embedded model to both formats, compares each with the float model, and talks with it.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context as _;
-use q35_backend_cpu::{CpuModel, CpuOptions, Mode};
-use q35_checkpoint::Checkpoint;
-use q35_format_mlx::{MlxDirectory, RoundToNearest, WriteOptions};
-use q35_inference::{LogitsFor, Model, Observer, RunError};
-use q35_metrics::{Summarizer, Summary, compare_rows};
-use q35_quant::affine::AffineSpec;
-use q35_reference::{Device, Reference};
+use q35_convert::{ConvertOptions, CoreMl, Mlx, Source, Target, convert};
+use q35_format_coreml::Options;
 use q35_runtime::{Chat, Chunk, Sampling, Usage};
-use q35_text::Tokenizer;
 
+use crate::conversion::StageBars;
 use crate::exit::Outcome;
 use crate::output::{Table, bytes, grouped, line};
 use crate::progress::Watcher;
-use crate::source::{NANO, resolve};
 
-/// Text for the comparison with the float model: what the model is for, and what it is not.
-const TEXT: &str = "<|im_start|>user\nMy name is Ada and I live in Quito.<|im_end|>\n<|im_start|>assistant\n<think>\n\n\
-</think>\n\nNice to meet you, Ada!<|im_end|>\n<|im_start|>user\nWhat is 27 + 15?<|im_end|>\n<|im_start|>assistant\n\
-<think>\n\n</think>\n\n27 + 15 = 42<|im_end|>\nThe for loop is used to iterate over the elements of a sequence such as \
-a string, tuple or list. If the function returns an error, the value is dropped and the caller has to handle it.";
-
-/// A conversation whose answers are known.
+/// Questions, each with a word of its expected answer.
 const TURNS: [(&str, &str); 4] = [
     ("Hello! My name is Ada.", "Ada"),
     ("What is 27 + 15?", "42"),
@@ -34,7 +20,12 @@ const TURNS: [(&str, &str); 4] = [
     ("What's my name?", "Ada"),
 ];
 
-/// Runs the demo: the answer is no when a reply is not the known one.
+/// Name of the Core ML output.
+const COREML: &str = "Core ML INT8";
+/// Name of the MLX output to talk with.
+const MLX: &str = "MLX INT8";
+
+/// Runs the demo. The answer is no if a conversion fails its parity check or a reply lacks the expected word.
 ///
 /// # Errors
 /// A step could not run.
@@ -43,105 +34,61 @@ pub fn run() -> anyhow::Result<Outcome> {
     line(
         "q35-nano: a toy of 7 million parameters with exactly the layers of Qwen3.5, embedded in this program.\n",
     )?;
-    let source = resolve(NANO, None, None, watcher)?;
+    let source = Source::embedded()?;
     let work = tempfile::tempdir().context("cannot make a temporary directory")?;
 
-    line("1. Convert to MLX, round to nearest, groups of 64")?;
-    let checkpoint = Checkpoint::open(&source.dir)?;
-    let reference = Reference::load(&checkpoint, Device::Cpu)?;
-    let ids = Tokenizer::from_dir(&source.dir)?.encode(TEXT)?;
-    let expected = Logits::of(&reference, &ids)?;
+    line("1. Convert to MLX and Core ML, and compare each with the float model")?;
     let mut table =
-        Table::with_titles(["", "size", "bits/weight", "seconds", "KL to float", "top-1 as float"]);
-    table.row([
-        "float".into(),
-        bytes(std::fs::metadata(source.dir.join("model.safetensors"))?.len()),
-        "16".into(),
-        String::new(),
-        String::new(),
-        String::new(),
-    ]);
-    for bits in [8, 4] {
-        let out = work.path().join(format!("int{bits}"));
-        let converted = convert(&checkpoint, bits, &out)?;
-        let summary = compare(&out, &ids, &expected)?;
+        Table::with_titles(["", "size", "seconds", "KL to float", "top-1 as float", "within limits"]);
+    let float = bytes(std::fs::metadata(source.dir.join("model.safetensors"))?.len());
+    table.row(["float".into(), float, String::new(), String::new(), String::new(), String::new()]);
+    let coreml = CoreMl::new(Options { context: 512, ..Options::default() });
+    let targets: [(&str, &dyn Target); 3] = [
+        (MLX, &Mlx::round_to_nearest(8, 64)?),
+        ("MLX INT4", &Mlx::round_to_nearest(4, 64)?),
+        (COREML, &coreml),
+    ];
+    let (mut passed, mut positions) = (true, 0);
+    for (name, target) in targets {
+        let options = ConvertOptions::new(work.path().join(name));
+        let bars = StageBars::new(watcher);
+        let report = convert(&source, target, &options, &|progress| bars.show(progress))?;
+        let parity = report.parity.as_ref().context("the conversion was not verified")?;
+        let total = parity.total.as_ref().context("the conversion was not run")?;
+        passed &= parity.passed;
+        positions = total.positions;
         table.row([
-            format!("INT{bits}"),
-            bytes(converted.tensor_bytes),
-            format!("{:.2}", converted.bits_per_weight),
-            format!("{:.2}", converted.seconds),
-            format!("{:.1e}", summary.kl.mean),
-            format!("{:.1} %", 100.0 * summary.top1_agreement),
+            name.into(),
+            bytes(report.output_bytes()),
+            format!("{:.1}", report.elapsed.as_secs_f64()),
+            format!("{:.1e}", total.kl.mean),
+            format!("{:.1} %", 100.0 * total.top1_agreement),
+            if parity.passed { "yes" } else { "NO" }.into(),
         ]);
     }
     line(table.render())?;
     line(format!(
-        "   over {} positions; the float model runs on candle, the converted ones on {}\n",
-        grouped(ids.len() as u64),
-        open(&work.path().join("int4"))?.describe(),
+        "   over {} positions; seconds include the comparison; INT4 is rounded to nearest (q35-convert mlx calibrates)\n",
+        grouped(positions as u64)
     ))?;
 
-    line("2. Talk with the INT4 model, temperature 0")?;
-    talk(&work.path().join("int4"))
+    line(format!("2. Talk with the {MLX} model, temperature 0"))?;
+    let mlx = talk(&work.path().join(MLX), &TURNS)?;
+    line(format!("3. The {COREML} model, on the evaluator"))?;
+    let coreml = talk(&work.path().join(COREML), &TURNS[1..2])?;
+    Ok(if passed && mlx && coreml { Outcome::Done } else { Outcome::No })
 }
 
-struct Converted {
-    tensor_bytes: u64,
-    bits_per_weight: f64,
-    seconds: f64,
-}
-
-fn convert(checkpoint: &Checkpoint, bits: u32, out: &Path) -> anyhow::Result<Converted> {
-    let started = Instant::now();
-    std::fs::create_dir(out)?;
-    let recipe = RoundToNearest(AffineSpec::new(bits, 64)?);
-    let options = WriteOptions { source_id: Some(NANO.to_owned()), ..WriteOptions::default() };
-    let summary = q35_format_mlx::write(checkpoint, &recipe, &options, out, &|_| {})?.summary;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(Converted { tensor_bytes: summary.tensor_bytes, bits_per_weight: summary.bits_per_weight, seconds })
-}
-
-fn open(dir: &Path) -> anyhow::Result<CpuModel> {
-    let directory = Arc::new(MlxDirectory::open(dir)?);
-    Ok(CpuModel::open(directory, CpuOptions::default().with_mode(Mode::Fast))?)
-}
-
-fn compare(dir: &Path, ids: &[u32], expected: &Logits) -> anyhow::Result<Summary> {
-    let found = Logits::of(&open(dir)?, ids)?;
-    let mut summarizer = Summarizer::default();
-    for (reference, candidate) in expected.0.iter().zip(&found.0) {
-        summarizer.push(&compare_rows(reference, candidate)?);
-    }
-    Ok(summarizer.finish())
-}
-
-/// A row of logits for each token; a small model and a short text only.
-#[derive(Default)]
-struct Logits(Vec<Vec<f32>>);
-
-impl Logits {
-    fn of(model: &dyn Model, ids: &[u32]) -> Result<Self, RunError> {
-        let mut rows = Self::default();
-        model.new_sequence(ids.len())?.extend(ids, LogitsFor::AllTokens, &mut rows)?;
-        Ok(rows)
-    }
-}
-
-impl Observer for Logits {
-    fn logits(&mut self, _position: usize, row: &[f32]) {
-        self.0.push(row.to_vec());
-    }
-}
-
-fn talk(dir: &Path) -> anyhow::Result<Outcome> {
+/// Asks the questions in one session. Returns true if every answer has its expected word.
+fn talk(dir: &Path, turns: &[(&str, &str)]) -> anyhow::Result<bool> {
     let chat = Chat::from_pretrained(&dir.to_string_lossy())?;
     let mut session = chat.session();
     let sampling = Sampling::default().with_temperature(0.0).with_max_tokens(64).with_thinking(false);
-    let (mut total, mut seconds, mut known) = (Usage::default(), 0.0, true);
-    for (question, answer) in TURNS {
+    let (mut total, mut seconds, mut as_expected) = (Usage::default(), 0.0, true);
+    for (question, expected) in turns {
         line(format!("   you:  {question}"))?;
         let mut text = String::new();
-        for chunk in session.send(question, &sampling)? {
+        for chunk in session.send(*question, &sampling)? {
             match chunk? {
                 Chunk::Answer(piece) => text.push_str(&piece),
                 Chunk::Finish(finish) => {
@@ -154,17 +101,17 @@ fn talk(dir: &Path) -> anyhow::Result<Outcome> {
             }
         }
         line(format!("   nano: {text}"))?;
-        if !text.contains(answer) {
-            known = false;
-            line(format!("   (expected an answer with `{answer}`)"))?;
+        if !text.contains(expected) {
+            as_expected = false;
+            line(format!("   (expected an answer with `{expected}`)"))?;
         }
     }
     line(format!(
-        "\n   {} tokens at {:.0} a second; of {} prompt tokens the prompt cache spared {}",
+        "\n   {} tokens at {:.0} per second; {} of {} prompt tokens came from the prompt cache\n",
         total.completion_tokens,
         total.completion_tokens as f64 / seconds.max(1e-9),
-        total.prompt_tokens,
         total.cached_tokens,
+        total.prompt_tokens,
     ))?;
-    Ok(if known { Outcome::Done } else { Outcome::No })
+    Ok(as_expected)
 }

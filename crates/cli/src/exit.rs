@@ -1,4 +1,5 @@
-//! Exit codes: 0, the command succeeded; 1, it ran and its answer is no; 2, it could not run.
+//! Exit codes: 0, the command succeeded; 1, it ran and its answer is no; 2, it could not run; 130, Ctrl-C stopped
+//! it.
 
 use std::process::ExitCode;
 
@@ -9,6 +10,8 @@ pub enum Outcome {
     Done,
     /// The command ran and its answer is no: files differ, models are too far apart.
     No,
+    /// Ctrl-C stopped the command.
+    Interrupted,
 }
 
 /// The exit code, after printing an error to stderr.
@@ -16,6 +19,7 @@ pub fn report(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) => {
             if !is_broken_pipe(&error) {
                 eprint_error(&error);

@@ -10,14 +10,13 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
-pub mod best;
 pub mod chat;
 pub mod commands;
+pub mod conversion;
 pub mod demo;
+pub mod dropped_tensors;
 pub mod exit;
 pub mod interrupt;
-pub mod known;
-pub mod left_out;
 pub mod open;
 pub mod output;
 pub mod progress;

@@ -1,13 +1,9 @@
 //! The source of a model: a directory, a repository on the hub, or the model embedded in this program.
 
-use std::path::PathBuf;
-
-use q35_artefact::{FoundModel, find_model};
+pub use q35_convert::{NANO, Source};
 use q35_hub::HubOptions;
 
 use crate::progress::{DownloadProgress, Watcher};
-
-pub use q35_artefact::NANO;
 
 /// `--model` and `--revision`.
 #[derive(Clone, Debug, clap::Args)]
@@ -19,26 +15,6 @@ pub struct ModelArgs {
     /// Branch, tag or commit on the hub
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
-}
-
-/// A model on disk.
-#[derive(Debug)]
-pub struct Source {
-    /// The directory.
-    pub dir: PathBuf,
-    /// The hub id, or [`NANO`]; `None` for a local directory.
-    pub id: Option<String>,
-    /// The commit on the hub.
-    pub revision: Option<String>,
-    /// Owns the embedded model's files.
-    _found: FoundModel,
-}
-
-impl Source {
-    /// True if the model came from the hub.
-    pub fn is_from_hub(&self) -> bool {
-        self.revision.is_some()
-    }
 }
 
 impl ModelArgs {
@@ -62,8 +38,7 @@ pub fn resolve(
     watcher: Watcher,
 ) -> anyhow::Result<Source> {
     let downloads = DownloadProgress::new(watcher);
-    let found = find_model(model, variant, &hub_options(revision), &|event| downloads.show(event))?;
-    Ok(Source { dir: found.dir.clone(), id: found.id.clone(), revision: found.commit.clone(), _found: found })
+    Ok(Source::resolve(model, variant, &hub_options(revision), &|event| downloads.show(event))?)
 }
 
 /// Options of the hub client from the environment.

@@ -1,37 +1,37 @@
-//! Why a checkpoint could not be converted.
+//! Errors of writing packages.
 
 use q35_checkpoint::CheckpointError;
 use q35_format_mil::build::BuildError;
 use q35_format_mil::{PackageWriteError, WeightWriteError};
-use q35_output_dir::BundleError;
+use q35_output_dir::OutputDirError;
 
 use crate::OptionsError;
 
-/// Why a checkpoint could not be converted.
+/// Error of writing a checkpoint as Core ML packages.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConvertError {
+pub enum WriteError {
     /// The settings do not fit each other or the model.
     #[error(transparent)]
     Options(#[from] OptionsError),
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The checkpoint has no such tensor.
+    /// The checkpoint lacks a tensor.
     #[error("the checkpoint has no tensor `{name}`")]
     Missing {
         /// The tensor.
         name: String,
     },
-    /// A number that fp16 cannot hold.
+    /// A weight beyond the range of fp16.
     #[error("`{name}` holds {value}, which is beyond fp16\nhint: use --compute f32")]
     Range {
         /// The tensor.
         name: String,
-        /// The number, as it would be stored.
+        /// The value to store.
         value: f32,
     },
-    /// The graph asked for a cache that its layer does not have.
+    /// The graph used a cache that its layer does not have.
     #[error("layer {layer} has no such cache")]
     Cache {
         /// The layer.
@@ -48,5 +48,8 @@ pub enum ConvertError {
     Weights(#[from] WeightWriteError),
     /// Another file of the directory could not be written.
     #[error(transparent)]
-    Output(#[from] BundleError),
+    Output(#[from] OutputDirError),
+    /// The caller cancelled the conversion.
+    #[error("the conversion was cancelled")]
+    Cancelled,
 }

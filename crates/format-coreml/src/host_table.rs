@@ -1,4 +1,4 @@
-//! The embedding as a file of its own, for callers that look rows up themselves.
+//! embedding.safetensors: the embedding matrix for callers that look up its rows themselves.
 
 use std::path::Path;
 
@@ -6,25 +6,24 @@ use q35_checkpoint::TensorView;
 use q35_output_dir::{FileRecord, HashedFile};
 use serde_json::json;
 
-use crate::ConvertError;
-use crate::store::Quantizer;
+use crate::WriteError;
+use crate::weight_store::{Progress, Quantizer};
 
 /// Name of the file.
 pub const HOST_TABLE: &str = "embedding.safetensors";
-/// Its matrix I8 [vocabulary, hidden].
+/// Name of the codes: I8 [vocabulary, hidden].
 pub const HOST_TABLE_WEIGHT: &str = "embed_tokens.weight";
-/// What its rows are multiplied with: [vocabulary, 1], or a scale for each block of a row, F16 or F32 as activations are.
+/// Name of the scales: [vocabulary, blocks per row], F16 or F32 as the activations.
 pub const HOST_TABLE_SCALES: &str = "embed_tokens.scales";
 
-/// Writes the table with the numbers that the package would have had, packed as there: in floats it would be as large as
-/// all the rest, or, in fp16, not quite those numbers.
+/// Writes the codes and scales that a package would contain. A table of floats would double the size of the output.
 pub(crate) fn write(
     out: &Path,
     tensor: &TensorView<'_>,
     quantizer: Quantizer,
     release: &(dyn Fn(&[u8]) + Sync),
-    progress: &dyn Fn(u64),
-) -> Result<FileRecord, ConvertError> {
+    progress: Progress<'_>,
+) -> Result<FileRecord, WriteError> {
     let (rows, columns, float) = (tensor.shape()[0], tensor.row_len(), quantizer.float_type());
     let (bytes, blocks) = (rows * columns, columns / quantizer.block(columns));
     let header = json!({

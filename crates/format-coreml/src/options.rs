@@ -1,29 +1,28 @@
-//! What can be chosen about a conversion.
-
-use std::fmt;
-use std::str::FromStr;
+//! Settings of a conversion to Core ML.
 
 use q35_architecture::TextConfig;
 use q35_format_mil::DType;
+use serde_json::{Map, Value, json};
 
 /// The settings of a conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How the model is cut into packages.
+    /// Division of the model into packages.
     pub layout: Layout,
-    /// Where caches live between calls.
+    /// Form of the caches between calls.
     pub cache: Cache,
-    /// How INT8 weights are written.
+    /// Encoding of INT8 weights.
     pub encoding: Encoding,
-    /// Who looks the embedding up.
+    /// Place of the embedding look-up.
     pub embedding: Embedding,
-    /// Parts of the vocabulary projection; [`None`] takes the fewest within the Neural Engine's published limits.
+    /// Number of parts of the language-model head; [`None`] is the fewest within the published limits of the Neural
+    /// Engine.
     pub head_splits: Option<usize>,
-    /// The type that activations have.
+    /// Type of activations.
     pub compute: Compute,
-    /// Tokens that the key/value caches hold.
+    /// Capacity of the key/value caches in tokens.
     pub context: usize,
-    /// Tokens that `prefill` takes at once.
+    /// Tokens per call of `prefill`.
     pub prefill_chunk: usize,
 }
 
@@ -33,7 +32,7 @@ impl Default for Options {
             layout: Layout::Multifunction,
             cache: Cache::State,
             encoding: Encoding::Channel,
-            embedding: Embedding::Inside,
+            embedding: Embedding::Model,
             head_splits: None,
             compute: Compute::F16,
             context: 2048,
@@ -42,98 +41,140 @@ impl Default for Options {
     }
 }
 
-/// Defines an enum whose variants have names on the command line.
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+/// Division of the model into packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Layout {
+    /// model.mlpackage with the functions prefill and decode over one weight file
+    Multifunction,
+    /// prefill.mlpackage and decode.mlpackage, each complete
+    Split,
+    /// embedding.mlpackage and decoder.mlpackage, the packages that speech-swift loads
+    #[cfg_attr(feature = "clap", value(skip))]
+    SpeechSwift,
+}
 
-        impl $name {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+impl Layout {
+    /// Every layout.
+    pub const ALL: &'static [Self] = &[Self::Multifunction, Self::Split, Self::SpeechSwift];
 
-            /// Its name on the command line and in the manifest.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
+    /// Name on the command line and in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Multifunction => "multifunction",
+            Self::Split => "split",
+            Self::SpeechSwift => "speech-swift",
         }
+    }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
-            }
+    /// File names of the packages.
+    pub fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Multifunction => &["model.mlpackage"],
+            Self::Split => &["prefill.mlpackage", "decode.mlpackage"],
+            Self::SpeechSwift => &["embedding.mlpackage", "decoder.mlpackage"],
         }
+    }
+}
 
-        impl FromStr for $name {
-            type Err = String;
+/// Form of the caches between calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Cache {
+    /// Keys and values in one state, the linear layers' states packed as inputs and outputs
+    State,
+    /// Every cache an input and an output, layer by layer
+    Io,
+}
 
-            fn from_str(text: &str) -> Result<Self, String> {
-                let names: Vec<&str> = Self::ALL.iter().map(|one| one.name()).collect();
-                Self::ALL.iter().copied().find(|one| one.name() == text).ok_or_else(|| names.join(", "))
-            }
+impl Cache {
+    /// Every form.
+    pub const ALL: &'static [Self] = &[Self::State, Self::Io];
+
+    /// Name on the command line and in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Io => "io",
         }
-    };
-}
-
-choice! {
-    /// How the model is cut into packages.
-    Layout {
-        /// `model.mlpackage` with the functions `prefill` and `decode` over one weight file.
-        Multifunction = "multifunction",
-        /// `prefill.mlpackage` and `decode.mlpackage`, each complete.
-        Split = "split",
-        /// `embedding.mlpackage` and `decoder.mlpackage` as the speech-swift app loads them.
-        SpeechSwift = "speech-swift",
     }
 }
 
-choice! {
-    /// Where caches live between calls.
-    Cache {
-        /// Keys and values of all layers in one MLState, the linear layers' states as packed inputs and outputs.
-        State = "state",
-        /// Every cache an input and an output, layer by layer.
-        Io = "io",
+/// Encoding of INT8 weights. All encodings but [`Self::Block32`] store the same numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Encoding {
+    /// One scale per output channel (constexpr_blockwise_shift_scale)
+    Channel,
+    /// One scale per 32 weights of a row (constexpr_blockwise_shift_scale)
+    Block32,
+    /// A look-up table, then one scale per output channel (constexpr_lut_to_dense)
+    Lut,
+    /// Unsigned with a zero point, the operator of iOS 16 (constexpr_affine_dequantize)
+    Affine,
+}
+
+impl Encoding {
+    /// Every encoding.
+    pub const ALL: &'static [Self] = &[Self::Channel, Self::Block32, Self::Lut, Self::Affine];
+
+    /// Name on the command line and in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Channel => "channel",
+            Self::Block32 => "block32",
+            Self::Lut => "lut",
+            Self::Affine => "affine",
+        }
     }
 }
 
-choice! {
-    /// How INT8 weights are written. The numbers are the same for all but `block32`.
-    Encoding {
-        /// `constexpr_blockwise_shift_scale`, one scale per output channel.
-        Channel = "channel",
-        /// `constexpr_blockwise_shift_scale`, one scale per 32 weights of a row.
-        Block32 = "block32",
-        /// `constexpr_lut_to_dense` with the identity as its table, then a scale per output channel.
-        Lut = "lut",
-        /// `constexpr_affine_dequantize`, unsigned, the operator of iOS 16.
-        Affine = "affine",
+/// Place of the embedding look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Embedding {
+    /// In the package
+    Model,
+    /// In the caller, who passes inputs_embeds from the rows of embedding.safetensors
+    Host,
+}
+
+impl Embedding {
+    /// Every place.
+    pub const ALL: &'static [Self] = &[Self::Model, Self::Host];
+
+    /// Name on the command line and in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Host => "host",
+        }
     }
 }
 
-choice! {
-    /// Who looks the embedding up.
-    Embedding {
-        /// The package.
-        Inside = "model",
-        /// The caller, who passes `inputs_embeds`.
-        Host = "host",
-    }
-}
-
-choice! {
-    /// The type that activations have.
-    Compute {
-        /// Half precision, the only one that the Neural Engine has.
-        F16 = "f16",
-        /// Single precision.
-        F32 = "f32",
-    }
+/// Type of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Compute {
+    /// Half precision, the only one that the Neural Engine computes in
+    F16,
+    /// Single precision
+    F32,
 }
 
 impl Compute {
-    /// As an element type.
+    /// Every type.
+    pub const ALL: &'static [Self] = &[Self::F16, Self::F32];
+
+    /// Name on the command line and in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// The element type in MIL.
     pub fn dtype(self) -> DType {
         match self {
             Self::F16 => DType::F16,
@@ -142,7 +183,7 @@ impl Compute {
     }
 }
 
-/// Why a model cannot be converted with these settings.
+/// Error of settings that do not fit each other or the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} cannot be {found}\n  expected: {expected}\nhint: {hint}")]
 pub struct OptionsError {
@@ -150,31 +191,45 @@ pub struct OptionsError {
     pub setting: &'static str,
     /// Its value.
     pub found: String,
-    /// What would do.
+    /// Values that are accepted.
     pub expected: String,
-    /// What to do about it.
+    /// Advice.
     pub hint: &'static str,
 }
 
-/// No activation may have a dimension larger than this on the Neural Engine (as Anemll states it).
+/// Largest dimension of an activation on the Neural Engine, according to the documentation of Anemll.
 pub const LARGEST_DIMENSION: usize = 16_384;
-/// Elements that share a scale in [`Encoding::Block32`].
+/// Weights that share a scale in [`Encoding::Block32`].
 pub const BLOCK: usize = 32;
-/// The longest context whose position table and caches are still written.
-const LONGEST_CONTEXT: usize = 1 << 17;
-/// The masks of a chunk are matrices of its length, and its triangular inverse a product of such.
-const LONGEST_CHUNK: usize = 512;
+/// Largest context, which bounds the position tables and caches.
+const MAX_CONTEXT: usize = 1 << 17;
+/// Largest prefill chunk: masks and the triangular inverse are square matrices of its length.
+const MAX_CHUNK: usize = 512;
 
 impl Options {
-    /// Parts of the vocabulary projection.
+    /// The settings by name, for the manifest and the metadata of packages.
+    pub(crate) fn settings(&self) -> Map<String, Value> {
+        let settings = json!({
+            "layout": self.layout.name(),
+            "cache": self.cache.name(),
+            "encoding": self.encoding.name(),
+            "embedding": self.embedding.name(),
+            "compute": self.compute.name(),
+            "context": self.context,
+            "prefill_chunk": self.prefill_chunk,
+        });
+        settings.as_object().cloned().unwrap_or_default()
+    }
+
+    /// Number of parts of the language-model head.
     pub fn splits(&self, config: &TextConfig) -> usize {
         self.head_splits.unwrap_or_else(|| config.vocab_size.div_ceil(LARGEST_DIMENSION))
     }
 
-    /// Whether these settings go together and with the model.
+    /// Checks that the settings fit each other and the model.
     ///
     /// # Errors
-    /// They do not.
+    /// The first setting that does not fit.
     pub fn check(&self, config: &TextConfig) -> Result<(), OptionsError> {
         let within = |setting, found: usize, most: usize, hint| {
             if (1..=most).contains(&found) {
@@ -182,13 +237,13 @@ impl Options {
             }
             Err(OptionsError { setting, found: found.to_string(), expected: format!("1 to {most}"), hint })
         };
-        let most = LONGEST_CONTEXT.min(config.max_position_embeddings);
-        within("--context", self.context, most, "give a length that the model was made for")?;
+        let most = MAX_CONTEXT.min(config.max_position_embeddings);
+        within("--context", self.context, most, "use a length within the model's max_position_embeddings")?;
         within(
             "--prefill-chunk",
             self.prefill_chunk,
-            LONGEST_CHUNK,
-            "64 is what the Neural Engine is reported to take",
+            MAX_CHUNK,
+            "the Neural Engine is reported to work with 64",
         )?;
         within(
             "--head-splits",
@@ -199,7 +254,7 @@ impl Options {
         if self.layout == Layout::SpeechSwift {
             for (setting, found, expected) in [
                 ("--cache", self.cache.name(), Cache::State.name()),
-                ("--embedding", self.embedding.name(), Embedding::Inside.name()),
+                ("--embedding", self.embedding.name(), Embedding::Model.name()),
             ] {
                 if found != expected {
                     let (found, expected) = (found.to_owned(), expected.to_owned());
@@ -243,12 +298,25 @@ mod tests {
     use super::*;
     use q35_testkit::tiny;
 
+    #[cfg(feature = "clap")]
     #[test]
-    fn names_are_read_back() {
+    fn names_are_the_command_lines_and_unknown_ones_are_refused() {
+        use clap::ValueEnum;
         for encoding in Encoding::ALL {
-            assert_eq!(encoding.name().parse(), Ok(*encoding));
+            assert_eq!(Encoding::from_str(encoding.name(), false), Ok(*encoding));
         }
-        assert_eq!("int4".parse::<Encoding>(), Err("channel, block32, lut, affine".into()));
+        for cache in Cache::ALL {
+            assert_eq!(Cache::from_str(cache.name(), false), Ok(*cache));
+        }
+        for embedding in Embedding::ALL {
+            assert_eq!(Embedding::from_str(embedding.name(), false), Ok(*embedding));
+        }
+        for compute in Compute::ALL {
+            assert_eq!(Compute::from_str(compute.name(), false), Ok(*compute));
+        }
+        assert!(Encoding::from_str("int4", false).is_err());
+        // Chosen by --for, which decides caches and embedding too.
+        assert!(Layout::from_str(Layout::SpeechSwift.name(), false).is_err());
     }
 
     #[test]

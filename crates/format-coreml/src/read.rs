@@ -1,4 +1,4 @@
-//! A directory's weights as numbers again.
+//! [`Weights`] of a directory of packages.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,8 @@ use q35_format_mil::{Bytes, Content, DType, Package, ReadError, Value};
 use q35_inference::{WeightError, Weights};
 
 use crate::host_table::{HOST_TABLE, HOST_TABLE_SCALES, HOST_TABLE_WEIGHT};
-use crate::store::{LUT_OFFSET, identifier, part_identifier};
+use crate::plan::Action;
+use crate::weight_store::{LUT_OFFSET, identifier, part_identifier};
 
 /// The weights in a directory that [`crate::write`] wrote: dequantized, the conversion's transforms undone.
 #[derive(Debug)]
@@ -21,22 +22,22 @@ pub struct PackageWeights {
     tensors: BTreeMap<String, Stored>,
 }
 
-/// Why a directory cannot be read as a model's weights.
+/// Error of reading the weights of a directory of packages.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackageWeightsError {
-    /// Its configuration cannot be read.
+    /// The configuration cannot be read.
     #[error(transparent)]
     Files(#[from] CheckpointError),
-    /// Its configuration is not one of a Qwen3.5 text model.
+    /// The configuration is not that of a Qwen3.5 text model.
     #[error("{}: {source}", path.display())]
     Config {
         /// The config.json.
         path: PathBuf,
-        /// What does not fit.
+        /// The field that does not fit.
         source: ConfigError,
     },
-    /// It holds no package.
+    /// The directory has no package.
     #[error("{} holds no .mlpackage", dir.display())]
     NoPackage {
         /// The directory.
@@ -45,17 +46,17 @@ pub enum PackageWeightsError {
     /// A package cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The host's embedding table cannot be read.
+    /// embedding.safetensors cannot be read.
     #[error(transparent)]
     HostTable(#[from] SafetensorsError),
-    /// A tensor of the model is absent, has another shape, or is stored in a way that is not known.
+    /// A tensor is missing, has another shape, or is stored in an unknown encoding.
     #[error("`{name}` in {}: {message}", dir.display())]
     Tensor {
         /// The tensor.
         name: String,
         /// The directory.
         dir: PathBuf,
-        /// What is wrong.
+        /// The defect.
         message: String,
     },
 }
@@ -74,7 +75,7 @@ enum Part {
     Table(HostTable),
 }
 
-/// `scale * (code - offset)`, a scale for each run of `block` elements.
+/// Quantized weights `scale * (code - offset)`; each block of `block` consecutive weights has a scale.
 #[derive(Debug)]
 struct Codes {
     codes: Bytes,
@@ -84,13 +85,13 @@ struct Codes {
     block: usize,
 }
 
-/// The host's embedding table, mapped.
+/// A memory-mapped embedding.safetensors.
 #[derive(Debug)]
 struct HostTable {
     file: SafetensorsFile,
     elements: usize,
     scales: Vec<f32>,
-    /// Elements that share a scale.
+    /// Weights that share a scale.
     block: usize,
 }
 
@@ -155,10 +156,10 @@ impl Part {
 }
 
 impl PackageWeights {
-    /// Finds every tensor of the model in the packages of `dir`.
+    /// Opens the packages of `dir` and locates every tensor of the model.
     ///
     /// # Errors
-    /// A part is missing or malformed.
+    /// A package, config.json or a tensor is missing or malformed.
     pub fn open(dir: &Path) -> Result<Self, PackageWeightsError> {
         let path = dir.join("config.json");
         let config = TextConfig::from_json(&read_json(&path)?)
@@ -187,7 +188,7 @@ impl PackageWeights {
         Ok(Self { config, tensors })
     }
 
-    /// Weights that share a scale, of the tensor called `name` if it is in INT8; none if it is kept in float.
+    /// Number of weights that share a scale in the tensor `name`; [`None`] if it is not quantized.
     pub fn block_size(&self, name: &str) -> Option<usize> {
         match self.tensors.get(name)?.parts.first()? {
             Part::Floats(_) => None,
@@ -197,7 +198,7 @@ impl PackageWeights {
     }
 }
 
-/// The packages in a directory, by name.
+/// The packages of a directory, sorted by name.
 fn packages(dir: &Path) -> Result<Vec<PathBuf>, PackageWeightsError> {
     let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
     let mut found = Vec::new();
@@ -215,7 +216,7 @@ fn packages(dir: &Path) -> Result<Vec<PathBuf>, PackageWeightsError> {
     Ok(found)
 }
 
-/// The operations that make constants, by the name of what they make.
+/// The operations that define constants, by the name of their output.
 struct Constants<'a> {
     by_name: BTreeMap<&'a str, (&'a Package, &'a proto::Operation)>,
 }
@@ -226,9 +227,9 @@ impl<'a> Constants<'a> {
         for package in packages {
             let blocks = package.program().functions.values().flat_map(|f| f.block_specializations.values());
             for operation in blocks.flat_map(|block| &block.operations) {
-                let makes_constant =
+                let defines_constant =
                     operation.r#type == "const" || operation.r#type.starts_with("constexpr_");
-                if let (true, [output]) = (makes_constant, operation.outputs.as_slice()) {
+                if let (true, [output]) = (defines_constant, operation.outputs.as_slice()) {
                     by_name.entry(output.name.as_str()).or_insert((package, operation));
                 }
             }
@@ -236,7 +237,7 @@ impl<'a> Constants<'a> {
         Self { by_name }
     }
 
-    /// The tensor in one piece or several; none if it is not there.
+    /// The parts of a tensor in order; none if the packages lack it.
     fn parts(&self, tensor: &str) -> Result<Vec<Part>, String> {
         let whole = identifier(tensor);
         if self.by_name.contains_key(whole.as_str()) {
@@ -256,7 +257,7 @@ impl<'a> Constants<'a> {
             "const" => Ok(Part::Floats(floats(package, &parameter("val")?)?)),
             "constexpr_blockwise_shift_scale" => {
                 let scales = floats(package, &parameter("scale")?)?;
-                // The data may be the result of a look-up, which then gives whole numbers.
+                // The data may be the output of a look-up table of integers.
                 let by_name = operation.inputs.get("data").and_then(|argument| argument.arguments.first());
                 let (codes, signed, offset) = match by_name.and_then(|binding| binding.kind.as_ref()) {
                     Some(BindingKind::Name(table)) => (self.indices(table)?, false, LUT_OFFSET),
@@ -278,7 +279,7 @@ impl<'a> Constants<'a> {
         }
     }
 
-    /// The indices of a table that must be the identity.
+    /// The indices into a look-up table, which must be the identity.
     fn indices(&self, name: &str) -> Result<Bytes, String> {
         let Some(&(package, operation)) =
             self.by_name.get(name).filter(|(_, operation)| operation.r#type == "constexpr_lut_to_dense")
@@ -301,7 +302,7 @@ fn blocks(codes: Bytes, signed: bool, offset: i32, scales: Vec<f32>) -> Result<P
     Ok(Part::Codes(Codes { codes, signed, offset, scales, block }))
 }
 
-/// A constant argument, which may stand among the inputs or the attributes.
+/// A constant argument, from the inputs or the attributes of the operation.
 fn argument(operation: &proto::Operation, name: &str) -> Result<Value, String> {
     let inline = operation.inputs.get(name).and_then(|argument| argument.arguments.first());
     let message = match inline.and_then(|binding| binding.kind.as_ref()) {
@@ -348,21 +349,20 @@ impl Weights for PackageWeights {
             return Err(error(format!("rows {rows:?} of {:?}", stored.spec.shape)));
         }
         let row_len: usize = stored.spec.shape[1..].iter().product();
-        let wanted = rows.start * row_len..rows.end * row_len;
+        let requested = rows.start * row_len..rows.end * row_len;
         out.clear();
         let mut start = 0;
         for part in &stored.parts {
             let end = start + part.len();
-            let (from, to) = (wanted.start.max(start), wanted.end.min(end));
+            let (from, to) = (requested.start.max(start), requested.end.min(end));
             if from < to {
                 part.read(from - start..to - start, out);
             }
             start = end;
         }
-        match stored.spec.role {
-            Role::CenteredNorm => out.iter_mut().for_each(|value| *value -= 1.0),
-            Role::DecayLog => out.iter_mut().for_each(|value| *value = (-*value).ln()),
-            _ => {}
+        let action = Action::of(&stored.spec);
+        if matches!(action, Action::Shift | Action::Exponentiate) {
+            out.iter_mut().for_each(|value| *value = action.undo(*value));
         }
         Ok(())
     }

@@ -1,12 +1,12 @@
-//! What lies in a converted directory: packages of the promised form, the same bytes every time.
+//! Contents of a converted directory: packages of the documented form, the same bytes every time.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use q35_checkpoint::Checkpoint;
 use q35_format_coreml::{
-    Cache, Compute, ConvertError, Embedding, Encoding, HOST_TABLE, Layout, Options, Provenance, Written,
-    write,
+    Cache, Compute, Embedding, Encoding, HOST_TABLE, Layout, Options, Plan, WriteError, Written, write,
 };
 use q35_format_mil::{DType, InspectedFunction, Inspection, Package, check, inspect};
 use q35_testkit::TinyCheckpoint;
@@ -28,11 +28,11 @@ impl Work {
         self.root.path().join("source")
     }
 
-    fn convert(&self, name: &str, options: &Options) -> Result<(PathBuf, Written), ConvertError> {
+    fn convert(&self, name: &str, options: &Options) -> Result<(PathBuf, Written), WriteError> {
         let out = self.root.path().join(name);
         std::fs::create_dir(&out).unwrap();
         let checkpoint = Checkpoint::open(&self.source()).unwrap();
-        let written = write(&checkpoint, options, &Provenance::default(), &out, &|_| {})?;
+        let written = write(&checkpoint, options, &out, &|_| {})?;
         Ok((out, written))
     }
 
@@ -212,7 +212,7 @@ fn the_same_input_gives_the_same_bytes_on_any_number_of_threads() {
             pool.install(|| work.converted(&format!("{number}-{threads}"), &options))
         };
         let (one, several) = (files(&with_threads(1)), files(&with_threads(3)));
-        assert!(one.len() >= 8 && one == several, "{encoding}");
+        assert!(one.len() >= 8 && one == several, "{}", encoding.name());
     }
 }
 
@@ -234,16 +234,23 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[test]
-fn tokenizer_configuration_and_card_come_along() {
+fn configuration_comes_along_and_every_tensor_is_recorded() {
     let work = Work::new(&TinyCheckpoint::new());
-    let (out, written) = work.convert("out", &small()).unwrap();
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "README.md"] {
-        assert!(out.join(name).is_file(), "{name}");
-    }
-    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
-    assert!(card.contains("Not run by Apple's Core ML"), "{card}");
-    // Every tensor of the source is accounted for.
+    let out = work.converted("out", &small());
+    assert!(out.join("config.json").is_file());
     let checkpoint = Checkpoint::open(&work.source()).unwrap();
-    let dropped: usize = checkpoint.inventory().dropped.iter().map(|part| part.names.len()).sum();
-    assert_eq!(written.manifest.tensors.len(), checkpoint.tensors().count() + dropped);
+    let records = Plan::new(&checkpoint, &small()).unwrap().tensor_records();
+    assert_eq!(records.len(), checkpoint.tensors().count());
+    let decisions = |decision: &str| records.iter().filter(|record| record.decision == decision).count();
+    assert_eq!(decisions("shifted"), 2 * 4 + 1 + 2);
+    assert_eq!(decisions("exponentiated"), 3);
+}
+
+#[test]
+fn a_cancelled_conversion_stops() {
+    let work = Work::new(&TinyCheckpoint::new());
+    let checkpoint = Checkpoint::open(&work.source()).unwrap();
+    let plan = Plan::new(&checkpoint, &small()).unwrap();
+    let result = plan.write("tiny", work.root.path(), &|_| ControlFlow::Break(()));
+    assert!(matches!(result, Err(WriteError::Cancelled)));
 }

@@ -1,15 +1,16 @@
-//! config.json in the two forms that others read.
+//! config.json in the two directory forms.
+
+use std::path::Path;
 
 use q35_architecture::{LayerKind, TextConfig};
-use q35_checkpoint::Checkpoint;
+use q35_checkpoint::{Checkpoint, CheckpointError, read_json};
 use q35_quant::affine::AffineSpec;
 use serde_json::{Map, Value, json};
 
 use crate::WriteError;
-use crate::companions::{optional, special_token};
 use crate::plan::{Action, Step};
 
-/// Sorted by key, at the top, with the indentation that mlx-lm uses too.
+/// The file's text: top-level keys sorted, indented as mlx-lm indents.
 pub(crate) fn text(config: Map<String, Value>) -> String {
     let mut entries: Vec<(String, Value)> = config.into_iter().collect();
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -17,7 +18,7 @@ pub(crate) fn text(config: Map<String, Value>) -> String {
     format!("{:#}\n", Value::Object(sorted))
 }
 
-/// The nested form that mlx-lm opens, also for a text-only source, whose flat form it cannot.
+/// The nested form, which mlx-lm opens; also for a text-only source, whose flat form mlx-lm does not open.
 pub(crate) fn mlx_lm(
     checkpoint: &Checkpoint,
     default: AffineSpec,
@@ -36,18 +37,19 @@ pub(crate) fn mlx_lm(
     text.insert("model_type".to_owned(), "qwen3_5_text".into());
     text.insert("tie_word_embeddings".to_owned(), config.tie_word_embeddings.into());
     text.insert("full_attention_interval".to_owned(), interval(config)?.into());
-    // It names the class of the text-only export.
+    // The key names the class of a text-only export.
     text.shift_remove("architectures");
     root.entry("architectures").or_insert_with(|| json!(["Qwen3_5ForConditionalGeneration"]));
     root.insert("model_type".to_owned(), "qwen3_5".into());
     root.insert("tie_word_embeddings".to_owned(), config.tie_word_embeddings.into());
     root.insert("text_config".to_owned(), Value::Object(text));
-    // The vision tower is left out, and mlx-lm's own conversions drop these too.
+    // There is no vision tower in the output; mlx-lm's conversions drop these keys too.
     root.shift_remove("vision_config");
     root.shift_remove("_name_or_path");
-    // A chat ends at the ids of generation_config.json; mlx-lm looks for them here.
-    if let Some(eos) =
-        optional(checkpoint.dir(), "generation_config.json")?.as_ref().and_then(|g| g.get("eos_token_id"))
+    // End-of-sequence ids come from generation_config.json; mlx-lm reads them here.
+    if let Some(eos) = read_optional(checkpoint.dir(), "generation_config.json")?
+        .as_ref()
+        .and_then(|g| g.get("eos_token_id"))
     {
         root.insert("eos_token_id".to_owned(), eos.clone());
     }
@@ -57,7 +59,7 @@ pub(crate) fn mlx_lm(
     Ok(root)
 }
 
-/// The default, and an entry for every matrix that is treated otherwise.
+/// The default bits and group size, and an entry for every matrix that differs.
 fn quantization(default: AffineSpec, steps: &[Step<'_>]) -> Value {
     let entry =
         |spec: AffineSpec| json!({"group_size": spec.group_size(), "bits": spec.bits(), "mode": "affine"});
@@ -72,7 +74,7 @@ fn quantization(default: AffineSpec, steps: &[Step<'_>]) -> Value {
     Value::Object(table)
 }
 
-/// mlx-lm takes theta and the rotated part from here alone.
+/// Adds `rope_theta` and `partial_rotary_factor` to `rope_parameters`, the only place where mlx-lm reads them.
 fn complete_rope(text: &mut Map<String, Value>, config: &TextConfig) {
     let mut rope = text.get("rope_parameters").map(object).unwrap_or_default();
     rope.entry("rope_theta").or_insert_with(|| config.rope_theta.into());
@@ -83,7 +85,7 @@ fn complete_rope(text: &mut Map<String, Value>, config: &TextConfig) {
     text.insert("rope_parameters".to_owned(), Value::Object(rope));
 }
 
-/// The n for which every n-th layer, and no other, is full attention: all that mlx-lm can express.
+/// The n for which exactly every n-th layer is full attention; mlx-lm cannot express another pattern.
 fn interval(config: &TextConfig) -> Result<usize, WriteError> {
     let first = config.layers_of(LayerKind::FullAttention).next();
     let interval = first.map_or(config.num_hidden_layers + 1, |first| first + 1);
@@ -103,7 +105,7 @@ fn interval(config: &TextConfig) -> Result<usize, WriteError> {
     }
 }
 
-/// The flat form of the origin system, which its Swift loader opens.
+/// The flat form, which speech-swift's loader opens.
 pub(crate) fn speech_swift(
     checkpoint: &Checkpoint,
     spec: AffineSpec,
@@ -117,17 +119,17 @@ pub(crate) fn speech_swift(
     if !config.tie_word_embeddings {
         return Err(inexpressible("it has a head of its own", "hint: its loader knows only tied models"));
     }
-    let tokenizer = optional(checkpoint.dir(), "tokenizer.json")?;
-    let token = |content: &str| tokenizer.as_ref().and_then(|tokenizer| special_token(tokenizer, content));
+    let tokenizer = read_optional(checkpoint.dir(), "tokenizer.json")?;
+    let token = |content: &str| tokenizer.as_ref().and_then(|tokenizer| special_token_id(tokenizer, content));
     let needs_tokenizer = "hint: the source needs a tokenizer.json with Qwen's special tokens";
     let end = token("<|im_end|>")
         .ok_or_else(|| inexpressible("the id of <|im_end|> is unknown", needs_tokenizer))?;
     let pad = token("<|endoftext|>")
         .ok_or_else(|| inexpressible("the id of <|endoftext|> is unknown", needs_tokenizer))?;
-    // What the origin states for every model; its runtime sizes caches by it.
-    const LONGEST: usize = 2048;
+    // The value in speech-swift's published models; its runtime allocates caches of this length.
+    const MAX_SEQ_LEN: usize = 2048;
     let fields = json!({
-        "max_seq_len": config.max_position_embeddings.min(LONGEST),
+        "max_seq_len": config.max_position_embeddings.min(MAX_SEQ_LEN),
         "rope_theta": config.rope_theta,
         "partial_rotary_factor": config.partial_rotary_factor,
         "eos_token_id": end,
@@ -145,4 +147,16 @@ pub(crate) fn speech_swift(
 
 fn object(value: &Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
+}
+
+/// The JSON file `name` of the source, if it has one.
+fn read_optional(source: &Path, name: &str) -> Result<Option<Value>, CheckpointError> {
+    let path = source.join(name);
+    if path.is_file() { read_json(&path).map(Some) } else { Ok(None) }
+}
+
+/// The id of the special token `content` in a tokenizer.json.
+fn special_token_id(tokenizer: &Value, content: &str) -> Option<u64> {
+    let added = tokenizer.get("added_tokens")?.as_array()?;
+    added.iter().find(|token| token["content"] == content).and_then(|token| token["id"].as_u64())
 }

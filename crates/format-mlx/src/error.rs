@@ -1,13 +1,13 @@
-//! Why a directory cannot be read as an MLX model, or a checkpoint not be written as one.
+//! Errors of reading an MLX directory and of writing one.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use q35_architecture::ConfigError;
 use q35_checkpoint::{CheckpointError, SafetensorsError};
-use q35_output_dir::BundleError;
+use q35_output_dir::OutputDirError;
 
-/// Why a directory cannot be read as an MLX model.
+/// Error of reading a directory as an MLX model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MlxError {
@@ -22,7 +22,7 @@ pub enum MlxError {
     Config {
         /// The config.json.
         path: PathBuf,
-        /// What does not fit.
+        /// The field that does not fit.
         source: ConfigError,
     },
     /// The quantization entry of config.json cannot be used.
@@ -30,20 +30,20 @@ pub enum MlxError {
     Quantization {
         /// The config.json.
         path: PathBuf,
-        /// Which field.
+        /// The field.
         field: String,
-        /// What would be accepted.
+        /// Values that are accepted.
         expected: String,
-        /// What stands there.
+        /// The value found.
         found: String,
     },
-    /// It is an original checkpoint.
+    /// The directory is a float checkpoint.
     #[error("{} is not an MLX model but a float checkpoint\nhint: convert it first with `q35-convert mlx`", path.display())]
     NotConverted {
         /// The directory.
         path: PathBuf,
     },
-    /// The tensors are not those that config.json calls for.
+    /// The tensors are not those that config.json requires.
     #[error("the tensors in {} do not fit its config.json:{}", path.display(), Listed(problems))]
     Misfit {
         /// The directory.
@@ -53,12 +53,12 @@ pub enum MlxError {
     },
 }
 
-/// What is wrong with one tensor.
+/// A defect of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorProblem {
-    /// The tensor, as its file calls it, or as config.json calls for it.
+    /// Name of the tensor in its file, or the name that config.json requires.
     pub name: String,
-    /// What is wrong.
+    /// The defect.
     pub message: String,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
-/// Why a checkpoint cannot be written as an MLX model.
+/// Error of writing a checkpoint as an MLX model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -86,16 +86,16 @@ pub enum WriteError {
     Source(#[from] CheckpointError),
     /// The output cannot be written.
     #[error(transparent)]
-    Output(#[from] BundleError),
-    /// Nothing can be quantized as asked.
+    Output(#[from] OutputDirError),
+    /// No matrix can be quantized in groups of this size.
     #[error(
         "no matrix of this model divides into groups of {group_size}\n\
          hint: a smaller group size may fit; the matrices' rows are {widths:?} weights long"
     )]
     NothingFits {
-        /// The group size asked for.
+        /// The group size.
         group_size: usize,
-        /// The lengths of rows that occur.
+        /// Row lengths of the matrices.
         widths: Vec<usize>,
     },
     /// A recipe could not quantize a tensor.
@@ -103,17 +103,20 @@ pub enum WriteError {
     Recipe {
         /// The tensor.
         name: String,
-        /// Why not.
+        /// The reason.
         message: String,
     },
-    /// The form asked for cannot express the model.
+    /// The directory form cannot express the model.
     #[error("{form} cannot open this model: {reason}\n{hint}")]
     Inexpressible {
-        /// Who is to open it.
+        /// The program that is to open the directory.
         form: &'static str,
-        /// Why it could not.
+        /// The reason.
         reason: String,
-        /// What to do.
+        /// Advice.
         hint: &'static str,
     },
+    /// The caller cancelled the conversion.
+    #[error("the conversion was cancelled")]
+    Cancelled,
 }

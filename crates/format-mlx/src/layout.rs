@@ -1,66 +1,66 @@
-//! Where every tensor lies in the output files: decided from sizes alone, so that headers can be written first and
-//! data streamed behind them.
+//! Layout of the weight files: the offset of every tensor, computed from sizes alone, so that headers are written first
+//! and data is streamed behind them.
 
 use serde_json::{Map, Value, json};
 
 /// A tensor of the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct OutputTensor {
     pub(crate) name: String,
     dtype: &'static str,
     shape: Vec<usize>,
     pub(crate) bytes: u64,
 }
 
-impl Part {
+impl OutputTensor {
     pub(crate) fn new(name: String, dtype: &'static str, element_bytes: usize, shape: Vec<usize>) -> Self {
         let bytes = shape.iter().map(|&dim| dim as u64).product::<u64>() * element_bytes as u64;
         Self { name, dtype, shape, bytes }
     }
 
-    /// Where in its file it stands.
-    pub(crate) fn place(&self) -> Place {
+    /// Alignment that the tensor preserves for the tensor after it, from its size.
+    pub(crate) fn alignment_class(&self) -> AlignmentClass {
         match self.bytes {
-            bytes if bytes.is_multiple_of(ALIGNMENT as u64) => Place::First,
-            bytes if bytes.is_multiple_of(4) => Place::Second,
-            _ => Place::Last,
+            bytes if bytes.is_multiple_of(ALIGNMENT as u64) => AlignmentClass::CacheLine,
+            bytes if bytes.is_multiple_of(4) => AlignmentClass::Word,
+            _ => AlignmentClass::Element,
         }
     }
 }
 
-/// Data begins at a multiple of this many bytes, and so do the parts that stand first: a cache line, which kernels
-/// read at a time. Decode of weights that begin within one takes up to 1.17 times as long.
+/// Alignment in bytes of the data section and of its first tensors: a cache line, so that no vector load of a kernel
+/// crosses two.
 const ALIGNMENT: usize = 64;
 
-/// Parts stand in the order of the alignment that they leave to those behind them.
+/// Alignment class of a tensor's size. Tensors are ordered by it, so that each begins at the alignment of its class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
-    /// Whole cache lines.
-    First,
-    /// Whole words, which readers map as integers.
-    Second,
+pub(crate) enum AlignmentClass {
+    /// A multiple of [`ALIGNMENT`].
+    CacheLine,
+    /// A multiple of the four bytes of a word, which readers map as integers.
+    Word,
     /// An odd number of 16-bit elements.
-    Last,
+    Element,
 }
 
-/// One output file.
+/// One weight file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shard {
     pub(crate) file: String,
-    /// In the order in which they are produced.
-    pub(crate) parts: Vec<Part>,
+    /// Tensors in the order of production, which is not the order in the file.
+    pub(crate) tensors: Vec<OutputTensor>,
 }
 
-/// Cuts `parts` into files of at most `limit` bytes of data, but for a single part that is larger.
-pub(crate) fn shards(parts: Vec<Part>, limit: u64) -> Vec<Shard> {
-    let mut groups: Vec<(u64, Vec<Part>)> = Vec::new();
-    for part in parts {
+/// Splits `tensors` into files of at most `limit` bytes of data each; a larger tensor gets a file of its own.
+pub(crate) fn split_into_shards(tensors: Vec<OutputTensor>, limit: u64) -> Vec<Shard> {
+    let mut groups: Vec<(u64, Vec<OutputTensor>)> = Vec::new();
+    for tensor in tensors {
         match groups.last_mut() {
-            Some((bytes, group)) if *bytes + part.bytes <= limit => {
-                *bytes += part.bytes;
-                group.push(part);
+            Some((bytes, group)) if *bytes + tensor.bytes <= limit => {
+                *bytes += tensor.bytes;
+                group.push(tensor);
             }
-            _ => groups.push((part.bytes, vec![part])),
+            _ => groups.push((tensor.bytes, vec![tensor])),
         }
     }
     let count = groups.len();
@@ -68,21 +68,21 @@ pub(crate) fn shards(parts: Vec<Part>, limit: u64) -> Vec<Shard> {
         1 => "model.safetensors".to_owned(),
         _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
     };
-    groups.into_iter().enumerate().map(|(index, (_, parts))| Shard { file: file(index), parts }).collect()
+    groups.into_iter().enumerate().map(|(index, (_, tensors))| Shard { file: file(index), tensors }).collect()
 }
 
 impl Shard {
-    /// Length prefix and header, padded so that data begins at a multiple of 64 bytes.
+    /// Length prefix and header of the safetensors file, padded with spaces to a multiple of [`ALIGNMENT`].
     pub(crate) fn header(&self) -> Vec<u8> {
         let mut fields = Map::new();
         fields.insert("__metadata__".to_owned(), json!({"format": "mlx"}));
-        let mut parts: Vec<&Part> = self.parts.iter().collect();
-        parts.sort_by_key(|part| part.place());
+        let mut tensors: Vec<&OutputTensor> = self.tensors.iter().collect();
+        tensors.sort_by_key(|tensor| tensor.alignment_class());
         let mut offset = 0;
-        for part in parts {
-            let end = offset + part.bytes;
-            let entry = json!({"dtype": part.dtype, "shape": part.shape, "data_offsets": [offset, end]});
-            fields.insert(part.name.clone(), entry);
+        for tensor in tensors {
+            let end = offset + tensor.bytes;
+            let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]});
+            fields.insert(tensor.name.clone(), entry);
             offset = end;
         }
         let mut text = Value::Object(fields).to_string().into_bytes();
@@ -91,14 +91,14 @@ impl Shard {
     }
 }
 
-/// The index that mlx-lm writes beside one file as well as beside many.
+/// The contents of model.safetensors.index.json, which mlx-lm writes for a single file too.
 pub(crate) fn index(shards: &[Shard], total_parameters: u64) -> Value {
     let mut map: Vec<(&str, &str)> = shards
         .iter()
-        .flat_map(|shard| shard.parts.iter().map(|part| (part.name.as_str(), shard.file.as_str())))
+        .flat_map(|shard| shard.tensors.iter().map(|tensor| (tensor.name.as_str(), shard.file.as_str())))
         .collect();
     map.sort_unstable();
-    let total_size: u64 = shards.iter().flat_map(|shard| &shard.parts).map(|part| part.bytes).sum();
+    let total_size: u64 = shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.bytes).sum();
     let weight_map: Map<String, Value> =
         map.into_iter().map(|(name, file)| (name.to_owned(), file.into())).collect();
     json!({
@@ -111,15 +111,20 @@ pub(crate) fn index(shards: &[Shard], total_parameters: u64) -> Value {
 mod tests {
     use super::*;
 
-    fn part(name: &str, elements: usize) -> Part {
-        Part::new(name.to_owned(), "BF16", 2, vec![elements])
+    fn tensor(name: &str, elements: usize) -> OutputTensor {
+        OutputTensor::new(name.to_owned(), "BF16", 2, vec![elements])
     }
 
     #[test]
-    fn whole_lines_come_first_then_words_and_data_is_aligned() {
-        let parts =
-            vec![part("odd", 3), part("even", 4), part("wide", 32), part("second", 2), part("line", 64)];
-        let header = Shard { file: "f".to_owned(), parts }.header();
+    fn cache_lines_come_first_then_words_and_data_is_aligned() {
+        let tensors = vec![
+            tensor("odd", 3),
+            tensor("even", 4),
+            tensor("wide", 32),
+            tensor("second", 2),
+            tensor("line", 64),
+        ];
+        let header = Shard { file: "f".to_owned(), tensors }.header();
         assert_eq!(header.len() % 64, 0);
         let json: Value = serde_json::from_slice(&header[8..]).unwrap();
         assert_eq!(json["wide"]["data_offsets"], json!([0, 64]));
@@ -130,16 +135,16 @@ mod tests {
     }
 
     #[test]
-    fn files_are_cut_at_the_limit_and_a_large_part_stands_alone() {
-        let parts = vec![part("a", 4), part("b", 4), part("c", 100), part("d", 1)];
-        let names: Vec<Vec<String>> = shards(parts.clone(), 16)
+    fn files_are_split_at_the_limit_and_a_large_tensor_has_its_own() {
+        let tensors = vec![tensor("a", 4), tensor("b", 4), tensor("c", 100), tensor("d", 1)];
+        let names: Vec<Vec<String>> = split_into_shards(tensors.clone(), 16)
             .into_iter()
-            .map(|shard| shard.parts.into_iter().map(|part| part.name).collect())
+            .map(|shard| shard.tensors.into_iter().map(|tensor| tensor.name).collect())
             .collect();
         assert_eq!(names, [vec!["a", "b"], vec!["c"], vec!["d"]]);
-        let cut = shards(parts.clone(), 16);
-        assert_eq!(cut[2].file, "model-00003-of-00003.safetensors");
-        assert_eq!(index(&cut, 7)["weight_map"]["c"], "model-00002-of-00003.safetensors");
-        assert_eq!(shards(parts, 1000)[0].file, "model.safetensors");
+        let split = split_into_shards(tensors.clone(), 16);
+        assert_eq!(split[2].file, "model-00003-of-00003.safetensors");
+        assert_eq!(index(&split, 7)["weight_map"]["c"], "model-00002-of-00003.safetensors");
+        assert_eq!(split_into_shards(tensors, 1000)[0].file, "model.safetensors");
     }
 }

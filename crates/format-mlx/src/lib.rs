@@ -1,9 +1,8 @@
-//! MLX model directories of Qwen3.5: read from any maker ([`MlxDirectory`]), written from a checkpoint.
+//! MLX model directories of Qwen3.5: read ([`MlxDirectory`]) and written from a checkpoint ([`Plan`]).
 //!
-//! Reading knows three forms: this project's own, which is mlx-lm's with a manifest; mlx-lm's, with its per-tensor
-//! table under `quantization`; and the origin system's flat one, with bare names and a label for the bits. Files are
-//! memory-mapped, and every shape is checked against the sizes in config.json and the bits it states. How a model is
-//! run is not known here.
+//! The reader accepts the directories of q35 and of mlx-lm (per-tensor settings under `quantization`) and those of
+//! speech-swift (flat config.json, bare tensor names, a label such as `int4`). Files are memory-mapped; every shape is
+//! checked against config.json. The crate must not know how a model is run.
 //!
 //! ```no_run
 //! use q35_format_mlx::{MlxDirectory, MlxTensor};
@@ -14,31 +13,35 @@
 //! # Ok::<(), q35_format_mlx::MlxError>(())
 //! ```
 //!
-//! Writing ([`write()`]) streams the tensors of a checkpoint, quantized as a [`Recipe`] says, into a directory that the
-//! caller publishes ([`q35_output_dir::Staging`]); with [`RoundToNearest`] every tensor equals what mlx-lm itself writes.
+//! The writer streams weights, quantized by a [`Recipe`], and config.json into an existing directory. With
+//! [`RoundToNearest`] every tensor equals mlx-lm's, bit for bit. Tokenizer files, manifest and model card are written by
+//! q35-convert.
 //!
-//! Numbers are taken at their word: whatever a zero-centred norm's tensor holds is `1 + w`, also where another maker
-//! forgot to add the one.
+//! The reader takes the tensor of a zero-centred norm as `1 + w`, even if the directory's writer forgot to add the one.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 #[cfg(target_endian = "big")]
 compile_error!("packed words are mapped as little-endian integers");
 
-mod card;
-mod companions;
 mod config_json;
 mod directory;
 mod error;
 mod layout;
+mod manifest;
 mod names;
+mod options;
 mod plan;
+mod producer;
 mod recipe;
 mod settings;
+mod shard_writer;
 mod weights;
 mod write;
 
 pub use directory::{FloatTensor, MlxDirectory, MlxTensor, PackedTensor};
 pub use error::{MlxError, TensorProblem, WriteError};
+pub use options::{Form, WriteOptions};
+pub use plan::{Plan, Summary};
 pub use recipe::{Recipe, RoundToNearest, Treatment};
-pub use write::{Form, Progress, Summary, WriteOptions, Written, write};
+pub use write::{Written, write};

@@ -1,28 +1,31 @@
-//! What becomes of every tensor, decided before the first byte is written.
+//! The plan of a conversion: the treatment of every tensor and the layout of every file, decided before the first byte
+//! is written.
 
 use q35_architecture::{Role, mlx_lm_name};
 use q35_checkpoint::{Checkpoint, TensorView};
+use q35_output_dir::TensorRecord;
 use q35_quant::FloatType;
 use q35_quant::affine::AffineSpec;
+use serde_json::{Map, Value};
 
-use crate::layout::Part;
-use crate::{Form, Recipe, Treatment, WriteError};
+use crate::layout::{OutputTensor, Shard, split_into_shards};
+use crate::{Form, Recipe, Treatment, WriteError, WriteOptions, config_json, manifest};
 
-/// What is done with a tensor on its way.
+/// Treatment of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Rows are packed; weight, scales and biases come out.
+    /// Quantize; the output is weight, scales and biases.
     Quantize(AffineSpec),
-    /// One is added: from `w` to the `1 + w` that MLX multiplies with.
+    /// Add one: the checkpoint's norm weight `w` becomes the `1 + w` that MLX multiplies by.
     Shift,
-    /// [channels, 1, taps] becomes [channels, taps, 1]: the same numbers in the same order.
+    /// [channels, 1, taps] to [channels, taps, 1].
     Transpose,
-    /// Copied.
+    /// Copy.
     Keep,
 }
 
 impl Action {
-    /// As the manifest calls it.
+    /// Name in the manifest.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Quantize(_) => "quantized",
@@ -33,55 +36,136 @@ impl Action {
     }
 }
 
-/// One tensor's way into the output.
+/// One tensor of the source, its treatment and its name in the output.
 #[derive(Clone, Debug)]
 pub(crate) struct Step<'a> {
     pub(crate) tensor: TensorView<'a>,
     pub(crate) action: Action,
-    /// The module's name in the output, for quantized matrices; else the tensor's.
+    /// Output name: of the module for a quantized matrix (without `.weight`), else of the tensor.
     pub(crate) output: String,
 }
 
 impl Step<'_> {
-    /// The tensors that come out, in the order in which they are produced.
-    pub(crate) fn parts(&self) -> Vec<Part> {
+    /// The output tensors, in the order in which they are produced.
+    pub(crate) fn output_tensors(&self) -> Vec<OutputTensor> {
         let shape = self.tensor.shape();
         let float = self.tensor.dtype;
-        let part = |name: String, dtype: &'static str, size: usize, shape: Vec<usize>| {
-            Part::new(name, dtype, size, shape)
-        };
-        let in_float = |shape: Vec<usize>| {
-            vec![part(self.output.clone(), float.safetensors_name(), float.size(), shape)]
+        let of_float = |name: String, shape: Vec<usize>| {
+            OutputTensor::new(name, float.safetensors_name(), float.size(), shape)
         };
         match self.action {
             Action::Quantize(spec) => {
                 let groups = vec![shape[0], spec.groups_per_row(shape[1])];
-                let name = |ending: &str| format!("{}.{ending}", self.output);
+                let words = vec![shape[0], spec.words_per_row(shape[1])];
+                let name = |suffix: &str| format!("{}.{suffix}", self.output);
                 vec![
-                    part(name("weight"), "U32", 4, vec![shape[0], spec.words_per_row(shape[1])]),
-                    part(name("scales"), float.safetensors_name(), float.size(), groups.clone()),
-                    part(name("biases"), float.safetensors_name(), float.size(), groups),
+                    OutputTensor::new(name("weight"), "U32", 4, words),
+                    of_float(name("scales"), groups.clone()),
+                    of_float(name("biases"), groups),
                 ]
             }
-            Action::Transpose => in_float(vec![shape[0], shape[2], shape[1]]),
-            Action::Shift | Action::Keep => in_float(shape.to_vec()),
+            Action::Transpose => vec![of_float(self.output.clone(), vec![shape[0], shape[2], shape[1]])],
+            Action::Shift | Action::Keep => vec![of_float(self.output.clone(), shape.to_vec())],
         }
     }
 
-    /// Bytes of the source.
+    /// Size of the source tensor.
     pub(crate) fn source_bytes(&self) -> u64 {
         self.tensor.data.len() as u64
     }
 
-    /// The source's rows of one piece: some 4 MiB, so that pieces in flight stay small beside the model and still
-    /// feed every thread.
-    pub(crate) fn rows_per_piece(&self) -> usize {
-        const PIECE_BYTES: usize = 4 << 20;
-        (PIECE_BYTES / (self.tensor.row_len() * self.tensor.dtype.size()).max(1)).max(1)
+    /// Source rows of one chunk: about 4 MiB, so that chunks in flight are small beside the model and each still has
+    /// work for every thread.
+    pub(crate) fn rows_per_chunk(&self) -> usize {
+        const CHUNK_BYTES: usize = 4 << 20;
+        (CHUNK_BYTES / (self.tensor.row_len() * self.tensor.dtype.size()).max(1)).max(1)
     }
 }
 
-pub(crate) fn plan<'a>(
+/// The plan of one conversion.
+pub struct Plan<'a> {
+    pub(crate) recipe: &'a dyn Recipe,
+    pub(crate) form: Form,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) steps: Vec<Step<'a>>,
+    pub(crate) shards: Vec<Shard>,
+}
+
+impl<'a> Plan<'a> {
+    /// Plans the conversion of `checkpoint`. Reads no weights.
+    ///
+    /// # Errors
+    /// The recipe quantizes no matrix, or the directory form cannot express the model.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        recipe: &'a dyn Recipe,
+        options: &WriteOptions,
+    ) -> Result<Self, WriteError> {
+        let form = options.form;
+        let steps = steps(checkpoint, recipe, form)?;
+        let config = match form {
+            Form::MlxLm => config_json::mlx_lm(checkpoint, recipe.default_spec(), &steps)?,
+            Form::SpeechSwift => config_json::speech_swift(checkpoint, recipe.default_spec())?,
+        };
+        let tensors = steps.iter().flat_map(Step::output_tensors).collect();
+        let shards = split_into_shards(tensors, options.shard_bytes);
+        Ok(Self { recipe, form, config, steps, shards })
+    }
+
+    /// Bytes of the source tensors to convert, the total of the progress reports of [`Self::write`].
+    pub fn source_bytes(&self) -> u64 {
+        self.steps.iter().map(Step::source_bytes).sum()
+    }
+
+    /// Settings for the manifest.
+    pub fn settings(&self) -> Map<String, Value> {
+        manifest::settings(self.recipe, self.form)
+    }
+
+    /// A record per tensor of the text model, for the manifest.
+    pub fn tensor_records(&self) -> Vec<TensorRecord> {
+        self.steps.iter().map(|step| manifest::record(step, self.recipe)).collect()
+    }
+
+    /// Counts and sizes.
+    pub fn summary(&self) -> Summary {
+        let weights = |step: &Step<'_>| step.tensor.shape().iter().map(|&dim| dim as u64).product::<u64>();
+        let bytes = |step: &Step<'_>| step.output_tensors().iter().map(|tensor| tensor.bytes).sum::<u64>();
+        let matrices: Vec<&Step<'_>> =
+            self.steps.iter().filter(|step| step.tensor.role().is_quantized()).collect();
+        let matrix_weights: u64 = matrices.iter().map(|step| weights(step)).sum();
+        let matrix_bytes: u64 = matrices.iter().map(|step| bytes(step)).sum();
+        let kept = matrices.iter().filter(|step| step.action == Action::Keep);
+        let kept_matrices: Vec<String> = kept.map(|step| step.tensor.name().to_owned()).collect();
+        Summary {
+            quantized: matrices.len() - kept_matrices.len(),
+            kept_matrices,
+            parameters: self.steps.iter().map(weights).sum(),
+            source_bytes: self.source_bytes(),
+            tensor_bytes: self.steps.iter().map(bytes).sum(),
+            bits_per_weight: 8.0 * matrix_bytes as f64 / matrix_weights as f64,
+        }
+    }
+}
+
+/// Counts and sizes of a conversion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Number of matrices that are quantized.
+    pub quantized: usize,
+    /// Names of the matrices that stay in float.
+    pub kept_matrices: Vec<String>,
+    /// Number of weights of the text model.
+    pub parameters: u64,
+    /// Bytes of the source's text model.
+    pub source_bytes: u64,
+    /// Bytes of all output tensors.
+    pub tensor_bytes: u64,
+    /// Average bits of a matrix weight, scales and biases included.
+    pub bits_per_weight: f64,
+}
+
+fn steps<'a>(
     checkpoint: &'a Checkpoint,
     recipe: &dyn Recipe,
     form: Form,
@@ -100,7 +184,7 @@ pub(crate) fn plan<'a>(
         return Err(WriteError::Inexpressible {
             form: "speech-swift",
             reason: format!(
-                "it takes one number of bits for all matrices, and `{}` differs",
+                "it reads one number of bits for all matrices, and `{}` differs",
                 odd.tensor.name()
             ),
             hint: "hint: use a group size that divides the rows of every matrix, and the recipe `rtn`",
@@ -130,8 +214,8 @@ fn step<'a>(tensor: TensorView<'a>, recipe: &dyn Recipe, form: Form) -> Step<'a>
     Step { tensor, action, output }
 }
 
-/// `w + 1` for every element, in the arithmetic of the type: computed in f32 and rounded once.
-pub(crate) fn shifted(float: FloatType, bytes: &[u8]) -> Vec<u8> {
+/// `w + 1` for every element, computed in f32 and rounded once to the type.
+pub(crate) fn add_one(float: FloatType, bytes: &[u8]) -> Vec<u8> {
     let mut values = vec![0.0; bytes.len() / float.size()];
     float.widen(bytes, &mut values);
     values.iter_mut().for_each(|value| *value += 1.0);

@@ -1,4 +1,4 @@
-//! How weights become codes.
+//! Recipes: rules that turn float weights into codes, scales and biases.
 
 use std::ops::Range;
 
@@ -7,31 +7,31 @@ use q35_checkpoint::TensorView;
 use q35_quant::affine::{AffineSpec, PackedMatrix, quantize_rows};
 use serde_json::{Map, Value};
 
-/// What is to become of a matrix.
+/// Treatment of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
-    /// Quantized so.
+    /// Quantized with these bits and this group size.
     Quantize(AffineSpec),
-    /// Left in the source's type.
+    /// Kept in the source's type.
     Keep,
 }
 
-/// A way to quantize. The writer asks it about every matrix first, then for the rows of each that it quantizes, from
-/// the first to the last in pieces.
+/// A rule that quantizes matrices. The planner calls [`Self::treatment`] for every matrix; the writer then calls
+/// [`Self::quantize`] for consecutive chunks of rows of each quantized matrix.
 pub trait Recipe: Sync {
-    /// Its name, as `--recipe` takes it and the manifest records it.
+    /// Name in the manifest.
     fn name(&self) -> &str;
 
-    /// The bits and group size of matrices that are not treated in their own way; config.json states them for all.
+    /// Bits and group size that config.json gives as the default.
     fn default_spec(&self) -> AffineSpec;
 
-    /// What is to become of the matrix `tensor`, which has whole groups of 32 at least if it is quantized.
+    /// Treatment of the matrix `tensor`. Rows of a quantized matrix must divide into groups.
     fn treatment(&self, tensor: &TensorSpec) -> Treatment;
 
-    /// The rows `rows` of `tensor`, quantized as `spec` says with scales and biases in the source's type.
+    /// The rows `rows` of `tensor` quantized with `spec`; scales and biases have the source's float type.
     ///
     /// # Errors
-    /// A description of what is in the way.
+    /// A description of the failure.
     fn quantize(
         &self,
         tensor: &TensorView<'_>,
@@ -39,21 +39,21 @@ pub trait Recipe: Sync {
         rows: Range<usize>,
     ) -> Result<PackedMatrix, String>;
 
-    /// Other numbers for `tensor`, which stays in float, in the checkpoint's convention (norms zero-centred); nothing
-    /// leaves those of the source.
+    /// Replacement values of `tensor`, which stays in float, in the checkpoint's convention (zero-centred norms); [`None`]
+    /// keeps the source's.
     fn float_values(&self, tensor: &TensorSpec) -> Option<&[f32]> {
         let _ = tensor;
         None
     }
 
-    /// Further settings, for the manifest.
+    /// Further settings for the manifest.
     fn settings(&self) -> Map<String, Value> {
         Map::new()
     }
 }
 
-/// Every matrix rounded to nearest with the same bits and group size, but for those whose rows do not divide into
-/// groups, which stay in float: what mlx-lm's `quantize_model` does.
+/// Round to nearest with the same bits and group size for every matrix, as mlx-lm's `quantize_model`: matrices whose
+/// rows do not divide into groups stay in float.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundToNearest(
     /// Bits and group size.

@@ -1,4 +1,4 @@
-//! What config.json says about quantization, in the form of any maker.
+//! The quantization settings of config.json, in the forms of mlx-lm and speech-swift.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::MlxError;
 use crate::names::text_model_name;
 
-/// Bits and group size as far as they are stated.
+/// Bits and group size, each [`None`] if config.json does not state it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stated {
     pub(crate) bits: Option<u64>,
@@ -17,34 +17,34 @@ pub(crate) struct Stated {
 }
 
 impl Stated {
-    /// Whether a tensor quantized as `spec` keeps to what is stated.
+    /// True if `spec` agrees with the stated values.
     pub(crate) fn admits(self, spec: AffineSpec) -> bool {
         self.bits.is_none_or(|bits| bits == u64::from(spec.bits()))
             && self.group_size.is_none_or(|size| size == spec.group_size() as u64)
     }
 }
 
-/// What is stated of one module.
+/// Statement about one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Module {
-    /// Quantized so.
+    /// Quantized with these bits and group size.
     Quantized(Stated),
-    /// Left in float.
+    /// Not quantized.
     Float,
 }
 
-/// The quantization entry.
+/// The quantization entry of config.json.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
-    /// For modules that are not named; nothing when the model is not quantized.
+    /// Default of modules without an entry; [`None`] if the model is not quantized.
     pub(crate) default: Option<Stated>,
-    /// By the module's name below the tower, `layers.0.mlp.up_proj`.
+    /// Statements by the module's name in the text model, `layers.0.mlp.up_proj`.
     modules: HashMap<String, Module>,
 }
 
 impl Settings {
-    /// Reads `quantization` as an object (mlx-lm) or as a label with `quantization_bits` and
-    /// `quantization_group_size` beside it (origin).
+    /// Reads `quantization`: an object (mlx-lm), or a label with `quantization_bits` and `quantization_group_size` beside
+    /// it (speech-swift).
     pub(crate) fn from_config(path: &Path, config: &Value) -> Result<Self, MlxError> {
         let reader = Reader { path };
         match config.get("quantization").or_else(|| config.get("quantization_config")) {
@@ -55,7 +55,7 @@ impl Settings {
         }
     }
 
-    /// What is stated of the module called `name` below the tower.
+    /// The statement about the module `name` of the text model.
     pub(crate) fn of(&self, name: &str) -> Option<Module> {
         self.modules.get(name).copied()
     }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn every_makers_form_is_understood() {
+    fn both_forms_are_read() {
         let stated = |bits, group_size| Stated { bits, group_size };
         let table = read(json!({"quantization": {"bits": 4, "group_size": 64, "mode": "affine",
             "language_model.model.layers.0.mlp.up_proj": {"bits": 8, "group_size": 32},
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_named() {
+    fn unsupported_settings_are_refused_by_name() {
         for (config, message) in [
             (json!({"quantization": {"bits": 7, "group_size": 64}}), "quantization.bits"),
             (json!({"quantization": {"bits": 4, "group_size": 16}}), "group_size"),

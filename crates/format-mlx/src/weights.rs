@@ -1,4 +1,4 @@
-//! The model's weights as numbers, in the convention of Hugging Face checkpoints.
+//! [`Weights`] of an MLX directory: dequantized values in the convention of Hugging Face checkpoints.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use q35_quant::affine::dequantize_rows;
 
 use crate::{MlxDirectory, MlxTensor};
 
-/// Matrices are dequantized as MLX's matrix products see them, in f32 without rounding to the scales' type.
+/// Matrices are dequantized in f32, as in MLX's matrix products, without rounding to the scales' type.
 impl Weights for MlxDirectory {
     fn config(&self) -> &TextConfig {
         MlxDirectory::config(self)

@@ -1,14 +1,15 @@
-//! Whole conversions: against mlx-lm's own, read back, in every form, and refused where they must be. The files in
-//! `golden` are made by `scripts/goldens/make_all.sh` from the same generated checkpoints.
+//! Conversions: equal to mlx-lm's, read back, in both directory forms, and refusals. `scripts/goldens/make_all.sh` writes
+//! the files in `golden` from the same generated checkpoints.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use q35_architecture::{LayerKind, tensor_table};
 use q35_checkpoint::{Checkpoint, SafetensorsFile};
 use q35_format_mlx::{
-    Form, MlxDirectory, MlxTensor, RoundToNearest, WriteError, WriteOptions, Written, write,
+    Form, MlxDirectory, MlxTensor, Plan, RoundToNearest, WriteError, WriteOptions, Written, write,
 };
 use q35_inference::Weights;
 use q35_quant::affine::AffineSpec;
@@ -135,8 +136,8 @@ fn what_was_written_reads_back_near_the_source() {
                 original.values(&spec.name).iter().zip(&read).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             let largest =
                 original.values(&spec.name).iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
-            // For matrices one and a half of 255 steps: half of rounding, half of the scale's own rounding to bf16 and
-            // some for its stretching. For norms the rounding of 1 + w.
+            // Matrices: 1.5 of 255 steps (half for rounding, half for the scale's rounding to bf16, the rest for its
+            // stretching). Norms: the rounding of 1 + w.
             let bound = if spec.role.is_quantized() { 1.5 * 2.0 * largest / 255.0 } else { 4e-3 };
             assert!(worst <= bound, "{}: {worst}", spec.name);
         }
@@ -178,7 +179,7 @@ fn a_large_model_is_cut_into_files_with_an_index() {
 }
 
 #[test]
-fn the_origins_form_is_flat_and_holds_the_same_tensors() {
+fn the_speech_swift_form_is_flat_and_holds_the_same_tensors() {
     let options = WriteOptions { form: Form::SpeechSwift, ..WriteOptions::default() };
     let (home, written) = convert_with(&TinyCheckpoint::new(), 5, 32, &options);
     written.unwrap();
@@ -226,22 +227,36 @@ fn matrices_that_do_not_divide_stay_in_float_as_in_mlx_lm() {
 }
 
 #[test]
-fn the_manifest_tells_what_became_of_every_tensor() {
-    let (_home, written) = convert_with(&TinyCheckpoint::new(), 4, 64, &WriteOptions::default());
-    let manifest = written.unwrap().manifest;
-    let decisions =
-        |decision: &str| manifest.tensors.iter().filter(|tensor| tensor.decision == decision).count();
+fn the_plan_records_the_treatment_of_every_tensor() {
+    let home = tempfile::tempdir().unwrap();
+    TinyCheckpoint::new().write_to(&home.path().join("source"));
+    let checkpoint = Checkpoint::open(&home.path().join("source")).unwrap();
+    let recipe = RoundToNearest(AffineSpec::new(4, 64).unwrap());
+    let plan = Plan::new(&checkpoint, &recipe, &WriteOptions::default()).unwrap();
+    let records = plan.tensor_records();
+    let decisions = |decision: &str| records.iter().filter(|record| record.decision == decision).count();
     let table = tensor_table(&tiny());
     assert_eq!(decisions("quantized"), table.iter().filter(|spec| spec.role.is_quantized()).count());
     assert_eq!(decisions("transposed"), 3);
     assert_eq!(decisions("shifted"), 2 * 4 + 1 + 2);
     assert_eq!(decisions("kept"), 3 * 3);
-    assert!(decisions("dropped") > 10);
-    assert_eq!(manifest.source.id, "source");
-    assert!(
-        manifest.source.files.iter().any(|file| file.path == "model.safetensors" && file.sha256.len() == 64)
-    );
-    assert_eq!(manifest.settings["bits"], 4);
+    assert_eq!(plan.settings()["bits"], 4);
+}
+
+#[test]
+fn a_cancelled_conversion_stops() {
+    let home = tempfile::tempdir().unwrap();
+    TinyCheckpoint::new().write_to(&home.path().join("source"));
+    let checkpoint = Checkpoint::open(&home.path().join("source")).unwrap();
+    let recipe = RoundToNearest(AffineSpec::new(4, 64).unwrap());
+    let plan = Plan::new(&checkpoint, &recipe, &WriteOptions::default()).unwrap();
+    let calls = std::cell::Cell::new(0);
+    let result = plan.write(home.path(), &|_| {
+        calls.set(calls.get() + 1);
+        if calls.get() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(result, Err(WriteError::Cancelled)));
+    assert_eq!(calls.get(), 3);
 }
 
 #[test]
@@ -272,7 +287,7 @@ fn what_cannot_be_converted_is_refused_by_name() {
     assert!(result.unwrap_err().to_string().contains("head of its own"));
 }
 
-/// Rewrites one element of a tensor of the source.
+/// Overwrites one element of a tensor of the source.
 fn poison(source: &Path, tensor: &str, element: usize, value: u16) {
     let path = source.join("model.safetensors");
     let place = {

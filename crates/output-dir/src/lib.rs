@@ -1,12 +1,13 @@
-//! Output directories that appear whole or not at all ([`Staging`]), and the manifest that lets anyone re-check them
-//! ([`Manifest`], [`verify`]).
+//! Output directories that appear complete or not at all ([`Staging`]), with a manifest against which they can be
+//! verified later ([`Manifest`], [`verify`]).
 //!
-//! A conversion writes into a hidden sibling of its target and publishes it by one rename, so that whoever looks, or
-//! kills the process, at any moment finds the old state or the new one. What is in the directories is not known here.
+//! A conversion writes into a hidden sibling of its target (the staging directory) and publishes it with one rename: a
+//! process that is killed at any moment leaves the old state or the new one. The crate must not know what the
+//! directories contain.
 //!
 //! ```
 //! use q35_output_dir::{Existing, Manifest, Staging, verify};
-//! let home = std::env::temp_dir().join(format!("q35-bundle-{}", std::process::id()));
+//! let home = std::env::temp_dir().join(format!("q35-output-dir-{}", std::process::id()));
 //! let target = home.join("model");
 //!
 //! let staging = Staging::begin(&target, Existing::Refuse)?;
@@ -17,20 +18,20 @@
 //!
 //! assert!(verify(&target)?.problems.is_empty());
 //! # std::fs::remove_dir_all(home).unwrap();
-//! # Ok::<(), q35_output_dir::BundleError>(())
+//! # Ok::<(), q35_output_dir::OutputDirError>(())
 //! ```
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 mod error;
-mod exchange;
-mod hashed;
+mod hashed_file;
 mod manifest;
+mod rename_exchange;
 mod staging;
 mod verify;
 
-pub use error::BundleError;
-pub use hashed::{HashedFile, hash_file};
+pub use error::OutputDirError;
+pub use hashed_file::{HashedFile, hash_file};
 pub use manifest::{FileRecord, MANIFEST, Manifest, Source, TensorRecord, Tool};
-pub use staging::{Existing, Staging};
+pub use staging::{Existing, Staging, remove_unpublished};
 pub use verify::{Verification, VerifyProblem, verify};

@@ -1,4 +1,4 @@
-//! Checking a directory against its manifest.
+//! Verification of a directory against its manifest.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,18 +7,18 @@ use std::path::{Component, Path};
 
 use rayon::prelude::*;
 
-use crate::hashed::hash_file;
-use crate::staging::list;
-use crate::{BundleError, FileRecord, MANIFEST, Manifest};
+use crate::hashed_file::hash_file;
+use crate::staging::list_files;
+use crate::{FileRecord, MANIFEST, Manifest, OutputDirError};
 
-/// The outcome of [`verify`].
+/// Result of [`verify`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verification {
     /// The manifest.
     pub manifest: Manifest,
-    /// Bytes that were hashed.
+    /// Bytes of all listed files.
     pub bytes: u64,
-    /// Every deviation, ascending by path; empty when the directory is as it was written.
+    /// Every deviation, sorted by path; empty if the directory is as it was written.
     pub problems: Vec<VerifyProblem>,
 }
 
@@ -26,7 +26,7 @@ pub struct Verification {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VerifyProblem {
-    /// A file of the manifest is not there.
+    /// A file of the manifest is missing.
     Missing {
         /// Its path in the directory.
         path: String,
@@ -35,21 +35,21 @@ pub enum VerifyProblem {
     Length {
         /// Its path in the directory.
         path: String,
-        /// Bytes by the manifest.
+        /// Length in the manifest.
         expected: u64,
-        /// Bytes that it has.
+        /// Length of the file.
         found: u64,
     },
     /// A file has other contents.
     Hash {
         /// Its path in the directory.
         path: String,
-        /// SHA-256 by the manifest.
+        /// SHA-256 in the manifest.
         expected: String,
-        /// SHA-256 that it has.
+        /// SHA-256 of the file.
         found: String,
     },
-    /// A file is there that the manifest does not know.
+    /// A file that the manifest does not list.
     Unlisted {
         /// Its path in the directory.
         path: String,
@@ -77,18 +77,19 @@ impl fmt::Display for VerifyProblem {
     }
 }
 
-/// Hashes every file of `dir` and compares with its manifest. Hidden files that it does not list are ignored.
+/// Hashes every file of `dir` and compares it with the manifest. Hidden files that the manifest does not list are
+/// ignored.
 ///
 /// # Errors
-/// There is no readable manifest, or a file cannot be read.
-pub fn verify(dir: &Path) -> Result<Verification, BundleError> {
-    let unreadable = |message: String| BundleError::Manifest { path: dir.to_owned(), message };
+/// The manifest is absent or unreadable, or a file cannot be read.
+pub fn verify(dir: &Path) -> Result<Verification, OutputDirError> {
+    let unreadable = |message: String| OutputDirError::Manifest { path: dir.to_owned(), message };
     let text = fs::read(dir.join(MANIFEST)).map_err(|error| unreadable(error.to_string()))?;
     let manifest = Manifest::parse(&text).map_err(unreadable)?;
     let found: Vec<Option<VerifyProblem>> =
         manifest.files.par_iter().map(|record| check(dir, record)).collect::<Result<_, _>>()?;
     let listed: BTreeSet<&str> = manifest.files.iter().map(|record| record.path.as_str()).collect();
-    let unlisted = list(dir)?
+    let unlisted = list_files(dir)?
         .into_iter()
         .filter(|path| path != MANIFEST && !path.starts_with('.') && !path.contains("/."))
         .filter(|path| !listed.contains(path.as_str()))
@@ -98,7 +99,7 @@ pub fn verify(dir: &Path) -> Result<Verification, BundleError> {
     Ok(Verification { manifest, bytes, problems })
 }
 
-fn check(dir: &Path, record: &FileRecord) -> Result<Option<VerifyProblem>, BundleError> {
+fn check(dir: &Path, record: &FileRecord) -> Result<Option<VerifyProblem>, OutputDirError> {
     let path = record.path.clone();
     let inside = Path::new(&path).components().all(|part| matches!(part, Component::Normal(_)));
     if !inside || path.is_empty() {
@@ -156,6 +157,6 @@ mod tests {
         fs::write(target.join(MANIFEST), manifest.to_text()).unwrap();
         assert!(matches!(verify(&target).unwrap().problems[0], VerifyProblem::Outside { .. }));
         fs::write(target.join(MANIFEST), "{}").unwrap();
-        assert!(matches!(verify(&target), Err(BundleError::Manifest { .. })));
+        assert!(matches!(verify(&target), Err(OutputDirError::Manifest { .. })));
     }
 }

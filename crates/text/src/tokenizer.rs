@@ -186,7 +186,8 @@ fn added_tokens(config: &Value) -> Result<BTreeMap<u32, AddedToken>, String> {
     let entry = |(id, token): (&String, &Value)| {
         let id_number = id.parse().map_err(|_| format!("`added_tokens_decoder` has the id {id:?}"))?;
         let content = token.get("content").and_then(Value::as_str);
-        let content = content.ok_or_else(|| format!("`added_tokens_decoder` has no content for the id {id}"))?;
+        let content =
+            content.ok_or_else(|| format!("`added_tokens_decoder` has no content for the id {id}"))?;
         let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
         let special = flag("special");
         let normalized = token.get("normalized").and_then(Value::as_bool).unwrap_or(!special);

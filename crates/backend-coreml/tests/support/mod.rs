@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use q35_backend_coreml::{CoreMlModel, Precision};
 use q35_checkpoint::Checkpoint;
-use q35_format_coreml::{
-    Cache, Compute, Embedding, Encoding, Layout, Options, PackageWeights, Provenance, write,
-};
+use q35_format_coreml::{Cache, Compute, Embedding, Encoding, Layout, Options, PackageWeights, write};
 use q35_inference::{LogitsFor, Model, Observer, Sequence};
 use q35_metrics::{Summarizer, Summary, compare_rows};
 use q35_testkit::TinyCheckpoint;
@@ -41,7 +39,7 @@ impl Workspace {
         let out = self.root.path().join(format!("out-{count}"));
         std::fs::create_dir(&out).unwrap();
         let checkpoint = Checkpoint::open(&self.source()).unwrap();
-        write(&checkpoint, options, &Provenance::default(), &out, &|_| {}).unwrap();
+        write(&checkpoint, options, &out, &|_| {}).unwrap();
         out
     }
 }
@@ -66,11 +64,11 @@ pub fn combinations() -> Vec<Options> {
         for &compute in Compute::ALL {
             let base = Options { encoding, compute, ..small() };
             for (layout, cache, embedding, head_splits) in [
-                (Layout::Multifunction, Cache::State, Embedding::Inside, Some(3)),
+                (Layout::Multifunction, Cache::State, Embedding::Model, Some(3)),
                 (Layout::Multifunction, Cache::Io, Embedding::Host, None),
                 (Layout::Split, Cache::State, Embedding::Host, Some(3)),
-                (Layout::Split, Cache::Io, Embedding::Inside, None),
-                (Layout::SpeechSwift, Cache::State, Embedding::Inside, None),
+                (Layout::Split, Cache::Io, Embedding::Model, None),
+                (Layout::SpeechSwift, Cache::State, Embedding::Model, None),
             ] {
                 all.push(Options { layout, cache, embedding, head_splits, ..base });
             }

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::backend::VariantArg;
 use crate::commands::{Context, inspect_package};
+use crate::dropped_tensors;
 use crate::exit::Outcome;
-use crate::left_out;
 use crate::output::{Table, bytes, grouped, json as print_json, line};
 use crate::source::resolve;
 
@@ -174,7 +174,7 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
             "weights": inventory.kept_elements,
             "bytes": inventory.kept_bytes,
             "groups": groups.json(),
-            "besides": left_out::to_json(inventory),
+            "besides": dropped_tensors::to_json(inventory),
         }));
     }
     line(format!("{}: Hugging Face checkpoint", path.display()))?;
@@ -188,7 +188,7 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
         if files == 1 { "" } else { "s" }
     ))?;
     line(groups.table())?;
-    left_out::print(inventory, "besides")?;
+    dropped_tensors::print(inventory, "besides")?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ pub mod verify;
 
 /// Converts Qwen3.5 checkpoints for Apple devices, and checks the result
 ///
-/// Exit codes: 0, done; 1, it ran and the answer is no; 2, it could not run.
+/// Exit codes: 0, done; 1, it ran and the answer is no; 2, it could not run; 130, interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "q35-convert", version, max_term_width = 100)]
 pub struct Convert {

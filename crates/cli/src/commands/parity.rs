@@ -2,13 +2,11 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use anyhow::{Context as _, bail, ensure};
 use q35_backend::{Backend, Precision, RunOptions, Running};
-use q35_checkpoint::Checkpoint;
 use q35_inference::CancelToken;
-use q35_output_dir::Manifest;
 use q35_parity::{
     Artefact, Candidate, CheckOptions, CheckpointText, DEFAULT_SUITE, DEFAULT_THRESHOLDS, Grade, ParityError,
     ParityReport, Progress, Prompt, ReferencePass, Source, Stage, Suite, Thresholds, check,
@@ -17,7 +15,7 @@ use q35_parity::{
 use crate::backend::{BackendArgs, VariantArg};
 use crate::commands::Context;
 use crate::exit::Outcome;
-use crate::output::{line, note};
+use crate::output::line;
 use crate::progress::{Step, Watcher};
 use crate::source::resolve;
 
@@ -253,7 +251,8 @@ impl Job<'_> {
 
 /// The recipe or encoding options that a directory's manifest records.
 fn recipe(dir: &Path) -> Option<String> {
-    let manifest = Manifest::parse(&std::fs::read(dir.join(q35_output_dir::MANIFEST)).ok()?).ok()?;
+    let manifest =
+        q35_output_dir::Manifest::parse(&std::fs::read(dir.join(q35_output_dir::MANIFEST)).ok()?).ok()?;
     let value = |name: &str| {
         let value = manifest.settings.get(name)?;
         Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -349,124 +348,5 @@ impl Bars {
             step.advance(progress.done.saturating_sub(*done));
             *done = progress.done.max(*done);
         }
-    }
-}
-
-/// What follows a conversion: the short check, unless there is no `reference` (and its name) to check against, and what
-/// it found in the manifest and the model card. `out` is the directory just written, not yet in its place nor with its
-/// `manifest` in it. `reference` is the conversion's own, since mapping its files twice would count twice.
-///
-/// # Errors
-/// The check could not be done, or the card not be written.
-pub(crate) fn after_conversion(
-    reference: Option<(&Arc<Checkpoint>, &str)>,
-    manifest: Manifest,
-    out: &Path,
-    watcher: Watcher,
-) -> anyhow::Result<(Option<ParityReport>, Manifest)> {
-    let report = match reference {
-        Some((reference, name)) => Some(short_check(reference, name, out, &manifest, watcher)?),
-        None => None,
-    };
-    let manifest = record(report.as_ref(), manifest, out)?;
-    Ok((report, manifest))
-}
-
-fn short_check(
-    reference: &Arc<Checkpoint>,
-    reference_name: &str,
-    out: &Path,
-    manifest: &Manifest,
-    watcher: Watcher,
-) -> anyhow::Result<ParityReport> {
-    let reference = Artefact::of_checkpoint(Arc::clone(reference));
-    let candidate = Artefact::open_with_settings(out, &manifest.settings)?;
-    let prompts = match CheckpointText::open(reference.dir()) {
-        Ok(text) => Suite::from_json(DEFAULT_SUITE)?.prompts(&text, true, Some(SHORT_POSITIONS))?,
-        Err(_) => {
-            note("note: the source has no usable tokenizer; the check runs on arbitrary tokens");
-            vec![arbitrary(reference.weights().config().vocab_size)]
-        }
-    };
-    let job = Job {
-        reference_name: reference_name.to_owned(),
-        candidate_name: "the conversion".into(),
-        reference: &reference,
-        candidate: &candidate,
-        hash: None,
-        prompts: &prompts,
-        thresholds: &thresholds(DEFAULT_THRESHOLDS)?,
-        how: RunOptions {
-            backend: Backend::Cpu,
-            threads: Some(threads(None)),
-            precision: Precision::Declared,
-            ..RunOptions::default()
-        },
-    };
-    let options = CheckOptions {
-        greedy_tokens: 0,
-        decoded_tokens: SHORT_DECODED,
-        thorough: false,
-        ..CheckOptions::default()
-    };
-    job.run(options, watcher, &CancelToken::new())
-}
-
-/// Positions that are compared after a conversion.
-const SHORT_POSITIONS: usize = 64;
-/// Tokens that are decoded one by one then: a step of the evaluator takes a second at full size.
-const SHORT_DECODED: usize = 6;
-
-/// Tokens without meaning, spread over the vocabulary.
-fn arbitrary(vocab_size: usize) -> Prompt {
-    let ids = (1..=SHORT_POSITIONS).map(|i| (i * 7919 % vocab_size) as u32).collect();
-    Prompt::new("arbitrary", "ids", ids)
-}
-
-/// What a conversion's summary and card say of its check.
-pub(crate) fn in_words(report: Option<&ParityReport>) -> String {
-    let Some(report) = report else { return "unverified".into() };
-    let Some(total) = report.total.as_ref().or(report.conversion.as_ref()) else {
-        return "weights differ from the source beyond their encoding; nothing was run".into();
-    };
-    format!(
-        "mean KL {:.2e} against the float model over {} positions, top-1 agreement {:.1} %, {}",
-        total.kl.mean,
-        total.positions,
-        100.0 * total.top1_agreement,
-        if report.passed { "within thresholds" } else { "OUTSIDE thresholds" }
-    )
-}
-
-/// Writes what was found into the manifest and the model card of the directory just written.
-fn record(report: Option<&ParityReport>, mut manifest: Manifest, out: &Path) -> anyhow::Result<Manifest> {
-    manifest.parity = Some(match report {
-        Some(report) => report.summary(),
-        None => "unverified".into(),
-    });
-    let path = out.join("README.md");
-    if let Ok(card) = std::fs::read_to_string(&path) {
-        let card = format!("{card}\nParity with the float model: {}.\n", in_words(report));
-        std::fs::write(&path, card).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(manifest)
-}
-
-/// How a conversion ends.
-pub(crate) fn outcome(report: Option<&ParityReport>) -> Outcome {
-    match report {
-        Some(report) if !report.passed => {
-            for finding in &report.findings {
-                note(format!("{}: {}", finding.scope, finding.message));
-            }
-            for check in report.checks.iter().filter(|check| !check.passed) {
-                note(format!(
-                    "outside its limit: {} is {:e}, limit {:e}",
-                    check.name, check.value, check.limit
-                ));
-            }
-            Outcome::No
-        }
-        _ => Outcome::Done,
     }
 }

@@ -1,4 +1,4 @@
-//! `q35-convert verify`: is a converted model as it was written?
+//! `q35-convert verify`: checks the files of a converted model against its manifest.
 
 use std::path::PathBuf;
 
@@ -16,10 +16,10 @@ pub struct Args {
     pub dir: PathBuf,
 }
 
-/// Runs `q35-convert verify`: the answer is no when a file is missing, changed or new.
+/// Runs `q35-convert verify`: the answer is no if a file is missing, changed or unlisted.
 ///
 /// # Errors
-/// There is no manifest, or a file cannot be read.
+/// The manifest is absent, or a file cannot be read.
 pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     let verification = q35_output_dir::verify(&args.dir)?;
     let files = verification.manifest.files.len();

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, Weak};
 
 use q35_backend_tests::{Backend, ModelFiles, nano_source};
-use q35_format_coreml::{Options, Provenance};
+use q35_format_coreml::Options;
 use q35_runtime::Chat;
 use tempfile::TempDir;
 
@@ -20,6 +20,7 @@ pub fn nano_coreml() -> ModelFiles {
         let source = nano_source();
         let checkpoint = q35_checkpoint::Checkpoint::open(source.path()).unwrap();
         let options = Options { context: 512, ..Options::default() };
-        q35_format_coreml::write(&checkpoint, &options, &Provenance::default(), dir, &|_| {}).unwrap();
+        q35_format_coreml::write(&checkpoint, &options, dir, &|_| {}).unwrap();
+        q35_checkpoint::copy_auxiliary_files(&checkpoint, dir).unwrap();
     })
 }

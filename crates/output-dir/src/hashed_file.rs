@@ -1,4 +1,4 @@
-//! Hashing files, while they are written or afterwards.
+//! SHA-256 of files, computed while they are written or afterwards.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -6,21 +6,20 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::{BundleError, FileRecord};
+use crate::{FileRecord, OutputDirError};
 
-/// What is written at a time, from multiples of it on: Linux then keeps the file in memory in pages as large, and who
-/// maps it and reads all of it for every token is a quarter to a third faster with one thread (Zen 4, in a virtual
-/// machine).
-const PART: usize = 2 << 20;
+/// Size and alignment of write calls: the size of a huge page. Linux then caches the file in huge pages (where the file
+/// system supports large folios), and a process that maps the weights has fewer TLB misses.
+const WRITE_BYTES: usize = 2 << 20;
 
-/// A new file whose hash is ready when its last byte is written.
+/// A new file that is hashed while it is written.
 #[derive(Debug)]
 pub struct HashedFile {
     name: String,
     path: PathBuf,
     file: File,
-    /// The end of what was appended, less than [`PART`].
-    held: Vec<u8>,
+    /// Bytes appended and not yet written, fewer than [`WRITE_BYTES`].
+    buffer: Vec<u8>,
     bytes: u64,
     hash: Sha256,
 }
@@ -30,52 +29,52 @@ impl HashedFile {
     ///
     /// # Errors
     /// It cannot be created.
-    pub fn create(dir: &Path, name: &str) -> Result<Self, BundleError> {
+    pub fn create(dir: &Path, name: &str) -> Result<Self, OutputDirError> {
         let path = dir.join(name);
-        let file = File::create(&path).map_err(|error| BundleError::io(&path, error))?;
-        let held = Vec::with_capacity(PART);
-        Ok(Self { name: name.to_owned(), path, file, held, bytes: 0, hash: Sha256::new() })
+        let file = File::create(&path).map_err(|error| OutputDirError::io(&path, error))?;
+        let buffer = Vec::with_capacity(WRITE_BYTES);
+        Ok(Self { name: name.to_owned(), path, file, buffer, bytes: 0, hash: Sha256::new() })
     }
 
     /// Appends `data`.
     ///
     /// # Errors
-    /// It cannot be written, be it that the disk is full.
-    pub fn write(&mut self, data: &[u8]) -> Result<(), BundleError> {
+    /// It cannot be written; a full disk is [`OutputDirError::Full`].
+    pub fn write(&mut self, data: &[u8]) -> Result<(), OutputDirError> {
         self.hash.update(data);
         self.bytes += data.len() as u64;
         let mut left = data;
-        while self.held.len() + left.len() >= PART {
-            let (now, rest) = left.split_at(PART - self.held.len());
-            self.held.extend_from_slice(now);
-            self.write_held()?;
+        while self.buffer.len() + left.len() >= WRITE_BYTES {
+            let (now, rest) = left.split_at(WRITE_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(now);
+            self.flush_buffer()?;
             left = rest;
         }
-        self.held.extend_from_slice(left);
+        self.buffer.extend_from_slice(left);
         Ok(())
     }
 
-    fn write_held(&mut self) -> Result<(), BundleError> {
-        self.file.write_all(&self.held).map_err(|error| BundleError::io(&self.path, error))?;
-        self.held.clear();
+    fn flush_buffer(&mut self) -> Result<(), OutputDirError> {
+        self.file.write_all(&self.buffer).map_err(|error| OutputDirError::io(&self.path, error))?;
+        self.buffer.clear();
         Ok(())
     }
 
-    /// What was written, for the manifest.
+    /// Writes the rest of the buffer and returns the file's record for the manifest.
     ///
     /// # Errors
-    /// The system reports a late failure to write.
-    pub fn finish(mut self) -> Result<FileRecord, BundleError> {
-        self.write_held()?;
+    /// The rest cannot be written.
+    pub fn finish(mut self) -> Result<FileRecord, OutputDirError> {
+        self.flush_buffer()?;
         Ok(FileRecord { path: self.name, bytes: self.bytes, sha256: hex(&self.hash.finalize()) })
     }
 }
 
-/// Length and SHA-256 of the file at `path`, recorded under `name`.
+/// The record, under the name `name`, of the file at `path`.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn hash_file(path: &Path, name: &str) -> Result<FileRecord, BundleError> {
+pub fn hash_file(path: &Path, name: &str) -> Result<FileRecord, OutputDirError> {
     let run = || -> io::Result<(u64, String)> {
         let mut file = File::open(path)?;
         let mut hash = Sha256::new();
@@ -91,7 +90,7 @@ pub fn hash_file(path: &Path, name: &str) -> Result<FileRecord, BundleError> {
             }
         }
     };
-    let (bytes, sha256) = run().map_err(|error| BundleError::io(path, error))?;
+    let (bytes, sha256) = run().map_err(|error| OutputDirError::io(path, error))?;
     Ok(FileRecord { path: name.to_owned(), bytes, sha256 })
 }
 
@@ -116,14 +115,18 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_any_size_make_the_file() {
+    fn chunks_of_any_size_make_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = HashedFile::create(dir.path(), "parts").unwrap();
         let mut expected = Vec::new();
-        for (number, length) in [7, PART - 7, 0, PART + 1, 3 * PART, PART - 2, 1, 5].into_iter().enumerate() {
-            let piece: Vec<u8> = (0..length).map(|i| (i % 251 + number) as u8).collect();
-            file.write(&piece).unwrap();
-            expected.extend(piece);
+        for (number, length) in
+            [7, WRITE_BYTES - 7, 0, WRITE_BYTES + 1, 3 * WRITE_BYTES, WRITE_BYTES - 2, 1, 5]
+                .into_iter()
+                .enumerate()
+        {
+            let chunk: Vec<u8> = (0..length).map(|i| (i % 251 + number) as u8).collect();
+            file.write(&chunk).unwrap();
+            expected.extend(chunk);
         }
         let record = file.finish().unwrap();
         assert_eq!(std::fs::read(dir.path().join("parts")).unwrap(), expected);

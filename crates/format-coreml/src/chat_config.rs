@@ -1,4 +1,4 @@
-//! chat_config.json, by which speech-swift knows a directory of Core ML packages.
+//! chat_config.json, the configuration that speech-swift reads beside its Core ML packages.
 
 use q35_architecture::{LayerKind, TextConfig};
 use q35_checkpoint::{Checkpoint, CheckpointError, read_json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::options::Options;
 
-/// The file's content. `source` is what the model is called.
+/// Contents of the file. `source` is the name of the source model.
 pub(crate) fn chat_config(
     checkpoint: &Checkpoint,
     options: &Options,
@@ -36,12 +36,12 @@ fn sizes(config: &TextConfig, options: &Options, source: &str) -> Value {
         "qkv_dim": config.linear_conv_dim(),
         "gate_dim": config.linear_value_dim(),
     });
-    // The origin's models have as many key heads as value heads, as wide, and no words for anything else.
-    for (key, size, implied) in [
+    // speech-swift's own models have equal numbers and widths of key and value heads, and no keys for other shapes.
+    for (key, size, expected) in [
         ("num_key_heads", config.linear_num_key_heads, config.linear_num_value_heads),
         ("key_head_dim", config.linear_key_head_dim, config.linear_value_head_dim),
     ] {
-        if size != implied {
+        if size != expected {
             deltanet[key] = size.into();
         }
     }
@@ -71,7 +71,7 @@ fn sizes(config: &TextConfig, options: &Options, source: &str) -> Value {
     })
 }
 
-/// The id of a special token in a tokenizer.json.
+/// The id of the special token `content` in a tokenizer.json.
 fn special_token(tokenizer: &Value, content: &str) -> Option<u64> {
     let added = tokenizer.get("added_tokens")?.as_array()?;
     added.iter().find(|token| token["content"] == content).and_then(|token| token["id"].as_u64())

@@ -1,11 +1,11 @@
-//! The parts of a checkpoint that no conversion takes, as every command shows them.
+//! Dropped tensors, which text conversions do not need, as every command prints them.
 
 use q35_checkpoint::Inventory;
 use serde_json::{Value, json};
 
 use crate::output::{bytes, grouped, line};
 
-/// One object a part.
+/// One object per dropped part of the checkpoint.
 pub fn to_json(inventory: &Inventory) -> Vec<Value> {
     inventory
         .dropped
@@ -19,10 +19,10 @@ pub fn to_json(inventory: &Inventory) -> Vec<Value> {
         .collect()
 }
 
-/// Prints a line for each part, after `prefix`.
+/// Prints a line per dropped part, each after `prefix`.
 ///
 /// # Errors
-/// The reader has gone away.
+/// stdout is closed.
 pub fn print(inventory: &Inventory, prefix: &str) -> std::io::Result<()> {
     inventory.dropped.iter().try_for_each(|part| {
         line(format!(

@@ -1,9 +1,10 @@
-//! Weights on their way from a checkpoint into a package: quantized, or kept and transformed, once per package.
+//! The weights of a package: quantized or transformed tensors of the checkpoint, each written once per package and
+//! unpacked once per function.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use q35_checkpoint::{Checkpoint, TensorView};
 use q35_format_mil::build::{Argument, FunctionBuilder, Tensor};
@@ -11,64 +12,59 @@ use q35_format_mil::{DType, TensorType, Value};
 use q35_quant::{FloatType, symmetric};
 use rayon::prelude::*;
 
-use crate::ConvertError;
+use crate::WriteError;
 use crate::options::{BLOCK, Encoding};
+use crate::plan::Action;
 
-/// A function whose constants go to a package's weight file.
+/// A function under construction whose constants go to the package's weight file.
 pub(crate) type Function<'w> = FunctionBuilder<'w, BufWriter<File>>;
 
-/// Told the bytes of the checkpoint that have just been quantized.
-pub(crate) type Progress<'a> = &'a dyn Fn(u64);
+/// Receives the bytes of the checkpoint quantized since the last call; `Break` cancels the conversion.
+pub(crate) type Progress<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
 
-/// Bytes of a checkpoint that are quantized at once: large enough to keep all cores busy, small enough to stay in
-/// their caches and out of the process's memory.
+/// Source bytes of one batch: enough work for all cores, and small enough to stay in their caches.
 const BATCH_BYTES: usize = 4 << 20;
-/// Rows that one core takes at a time.
+/// Rows of one parallel task.
 const ROWS_PER_TASK: usize = 32;
 
 /// The weights of one package.
-pub(crate) struct Store<'a> {
+pub(crate) struct WeightStore<'a> {
     checkpoint: &'a Checkpoint,
     quantizer: Quantizer,
     progress: Progress<'a>,
     matrices: BTreeMap<String, Vec<Matrix>>,
-    /// What the function being built has unpacked already.
+    /// Matrices that the current function has unpacked.
     unpacked: BTreeMap<String, Vec<Tensor>>,
     identity: Option<u64>,
 }
 
-/// A quantized matrix, or some of its rows, in the weight file.
+/// Offsets in the weight file of a quantized matrix, or of some of its rows.
 #[derive(Clone, Copy)]
 struct Matrix {
     rows: usize,
     columns: usize,
     data: u64,
     scale: u64,
-    /// Of [`Encoding::Affine`].
+    /// Offset of the zero points of [`Encoding::Affine`].
     zero_point: u64,
 }
 
-/// The name that a tensor's constant has in a program.
+/// Name of a tensor's constant in a program.
 pub(crate) fn identifier(tensor: &str) -> String {
     tensor.replace('.', "_")
 }
 
-/// The name of part `index` of a matrix that is cut by rows.
+/// Name of part `index` of a matrix that is split by rows.
 pub(crate) fn part_identifier(tensor: &str, index: usize) -> String {
     format!("{}_part_{index}", identifier(tensor))
 }
 
-/// Whether a matrix stays in floats: the small projections of the linear layers' gates, which decide much.
-pub(crate) fn is_kept_linear(name: &str) -> bool {
-    name.ends_with(".in_proj_a.weight") || name.ends_with(".in_proj_b.weight")
-}
-
-/// The zero point of [`Encoding::Affine`]: 127, which a GPU and the Neural Engine are reported to get right.
+/// Zero point of [`Encoding::Affine`]: GPU and Neural Engine are reported to compute correctly with 127.
 pub(crate) const ZERO_POINT: u8 = 127;
-/// What [`Encoding::Lut`] adds to a weight to get its index.
+/// Index of the code 0 in the table of [`Encoding::Lut`].
 pub(crate) const LUT_OFFSET: i32 = 128;
 
-impl<'a> Store<'a> {
+impl<'a> WeightStore<'a> {
     pub(crate) fn new(
         checkpoint: &'a Checkpoint,
         encoding: Encoding,
@@ -85,7 +81,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Forgets the values of the function before.
+    /// Starts a function: forgets the unpacked matrices of the previous one.
     pub(crate) fn begin_function(&mut self) {
         self.unpacked.clear();
     }
@@ -94,48 +90,45 @@ impl<'a> Store<'a> {
         self.quantizer
     }
 
-    pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'a>, ConvertError> {
-        self.checkpoint.tensor(name).ok_or_else(|| ConvertError::Missing { name: name.to_owned() })
+    pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'a>, WriteError> {
+        self.checkpoint.tensor(name).ok_or_else(|| WriteError::Missing { name: name.to_owned() })
     }
 
-    /// A small tensor kept in floats, each element passed through `transform`.
-    pub(crate) fn floats(
-        &self,
-        f: &mut Function<'_>,
-        name: &str,
-        transform: impl Fn(f32) -> f32,
-    ) -> Result<Tensor, ConvertError> {
+    /// A tensor that stays in float, transformed as the plan decides. Shape as in the checkpoint.
+    pub(crate) fn float_tensor(&self, f: &mut Function<'_>, name: &str) -> Result<Tensor, WriteError> {
         let tensor = self.tensor(name)?;
+        let action = Action::of(tensor.spec);
         tensor.check_finite()?;
         let mut values = vec![0.0; tensor.shape().iter().product()];
         tensor.dtype.widen(tensor.data, &mut values);
-        values.iter_mut().for_each(|value| *value = transform(*value));
+        values.iter_mut().for_each(|value| *value = action.apply(*value));
         if self.quantizer.dtype == DType::F16
             && let Some(value) = values.iter().find(|value| value.abs() > half::f16::MAX.to_f32())
         {
-            return Err(ConvertError::Range { name: name.to_owned(), value: *value });
+            return Err(WriteError::Range { name: name.to_owned(), value: *value });
         }
         Ok(f.constant(&identifier(name), self.quantizer.dtype, tensor.shape(), &values)?)
     }
 
     /// A quantized matrix [out, in].
-    pub(crate) fn matrix(&mut self, f: &mut Function<'_>, name: &str) -> Result<Tensor, ConvertError> {
+    pub(crate) fn matrix(&mut self, f: &mut Function<'_>, name: &str) -> Result<Tensor, WriteError> {
         let mut parts = self.matrix_parts(f, name, 1)?;
-        parts.pop().ok_or_else(|| ConvertError::Missing { name: name.to_owned() })
+        parts.pop().ok_or_else(|| WriteError::Missing { name: name.to_owned() })
     }
 
-    /// A quantized matrix cut by rows into `count` parts of equal size, but for the last, which may be smaller.
+    /// A quantized matrix split by rows into `count` parts of equal size; the last may be smaller.
     pub(crate) fn matrix_parts(
         &mut self,
         f: &mut Function<'_>,
         name: &str,
         count: usize,
-    ) -> Result<Vec<Tensor>, ConvertError> {
+    ) -> Result<Vec<Tensor>, WriteError> {
         if let Some(parts) = self.unpacked.get(name) {
             return Ok(parts.clone());
         }
         if !self.matrices.contains_key(name) {
             let tensor = self.tensor(name)?;
+            debug_assert_eq!(Action::of(tensor.spec), Action::Quantize, "{name}");
             let rows = tensor.shape()[0];
             let size = rows.div_ceil(count);
             let parts = (0..rows)
@@ -157,13 +150,13 @@ impl<'a> Store<'a> {
         Ok(dense)
     }
 
-    /// Streams rows through the quantizer into the weight file.
+    /// Quantizes rows into the weight file, batch by batch.
     fn write(
         &self,
         f: &mut Function<'_>,
         tensor: &TensorView<'_>,
         rows: Range<usize>,
-    ) -> Result<Matrix, ConvertError> {
+    ) -> Result<Matrix, WriteError> {
         let (count, columns) = (rows.len(), tensor.row_len());
         let unsigned = matches!(self.quantizer.encoding, Encoding::Lut | Encoding::Affine);
         let offset = match self.quantizer.encoding {
@@ -194,8 +187,8 @@ impl<'a> Store<'a> {
         Ok(Matrix { rows: count, columns, data, scale, zero_point })
     }
 
-    /// The operations that turn a stored matrix into a value.
-    fn unpack(&mut self, f: &mut Function<'_>, name: &str, matrix: Matrix) -> Result<Tensor, ConvertError> {
+    /// Adds the operations that dequantize a stored matrix.
+    fn unpack(&mut self, f: &mut Function<'_>, name: &str, matrix: Matrix) -> Result<Tensor, WriteError> {
         let Matrix { rows, columns, data, scale, zero_point } = matrix;
         let blob = |dtype, shape: &[usize], offset| -> Argument {
             Value::blob(TensorType::new(dtype, shape), offset).into()
@@ -232,8 +225,8 @@ impl<'a> Store<'a> {
         Ok(dense)
     }
 
-    /// The table of [`Encoding::Lut`]: index i stands for i - 128.
-    fn identity(&mut self, f: &mut Function<'_>) -> Result<u64, ConvertError> {
+    /// Offset of the table of [`Encoding::Lut`], whose entry i is `i - 128`.
+    fn identity(&mut self, f: &mut Function<'_>) -> Result<u64, WriteError> {
         if let Some(offset) = self.identity {
             return Ok(offset);
         }
@@ -246,56 +239,60 @@ impl<'a> Store<'a> {
     }
 }
 
-/// How matrices become numbers of eight bits.
+/// Symmetric INT8 quantization of matrices.
 #[derive(Clone, Copy)]
 pub(crate) struct Quantizer {
     encoding: Encoding,
-    /// Of scales, and of weights that stay in floats.
+    /// Type of scales and of weights that stay in float.
     dtype: DType,
 }
 
 impl Quantizer {
-    /// Elements of a row that share a scale.
+    /// Weights of a row that share a scale.
     pub(crate) fn block(self, columns: usize) -> usize {
         if self.encoding == Encoding::Block32 { BLOCK } else { columns }
     }
 
-    /// Quantizes rows batch by batch; while a batch is being consumed, the next one is being made. `release` is told of
-    /// source bytes that are needed no more, so that a large source never lies in memory.
+    /// Quantizes rows batch by batch; a batch is consumed while the next is quantized. `release` receives source bytes
+    /// that are no longer needed, so that a large source is never in memory as a whole.
     pub(crate) fn each_batch(
         self,
         tensor: &TensorView<'_>,
         rows: Range<usize>,
         release: &(dyn Fn(&[u8]) + Sync),
-        progress: &dyn Fn(u64),
-        mut consume: impl FnMut(&[i8], &[f32]) -> Result<(), ConvertError> + Send,
-    ) -> Result<(), ConvertError> {
+        progress: Progress<'_>,
+        mut consume: impl FnMut(&[i8], &[f32]) -> Result<(), WriteError> + Send,
+    ) -> Result<(), WriteError> {
         let row_bytes = tensor.row_len() * tensor.dtype.size();
         let size = (BATCH_BYTES / row_bytes).max(ROWS_PER_TASK);
         let mut starts = rows.clone().step_by(size).map(|start| start..rows.end.min(start + size));
         let Some(first) = starts.next() else { return Ok(()) };
-        let make = |batch: Range<usize>| {
-            let made = self.quantize(tensor, batch.clone());
+        let quantize = |batch: Range<usize>| {
+            let quantized = self.quantize(tensor, batch.clone());
             release(tensor.rows(batch));
-            made
+            quantized
         };
-        let mut ready = make(first)?;
+        let report = |codes: usize| match progress((codes * tensor.dtype.size()) as u64) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(WriteError::Cancelled),
+        };
+        let mut ready = quantize(first)?;
         for batch in starts {
-            let (consumed, next) = rayon::join(|| consume(&ready.0, &ready.1), || make(batch));
+            let (consumed, next) = rayon::join(|| consume(&ready.0, &ready.1), || quantize(batch));
             consumed?;
-            progress((ready.0.len() * tensor.dtype.size()) as u64);
+            report(ready.0.len())?;
             ready = next?;
         }
         consume(&ready.0, &ready.1)?;
-        progress((ready.0.len() * tensor.dtype.size()) as u64);
-        Ok(())
+        report(ready.0.len())
     }
 
+    /// Codes and scales of `rows`.
     fn quantize(
         self,
         tensor: &TensorView<'_>,
         rows: Range<usize>,
-    ) -> Result<(Vec<i8>, Vec<f32>), ConvertError> {
+    ) -> Result<(Vec<i8>, Vec<f32>), WriteError> {
         let columns = tensor.row_len();
         let block = self.block(columns);
         let mut q = vec![0i8; rows.len() * columns];
@@ -313,8 +310,8 @@ impl Quantizer {
                 symmetric::quantize_rows(tensor.dtype, bytes, columns, block, self.float_type(), q, scales);
                 Ok(())
             })
-            // Collected in order, so that the same error is reported whichever thread finds one first.
-            .collect::<Vec<Result<(), ConvertError>>>()
+            // Collected in order, so that the reported weight does not depend on the number of threads.
+            .collect::<Vec<Result<(), WriteError>>>()
             .into_iter()
             .collect::<Result<(), _>>()?;
         Ok((q, scales))
