@@ -71,7 +71,6 @@ fn is_shard(name: &str) -> bool {
 }
 
 /// Names of the safetensors files, without hidden files: macOS writes `._model.safetensors` beside `model.safetensors`.
-
 fn weight_files(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
     let mut names = Vec::new();
