@@ -34,6 +34,7 @@ mod options;
 mod plan;
 mod producer;
 mod recipe;
+mod resolver;
 mod settings;
 mod shard_writer;
 mod weights;

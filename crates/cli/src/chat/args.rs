@@ -24,7 +24,7 @@ pub struct Chat {
     pub command: Option<Command>,
 
     /// A model: a directory, a hub id, or q35-nano for the small model in this program. A float checkpoint is quantized as
-    /// it is opened, and the result cached
+    /// it is opened; q35/quantized in the user's cache directory (~/.cache, ~/Library/Caches) keeps the result
     #[arg(long, value_name = "DIR|ID", required_unless_present = "render")]
     pub model: Option<String>,
 
