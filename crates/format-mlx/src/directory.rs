@@ -102,7 +102,7 @@ enum Data {
     Float { float: FloatType, bytes: Bytes },
 }
 
-/// Where a tensor's bytes are.
+/// Location of a tensor's bytes.
 #[derive(Debug)]
 enum Bytes {
     /// In a mapped file, under this name.

@@ -63,7 +63,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_tokens: usize,
 
-    /// How the models are computed.
+    /// Arithmetic of the models.
     #[command(flatten)]
     pub arithmetic: ArithmeticArgs,
 
