@@ -36,6 +36,7 @@ mod producer;
 mod recipe;
 mod settings;
 mod shard_writer;
+mod step;
 mod weights;
 mod write;
 

@@ -27,13 +27,16 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod cache;
 mod download;
 mod error;
+mod event;
 mod http;
 mod options;
 mod resolve;
 
 pub use error::HubError;
+pub use event::Event;
 pub use options::HubOptions;
-pub use resolve::{Event, Resolved, SelectFiles, resolve};
+pub use resolve::{Resolved, SelectFiles, resolve};

@@ -12,8 +12,8 @@ use q35_parity::{Artefact, CheckpointText, DEFAULT_SUITE, ParityError, Suite, Te
 use serde_json::{Value, json};
 
 use crate::backend::{BackendArgs, VariantArg};
-use crate::commands::Context;
 use crate::commands::parity::{ArithmeticArgs, threads};
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{Table, grouped, json as print_json, line, note};
 use crate::progress::Step;

@@ -13,7 +13,7 @@ use q35_parity::{
 };
 
 use crate::backend::{BackendArgs, VariantArg};
-use crate::commands::Context;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::line;
 use crate::progress::{Step, Watcher};
