@@ -45,7 +45,7 @@ impl Workshop {
     fn mlx(&self, more: &[&str]) -> (i32, String, String) {
         let (source, out) = (self.path("source"), self.path("out"));
         let mut arguments = vec!["mlx", "--model", source.to_str().unwrap(), "--out", out.to_str().unwrap()];
-        // What quantization does to random weights is not the matter here.
+        // The loss of random weights is not under test here.
         arguments.push("--no-verify");
         if !more.contains(&"--recipe") {
             arguments.extend(["--recipe", "rtn"]);

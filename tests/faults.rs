@@ -54,7 +54,7 @@ impl Broken {
         });
         let found =
             found.unwrap_or_else(|| panic!("no finding of {layer:?}, {class}, `{words}` in {findings:#?}"));
-        // People are told the same.
+        // The table for people has the same findings.
         assert!(table.contains(found["message"].as_str().unwrap()), "{table}");
         assert!(table.contains("OUTSIDE ITS THRESHOLDS"), "{table}");
     }
@@ -104,7 +104,7 @@ fn query_and_gate_as_halves() {
 
 #[test]
 fn rope_interleaved() {
-    // Of a head, the first 8 components are rotated: pairs (2i, 2i + 1) are brought to (i, i + 4).
+    // The first 8 components of a head are rotated: pairs (2i, 2i + 1) are brought to (i, i + 4).
     let interleaved = |row: usize, block: usize| match row % block {
         at @ 0..4 => row - at + 2 * at,
         at @ 4..8 => row - at + 2 * (at - 4) + 1,

@@ -73,7 +73,7 @@ fn a_hub_id_is_fetched_once_and_its_commit_recorded() {
     assert_eq!(run(machine.mlx("again", &[])).0, 0);
     assert_eq!(hub.requests().len(), asked + 1, "asked for the commit only");
     assert_eq!(weights_of(&machine.path("out")), weights_of(&machine.path("again")));
-    // Where other tools of the hub look for it.
+    // Other tools of the hub look for it there.
     let snapshot = format!("hf/hub/models--owner--model/snapshots/{}", HubServer::COMMIT);
     assert_eq!(weights_of(&machine.path(&snapshot)), hub.file(WEIGHTS));
 }

@@ -125,7 +125,7 @@ pub fn quantize_checkpoint(
         return Ok(finished(&dir, false, Some(staging)));
     };
     sync_files(staging.path()).map_err(|error| failed(error.to_string()))?;
-    // Of two processes the first one wins; the other one's result is the same and is dropped.
+    // If two processes race, the first rename wins; the other result is equal and is dropped.
     match std::fs::rename(staging.path(), &target) {
         Ok(()) => drop(staging.keep()),
         Err(_) if target.join("config.json").is_file() => drop(staging),

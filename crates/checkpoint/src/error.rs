@@ -187,7 +187,7 @@ pub enum Problem {
         /// File and name of the second copy.
         second: String,
     },
-    /// Of an unexpected shape.
+    /// A tensor of an unexpected shape.
     Shape {
         /// Name in the file.
         name: String,
@@ -198,7 +198,7 @@ pub enum Problem {
         /// Shape in the file.
         found: Vec<usize>,
     },
-    /// Of an unsupported element type.
+    /// A tensor of an unsupported element type.
     Type {
         /// Name in the file.
         name: String,

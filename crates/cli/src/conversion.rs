@@ -11,7 +11,7 @@ use q35_output_dir::{Existing, Staging};
 use q35_parity::ParityReport;
 use serde_json::{Value, json};
 
-use crate::commands::Context;
+use crate::context::Context;
 use crate::dropped_tensors;
 use crate::exit::Outcome;
 use crate::output::{bytes, grouped, json as print_json, line, note};

@@ -1,6 +1,6 @@
-//! The command line's shared floor: where models come from, what is printed and drawn, how a process ends, and the
-//! subcommands of `q35-convert`, one module each. Everything that converts, checks or runs a model lives in the crates
-//! below; this one knows terminals, arguments and the environment.
+//! The command line of q35: sources of models, output and progress, exit codes, and the subcommands of `q35-convert`, one
+//! module each. The crates below convert, check and run models; this one knows terminals, arguments and the environment,
+//! and must not know arithmetic or file formats.
 //!
 //! ```
 //! use q35_cli::output::bytes;
@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod chat;
 pub mod commands;
+pub mod context;
 pub mod conversion;
 pub mod demo;
 pub mod dropped_tensors;

@@ -8,7 +8,7 @@ use q35_quant::affine::AffineSpec;
 use serde_json::{Map, Value, json};
 
 use crate::WriteError;
-use crate::plan::{Action, Step};
+use crate::step::{Action, Step};
 
 /// The file's text: top-level keys sorted, indented as mlx-lm indents.
 pub(crate) fn text(config: Map<String, Value>) -> String {

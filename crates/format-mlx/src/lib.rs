@@ -37,6 +37,7 @@ mod recipe;
 mod resolver;
 mod settings;
 mod shard_writer;
+mod step;
 mod weights;
 mod write;
 

@@ -3,7 +3,7 @@
 use q35_output_dir::TensorRecord;
 use serde_json::{Map, Value, json};
 
-use crate::plan::{Action, Step};
+use crate::step::{Action, Step};
 use crate::{Form, Recipe};
 
 /// Settings of the conversion, followed by those of the recipe.

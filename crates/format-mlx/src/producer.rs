@@ -6,7 +6,8 @@ use std::sync::mpsc::SyncSender;
 use q35_quant::affine::{AffineSpec, PackedMatrix};
 use rayon::prelude::*;
 
-use crate::plan::{Action, Step, add_one};
+use crate::plan::add_one;
+use crate::step::{Action, Step};
 use crate::{Recipe, WriteError};
 
 /// Receives the bytes of the source converted since the last call; `Break` cancels the conversion.

@@ -9,9 +9,9 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::backoff::backoff;
 use crate::cache::RepositoryCache;
 use crate::http::{Answer, Client};
-use crate::resolve::backoff;
 use crate::{Event, HubError};
 
 /// A file of one commit to download.

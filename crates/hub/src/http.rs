@@ -179,7 +179,7 @@ fn proxy(options: &HubOptions) -> Result<Option<Proxy>, HubError> {
         if domain.is_empty() {
             continue;
         }
-        // As curl and Python read it, a domain stands for its sub-domains too.
+        // As in curl and Python, a domain includes its sub-domains.
         builder = builder.no_proxy(domain).no_proxy(&format!(".{domain}"));
     }
     builder.build().map(Some).map_err(|error| refuse(error.to_string()))

@@ -5,7 +5,7 @@
 //! cut, in this process or an earlier one, and a file is moved into the cache only when its size and hash are those that
 //! the hub declares. Without the hub (no network, 401, 404, 429, 5xx) a complete cache is used.
 //!
-//! Of the environment the crate reads only proxies and certificates, and those only for [`HubOptions::default`];
+//! The crate reads the environment only for proxies and certificates, and those only for [`HubOptions::default`];
 //! [`HubOptions::from_lookup`] is handed a reader. It prints nothing and must not know what the files mean: the caller
 //! selects them.
 //!
@@ -27,13 +27,16 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod cache;
 mod download;
 mod error;
+mod event;
 mod http;
 mod options;
 mod resolve;
 
 pub use error::HubError;
+pub use event::Event;
 pub use options::HubOptions;
-pub use resolve::{Event, Resolved, SelectFiles, resolve};
+pub use resolve::{Resolved, SelectFiles, resolve};

@@ -6,45 +6,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::backoff::backoff;
 use crate::cache::RepositoryCache;
 use crate::download::{Wanted, fetch};
 use crate::http::Client;
-use crate::{HubError, HubOptions};
-
-/// Progress of a look-up. Events come on the calling thread, in order: `Started`, any number of `Progress`, then
-/// `Finished`; a transfer that is resumed starts anew. No `Finished` follows a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// A transfer begins.
-    Started {
-        /// File in the repository.
-        file: &'a str,
-        /// Its whole size, if declared.
-        size_bytes: Option<u64>,
-        /// Bytes of an earlier transfer.
-        resumed_at_bytes: u64,
-    },
-    /// More bytes have arrived.
-    Progress {
-        /// File in the repository.
-        file: &'a str,
-        /// Bytes since the last event.
-        bytes: u64,
-    },
-    /// A file is complete, verified and in place.
-    Finished {
-        /// File in the repository.
-        file: &'a str,
-    },
-    /// The hub cannot be reached or refuses; the cached commit is used.
-    Cached {
-        /// The commit.
-        commit: &'a str,
-        /// HTTP status of the refusal; `None` if the hub cannot be reached.
-        status: Option<u16>,
-    },
-}
+use crate::{Event, HubError, HubOptions};
 
 /// A model on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,11 +114,6 @@ pub fn resolve(
     let reference = |source| HubError::Io { path: cache.snapshot(&info.sha), source };
     cache.remember_commit(&info.sha).map_err(reference)?;
     Ok(found(info.sha))
-}
-
-/// Pause before attempt number `attempt`, counted from 1: 100 ms, doubled each time.
-pub(crate) fn backoff(attempt: u32) -> Duration {
-    Duration::from_millis(50 << attempt.min(6))
 }
 
 fn list_files(client: &Client, id: &str, options: &HubOptions, retries: u32) -> Result<Info, HubError> {

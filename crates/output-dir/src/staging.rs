@@ -473,7 +473,7 @@ mod tests {
         staging.publish().unwrap();
         assert_eq!(names(&target), ["a"]);
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        // What the link leads to is as foreign as it would be by its own name.
+        // The link's target is as foreign as it would be under its own name.
         assert!(matches!(Staging::begin(&link, Existing::Replace), Err(OutputDirError::NotOurs { .. })));
         assert!(matches!(Staging::begin(&link, Existing::Refuse), Err(OutputDirError::Exists { .. })));
         let dangling = home.path().join("dangling");

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use q35_convert::CoreMl;
 use q35_format_coreml::{Cache, Compute, Embedding, Encoding, Layout, Options};
 
-use crate::commands::Context;
+use crate::context::Context;
 use crate::conversion::{self, OutputArgs};
 use crate::exit::Outcome;
 use crate::source::ModelArgs;

@@ -12,8 +12,8 @@ use q35_parity::{Artefact, CheckpointText, DEFAULT_SUITE, ParityError, Suite, Te
 use serde_json::{Value, json};
 
 use crate::backend::{BackendArgs, VariantArg};
-use crate::commands::Context;
 use crate::commands::parity::{ArithmeticArgs, threads};
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{Table, grouped, json as print_json, line, note};
 use crate::progress::Step;
@@ -63,7 +63,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_tokens: usize,
 
-    /// How the models are computed.
+    /// Arithmetic of the models.
     #[command(flatten)]
     pub arithmetic: ArithmeticArgs,
 

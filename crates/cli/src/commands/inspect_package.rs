@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use q35_format_mil::{Finding, InspectedFunction, Inspection, Package, Report, Risk, check, inspect};
 use serde_json::{Value, json};
 
-use crate::commands::Context;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{Table, bytes, json as print_json, line, note};
 

@@ -11,8 +11,8 @@ use q35_metrics::argmax;
 use serde_json::json;
 
 use crate::backend::VariantArg;
-use crate::commands::Context;
 use crate::commands::tokenize::encode;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::open::{RunArgs, open};
 use crate::output::{json as print_json, line};

@@ -12,7 +12,7 @@ use q35_format_mlx::Form;
 use q35_quant::affine::AffineSpec;
 use q35_reference::Device;
 
-use crate::commands::Context;
+use crate::context::Context;
 use crate::conversion::{self, OutputArgs};
 use crate::exit::Outcome;
 use crate::output::note;

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::progress::Watcher;
 
@@ -65,15 +66,6 @@ pub struct Printing<T: clap::Args> {
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Settings that all commands share.
-#[derive(Clone, Copy, Debug)]
-pub struct Context {
-    /// True if results are printed as JSON.
-    pub json: bool,
-    /// The display of progress.
-    pub watcher: Watcher,
 }
 
 impl Convert {

@@ -13,7 +13,7 @@ use q35_parity::{
 };
 
 use crate::backend::{BackendArgs, VariantArg};
-use crate::commands::Context;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::line;
 use crate::progress::{Step, Watcher};
@@ -90,7 +90,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub greedy: usize,
 
-    /// How the candidate is computed.
+    /// Arithmetic of the candidate.
     #[command(flatten)]
     pub arithmetic: ArithmeticArgs,
 
@@ -98,7 +98,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 
-    /// Who computes
+    /// Execution backend
     #[command(flatten)]
     pub backend: BackendArgs,
 }

@@ -9,8 +9,8 @@ use q35_backend::{ComputeUnits, PlannedOperation, compute_plan};
 use serde_json::json;
 
 use crate::backend::{VariantArg, compiled_cache};
-use crate::commands::Context;
 use crate::commands::inspect_package::is_package;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{Table, json as print_json, line};
 

@@ -10,7 +10,7 @@ use q35_text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::backend::VariantArg;
-use crate::commands::Context;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{json as print_json, line};
 use crate::source::{ModelArgs, resolve};

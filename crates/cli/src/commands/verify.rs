@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::commands::Context;
+use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{bytes, json as print_json, line};
 

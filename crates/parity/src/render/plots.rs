@@ -25,7 +25,7 @@ pub(super) fn kl_over_positions(report: &ParityReport) -> Option<String> {
         Plot::new(Scale::Linear(0.0, count as f64), y, "scored position, prompt after prompt", "KL (nats)");
     for (name, color, get) in series {
         let values: Vec<f64> = report.prompts.iter().flat_map(get).copied().collect();
-        // Where the implementation is good, the total coincides with the conversion and is not drawn.
+        // If the implementation is right, the total coincides with the conversion and is not drawn.
         if values.is_empty() || (name == "total" && nearly_conversion(report)) {
             continue;
         }
