@@ -39,9 +39,17 @@ pub fn run() -> anyhow::Result<Outcome> {
 
     line("1. Convert to MLX and Core ML, and compare each with the float model")?;
     let mut table =
-        Table::with_titles(["", "size", "seconds", "KL to float", "top-1 as float", "within limits"]);
+        Table::with_titles(["", "size", "seconds", "KL to float", "top-1 as float", "grade", "computed right"]);
     let float = bytes(std::fs::metadata(source.dir.join("model.safetensors"))?.len());
-    table.row(["float".into(), float, String::new(), String::new(), String::new(), String::new()]);
+    table.row([
+        "float".into(),
+        float,
+        String::new(),
+        String::new(),
+        String::new(),
+        String::new(),
+        String::new(),
+    ]);
     let coreml = CoreMl::new(Options { context: 512, ..Options::default() });
     let targets: [(&str, &dyn Target); 3] = [
         (MLX, &Mlx::round_to_nearest(8, 64)?),
@@ -63,6 +71,7 @@ pub fn run() -> anyhow::Result<Outcome> {
             format!("{:.1}", report.elapsed.as_secs_f64()),
             format!("{:.1e}", total.kl.mean),
             format!("{:.1} %", 100.0 * total.top1_agreement),
+            parity.grade().map_or_else(String::new, |grade| grade.to_string()),
             if parity.passed { "yes" } else { "NO" }.into(),
         ]);
     }

@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 use crate::ConvertError;
 use crate::progress::{Progress, ProgressCallback, Stage};
 
-/// Positions to compare.
-const POSITIONS: usize = 64;
+/// Positions to compare, spread evenly over the short prompts of the suite.
+const POSITIONS: usize = 128;
 /// Tokens to decode one by one. One step of the Core ML evaluator takes a second at full size.
 const DECODED_TOKENS: usize = 6;
 
@@ -43,7 +43,7 @@ pub(crate) fn verify(
     let text = CheckpointText::open(checkpoint.dir());
     let prompts = match &text {
         Ok(text) => Suite::from_json(DEFAULT_SUITE)
-            .and_then(|suite| suite.prompts(text, true, Some(POSITIONS)))
+            .and_then(|suite| suite.quick_prompts(text, POSITIONS))
             .map_err(|error| failed(&error))?,
         Err(_) => vec![arbitrary_prompt(checkpoint.config().vocab_size)],
     };

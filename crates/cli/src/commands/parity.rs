@@ -1,4 +1,4 @@
-//! `q35-convert parity`: is a converted model still the model?
+//! `q35-convert parity`: comparison of a converted model with its float original.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,13 @@ pub struct Args {
     pub variant: VariantArg,
 
     /// Lowest grade to accept: faithful, close, degraded or destroyed; none judges the implementation alone
-    #[arg(long, value_name = "GRADE", default_value = "close", value_parser = required_grade)]
+    #[arg(
+        long,
+        value_name = "GRADE",
+        default_value = "close",
+        value_parser = required_grade,
+        conflicts_with = "weights_only"
+    )]
     pub require: RequiredGrade,
 
     /// Texts to compare on, a file like manifests/suite.json [default: that suite]
@@ -90,7 +96,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub greedy: usize,
 
-    /// Arithmetic of the candidate.
+    /// Precision of the candidate.
     #[command(flatten)]
     pub arithmetic: ArithmeticArgs,
 
@@ -202,7 +208,7 @@ fn ensure_float(reference: &Artefact, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One check, with what the command line knows of it.
+/// Inputs of one check.
 pub(crate) struct Job<'a> {
     pub(crate) reference_name: String,
     pub(crate) candidate_name: String,
@@ -249,7 +255,7 @@ impl Job<'_> {
     }
 }
 
-/// The recipe or encoding options that a directory's manifest records.
+/// Recipe and encoding options in a directory's manifest.
 fn recipe(dir: &Path) -> Option<String> {
     let manifest =
         q35_output_dir::Manifest::parse(&std::fs::read(dir.join(q35_output_dir::MANIFEST)).ok()?).ok()?;
@@ -326,7 +332,7 @@ fn of_ids(text: &str, most: Option<usize>, reference: &Artefact) -> anyhow::Resu
     Ok(prompts)
 }
 
-/// The progress bar of the stage under way.
+/// Progress bar of the current stage.
 struct Bars {
     watcher: Watcher,
     current: Mutex<RefCell<Option<(Stage, u64, Step)>>>,
