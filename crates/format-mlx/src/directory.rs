@@ -135,9 +135,10 @@ impl MlxDirectory {
             .map(|name| SafetensorsFile::open(&dir.join(name)))
             .collect::<Result<Vec<_>, _>>()?;
         // Without a flag the head's tensors decide.
-        let mut names =
-            files.iter().flat_map(SafetensorsFile::tensors).filter_map(|t| text_model_name(t.name));
-        let has_head = names.any(|name| name.starts_with("lm_head."));
+        let has_head = files
+            .iter()
+            .flat_map(SafetensorsFile::tensors)
+            .any(|tensor| text_model_name(tensor.name).is_some_and(|name| name.starts_with("lm_head.")));
         let tie_word_embeddings = reading.tie_word_embeddings.unwrap_or(!has_head);
         let config = TextConfig { tie_word_embeddings, ..reading.config };
         let tensors = Sorter::new(&files).sort(&dir, &config, &settings)?;
