@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::engine::{Engine, Loaded};
 use crate::generate::{Context, Prompt, Reply, Run};
+use crate::grammar::Grammar;
 use crate::message::{Message, Role};
 use crate::session_state::{Alignment, SequenceState, SessionState};
 use crate::tools::Tool;
-use crate::{ChatError, Sampling};
+use crate::{ChatError, Format, Sampling};
 use prompt_planner::{FittedPrompt, PromptPlanner};
 pub use stream::{CutReply, ReplyStream};
 
@@ -86,14 +87,30 @@ impl Session {
         &self.messages
     }
 
-    /// Replaces the whole conversation, the system prompt included.
-    pub fn set_messages(&mut self, messages: Vec<Message>) {
-        self.messages = messages;
+    /// Replaces the whole conversation, the system prompt included. [`Message::list_from_json`] reads one from JSON.
+    ///
+    /// # Errors
+    /// A system prompt is not the first message.
+    pub fn set_messages(&mut self, messages: Vec<Message>) -> Result<(), ChatError> {
+        match messages.iter().skip(1).position(|message| message.role == Role::System) {
+            Some(index) => Err(ChatError::SystemMessage { index: index + 1 }),
+            None => {
+                self.messages = messages;
+                Ok(())
+            }
+        }
     }
 
-    /// Adds a message without asking for a reply: a tool's answer, or an example.
-    pub fn push(&mut self, message: Message) {
+    /// Adds a message without requesting a reply: a tool's result, or an example.
+    ///
+    /// # Errors
+    /// A system prompt is not the first message.
+    pub fn push(&mut self, message: Message) -> Result<(), ChatError> {
+        if message.role == Role::System && !self.messages.is_empty() {
+            return Err(ChatError::SystemMessage { index: self.messages.len() });
+        }
         self.messages.push(message);
+        Ok(())
     }
 
     /// Replaces a message's text. Index 0 is the system prompt if there is one. Later messages stay.
@@ -285,6 +302,25 @@ impl Session {
         Ok(ids.len())
     }
 
+    /// The grammar of the answer's form; `None` for text.
+    fn grammar(&self, loaded: &Loaded, sampling: &Sampling) -> Result<Option<Grammar>, ChatError> {
+        if sampling.format == Format::Text {
+            return Ok(None);
+        }
+        if !self.tools.is_empty() {
+            let (expected, found) = ("text, as long as tools are offered", "a JSON form".into());
+            return Err(ChatError::Option { option: "format", expected, found });
+        }
+        let grammar = loaded.language.grammars()?.grammar(&sampling.format)?;
+        let shortest = grammar.as_ref().map_or(0, Grammar::shortest);
+        if sampling.max_tokens < shortest {
+            let (expected, found) = ("room for the shortest valid answer", sampling.max_tokens.to_string());
+            let found = format!("{found}, and the shortest valid answer has {shortest} tokens");
+            return Err(ChatError::Option { option: "max_tokens", expected, found });
+        }
+        Ok(grammar)
+    }
+
     fn planner<'a>(&'a self, loaded: &'a Loaded, thinking: Option<bool>) -> PromptPlanner<'a> {
         PromptPlanner { language: &loaded.language, tools: &self.tools, thinking }
     }
@@ -297,10 +333,7 @@ impl Session {
     fn start(&mut self, sampling: &Sampling, cancel: CancelToken) -> Result<Run, ChatError> {
         sampling.check()?;
         let loaded = self.engine.ready()?;
-        let grammar = match sampling.format {
-            crate::Format::Text => None,
-            _ => loaded.language.grammars()?.grammar(&sampling.format)?,
-        };
+        let grammar = self.grammar(&loaded, sampling)?;
         let thinking =
             if sampling.thinking.max_tokens == Some(0) { Some(false) } else { sampling.thinking.enable };
         let planner = self.planner(&loaded, thinking);
@@ -310,6 +343,12 @@ impl Session {
             sampling.max_tokens,
             self.engine.options.window,
         )?;
+        let shortest = grammar.as_ref().map_or(0, Grammar::shortest);
+        let max_context = self.max_context(&loaded);
+        // The last token of a reply need not be consumed.
+        if fitted.ids.len() + shortest > max_context + 1 {
+            return Err(ChatError::ContextFull { needed: fitted.ids.len() + shortest, max_context });
+        }
         let state = self.reuse_state(&loaded, &fitted.ids)?;
         let prompt = self.plan_prefill(&loaded, fitted, state.ids.len(), thinking);
         let context = Context {

@@ -4,7 +4,6 @@ use super::Session;
 use crate::ChatError;
 use crate::generate::{Chunk, FinishReason, Reply, Run, Usage};
 use crate::message::Message;
-use crate::tools::text_before_calls;
 
 /// The treatment of a reply that was cut off, because its stream was dropped or cancelled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,6 +71,11 @@ impl<'s> ReplyStream<'s> {
         self.run.as_ref().map(Run::usage).unwrap_or_default()
     }
 
+    /// The names of the tools on offer.
+    pub(crate) fn tool_names(&mut self) -> Vec<String> {
+        self.session.get().tools.iter().map(|tool| tool.name.clone()).collect()
+    }
+
     /// Stops the reply and sets its treatment.
     pub fn cut(mut self, what: CutReply) {
         self.on_cut = what;
@@ -106,7 +110,7 @@ impl<'s> ReplyStream<'s> {
         let (text, reasoning) = (outcome.answer, outcome.reasoning);
         if let Some(finish) = whole {
             let calls = finish.tool_calls.clone().unwrap_or_default();
-            let content = if calls.is_empty() { text.as_str() } else { text_before_calls(&text) };
+            let content = outcome.content.unwrap_or(text);
             let mut message = Message::assistant(content).with_reasoning(reasoning);
             message.tool_calls = calls;
             session.messages.push(message);
