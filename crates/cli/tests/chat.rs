@@ -177,7 +177,10 @@ fn a_script_may_come_from_windows() {
 #[test]
 fn a_script_may_consist_of_messages() {
     let quick = json!({"role": "user", "content": "My name is Ada.", "temperature": 0, "max_tokens": 12, "thinking": false});
-    let plain = play(&[], &[json!({"user": "My name is Ada.", "temperature": 0, "max_tokens": 12, "thinking": false})]);
+    let plain = play(
+        &[],
+        &[json!({"user": "My name is Ada.", "temperature": 0, "max_tokens": 12, "thinking": false})],
+    );
     assert_eq!(play(&[], std::slice::from_ref(&quick))[0]["text"], plain[0]["text"]);
     let mut question = quick.clone();
     question["content"] = json!([{"type": "text", "text": "What is "}, {"type": "text", "text": "my name?"}]);
@@ -205,7 +208,8 @@ fn a_script_may_consist_of_messages() {
 
 #[test]
 fn a_reply_that_ends_within_its_reasoning_says_so() {
-    let base = ["--model", "q35-nano", "--prompt", "Hi", "--think", "--max-tokens", "1", "--show-thinking", "never"];
+    let base =
+        ["--model", "q35-nano", "--prompt", "Hi", "--think", "--max-tokens", "1", "--show-thinking", "never"];
     let output = chat(&base, "");
     assert_eq!((stdout(&output).trim(), output.status.code()), ("", Some(1)));
     let told = stderr(&output);
@@ -219,7 +223,16 @@ fn json_that_a_limit_closed_names_its_fields() {
     let fields = json!({"story": {"type": "string", "minLength": 200}, "page": {"type": "integer"}});
     let object = json!({"type": "object", "properties": fields, "required": ["story", "page"]});
     std::fs::write(&schema, object.to_string()).unwrap();
-    let base = ["--model", "q35-nano", "--prompt", "Tell me a story.", "--temperature", "0", "--no-think", "--schema"];
+    let base = [
+        "--model",
+        "q35-nano",
+        "--prompt",
+        "Tell me a story.",
+        "--temperature",
+        "0",
+        "--no-think",
+        "--schema",
+    ];
     let base = [&base[..], &[schema.to_str().unwrap()]].concat();
     let output = chat(&[&base[..], &["--max-tokens", "4"]].concat(), "");
     assert_eq!(output.status.code(), Some(2));
@@ -248,26 +261,54 @@ fn commands_confirm_and_openai_history_loads() {
         std::fs::write(&path, history.to_string()).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let good = write("good.json", json!({"messages": [
-        {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "My name is Ada."}]},
-        {"role": "assistant", "content": null, "tool_calls": [
-            {"type": "function", "function": {"name": "note", "arguments": "{\"name\": \"Ada\"}"}}]},
-        {"role": "tool", "content": "ok"},
-    ]}));
-    let bad = write("bad.json", json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]));
+    let good = write(
+        "good.json",
+        json!({"messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "My name is Ada."}]},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"type": "function", "function": {"name": "note", "arguments": "{\"name\": \"Ada\"}"}}]},
+            {"role": "tool", "content": "ok"},
+        ]}),
+    );
+    let bad =
+        write("bad.json", json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]));
     let saved = dir.path().join("saved.json");
     let lines = [
-        "/system Be kind.", "/system", "/think on", "/think off", "/think auto", "/think maybe", "/seed 7", "/seed off",
-        &format!("/load {bad}"), &format!("/load {good}"), &format!("/save {}", saved.display()), "/undo", "/undo",
-        "/reset", "/save",
+        "/system Be kind.",
+        "/system",
+        "/think on",
+        "/think off",
+        "/think auto",
+        "/think maybe",
+        "/seed 7",
+        "/seed off",
+        &format!("/load {bad}"),
+        &format!("/load {good}"),
+        &format!("/save {}", saved.display()),
+        "/undo",
+        "/undo",
+        "/reset",
+        "/save",
     ];
     let output = chat(&["--model", "q35-nano", "--max-tokens", "4"], &lines.join("\n"));
     let told = stderr(&output);
     for confirmation in [
-        "system prompt set", "system prompt removed", "thinking on", "thinking off", "template", "/think takes on, off or auto",
-        "seed 7", "a new seed for each reply", "messages[0].content[0].type", "4 messages read from", "4 messages written to",
-        "3 messages removed, 1 left", "nothing to undo", "conversation forgotten, system prompt kept", "/save takes a file",
+        "system prompt set",
+        "system prompt removed",
+        "thinking on",
+        "thinking off",
+        "template",
+        "/think takes on, off or auto",
+        "seed 7",
+        "a new seed for each reply",
+        "messages[0].content[0].type",
+        "4 messages read from",
+        "4 messages written to",
+        "3 messages removed, 1 left",
+        "nothing to undo",
+        "conversation forgotten, system prompt kept",
+        "/save takes a file",
     ] {
         assert!(told.contains(confirmation), "{confirmation}: {told}");
     }

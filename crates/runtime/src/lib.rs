@@ -41,6 +41,7 @@ mod sampling;
 mod session;
 mod session_state;
 mod snapshot_file;
+mod tool_call_grammar;
 mod tools;
 mod voice;
 

@@ -22,7 +22,8 @@ pub(super) fn flag_text(error: &ChatError) -> Option<String> {
         ChatError::Open(error) => {
             let text = error.to_string();
             let library = "a smaller max_context or prompt cache";
-            text.contains(library).then(|| text.replace(library, "a smaller --max-context, --no-prompt-cache"))
+            text.contains(library)
+                .then(|| text.replace(library, "a smaller --max-context, --no-prompt-cache"))
         }
         _ => None,
     }

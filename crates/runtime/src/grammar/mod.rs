@@ -18,6 +18,8 @@ use q35_text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::json_schema::{Refusal, children, has_unique_items, lower};
+use crate::tool_call_grammar::tool_call_grammar;
+use crate::tools::Tool;
 use crate::{ChatError, Format};
 pub(crate) use closed_fields::closed_fields;
 use closing::Closers;
@@ -70,9 +72,14 @@ impl GrammarFactory {
     }
 
     /// The grammar of a form; `None` for plain text.
-    pub(crate) fn grammar(&self, format: &Format) -> Result<Option<Grammar>, ChatError> {
+    pub(crate) fn grammar(&self, format: &Format, tools: &[Tool]) -> Result<Option<Grammar>, ChatError> {
         let schema = match format {
             Format::Text => return Ok(None),
+            Format::ToolCalls { parallel } => {
+                let grammar = TopLevelGrammar::from_lark(tool_call_grammar(tools, *parallel));
+                let matcher = self.matcher(grammar).map_err(|message| ChatError::Grammar { message })?;
+                return Ok(Some(Grammar::new(matcher, self.closers.clone(), self.environment.clone())));
+            }
             Format::Json => json!({"type": "object"}),
             Format::Schema(schema) => lower(schema).map_err(refused)?,
         };
@@ -95,7 +102,11 @@ impl GrammarFactory {
                 json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
             fields.insert("x-guidance".into(), options);
         }
-        let matcher = Matcher::new(self.parsers.create_parser(TopLevelGrammar::from_json_schema(schema)));
+        self.matcher(TopLevelGrammar::from_json_schema(schema))
+    }
+
+    fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+        let matcher = Matcher::new(self.parsers.create_parser(grammar));
         match matcher.get_error() {
             Some(message) => Err(message),
             None => Ok(matcher),

@@ -228,7 +228,57 @@ impl Session {
     ) -> Result<ReplyStream<'static>, ChatError> {
         self.messages.push(Message::user(user));
         let run = self.start(sampling, cancel)?;
-        Ok(ReplyStream::owned(self, run))
+        Ok(ReplyStream::owned(self, run, true))
+    }
+
+    /// Streams a reply to the conversation and consumes the session, so that the stream may be moved anywhere.
+    /// [`ReplyStream::into_session`] returns the session.
+    ///
+    /// # Errors
+    /// As [`Session::send`].
+    pub fn into_reply(
+        mut self,
+        sampling: &Sampling,
+        cancel: CancelToken,
+    ) -> Result<ReplyStream<'static>, ChatError> {
+        let run = self.start(sampling, cancel)?;
+        Ok(ReplyStream::owned(self, run, false))
+    }
+
+    /// Streams the continuation of `text`, without the chat template.
+    pub(crate) fn into_completion(
+        self,
+        text: &str,
+        sampling: &Sampling,
+        cancel: CancelToken,
+    ) -> Result<ReplyStream<'static>, ChatError> {
+        sampling.check()?;
+        let loaded = self.engine.ready()?;
+        let ids = loaded.language.tokenizer.encode(text)?;
+        let max_context = self.max_context(&loaded);
+        if ids.is_empty() || ids.len() >= max_context {
+            return Err(ChatError::ContextFull { needed: ids.len() + 1, max_context });
+        }
+        let state = self.reuse_state(&loaded, &ids)?;
+        let prompt = Prompt {
+            cached: state.ids.len(),
+            ids,
+            snapshot_lengths: Vec::new(),
+            splitter: crate::generate::ChannelSplitter::after_prompt(""),
+            dropped_messages: 0,
+        };
+        let run = Run::new(self.context(&loaded, cancel), sampling, None, prompt, state)?;
+        Ok(ReplyStream::owned(self, run, false))
+    }
+
+    /// Number of tokens of the conversation's prompt.
+    ///
+    /// # Errors
+    /// The template refuses the conversation.
+    pub fn prompt_tokens(&self, sampling: &Sampling) -> Result<usize, ChatError> {
+        let loaded = self.engine.ready()?;
+        let planner = self.planner(&loaded, sampling.thinking.enable);
+        Ok(planner.fit(&self.messages, usize::MAX, 1, crate::WindowPolicy::Refuse)?.ids.len())
     }
 
     /// Computes the beginning of the next turn's prompt in advance (the last reply as the template renders it), so that
@@ -307,11 +357,12 @@ impl Session {
         if sampling.format == Format::Text {
             return Ok(None);
         }
-        if !self.tools.is_empty() {
+        let calls = matches!(sampling.format, Format::ToolCalls { .. });
+        if !self.tools.is_empty() && !calls {
             let (expected, found) = ("text, as long as tools are offered", "a JSON form".into());
             return Err(ChatError::Option { option: "format", expected, found });
         }
-        let grammar = loaded.language.grammars()?.grammar(&sampling.format)?;
+        let grammar = loaded.language.grammars()?.grammar(&sampling.format, &self.tools)?;
         let shortest = grammar.as_ref().map_or(0, Grammar::shortest);
         if sampling.max_tokens < shortest {
             let (expected, found) = ("room for the shortest valid answer", sampling.max_tokens.to_string());
@@ -351,14 +402,18 @@ impl Session {
         }
         let state = self.reuse_state(&loaded, &fitted.ids)?;
         let prompt = self.plan_prefill(&loaded, fitted, state.ids.len(), thinking);
-        let context = Context {
+        let context = self.context(&loaded, cancel);
+        Run::new(context, sampling, grammar, prompt, state).inspect_err(|_| self.state.put(None))
+    }
+
+    fn context(&self, loaded: &Loaded, cancel: CancelToken) -> Context {
+        Context {
             language: loaded.language.clone(),
             cache: self.engine.cache.clone(),
             tools: self.tools.clone(),
             session: self.state.clone(),
             cancel,
-        };
-        Run::new(context, sampling, grammar, prompt, state).inspect_err(|_| self.state.put(None))
+        }
     }
 
     /// Plans the prefill of a prompt whose first `cached` tokens are computed, with the lengths at which snapshots are

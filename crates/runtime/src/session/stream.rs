@@ -43,13 +43,16 @@ pub struct ReplyStream<'s> {
 enum Holder<'s> {
     Borrowed(&'s mut Session),
     Owned(Box<Session>),
+    /// The session was returned to the caller.
+    Released,
 }
 
 impl Holder<'_> {
-    fn get(&mut self) -> &mut Session {
+    fn get(&mut self) -> Option<&mut Session> {
         match self {
-            Holder::Borrowed(session) => session,
-            Holder::Owned(session) => session,
+            Holder::Borrowed(session) => Some(session),
+            Holder::Owned(session) => Some(session),
+            Holder::Released => None,
         }
     }
 }
@@ -60,10 +63,19 @@ impl<'s> ReplyStream<'s> {
         Self { session: Holder::Borrowed(session), run: Some(run), added_message, on_cut, failed: false }
     }
 
-    pub(super) fn owned(session: Session, run: Run) -> ReplyStream<'static> {
+    pub(super) fn owned(session: Session, run: Run, added_message: bool) -> ReplyStream<'static> {
         let on_cut = session.on_cut.clone();
         let session = Holder::Owned(Box::new(session));
-        ReplyStream { session, run: Some(run), added_message: true, on_cut, failed: false }
+        ReplyStream { session, run: Some(run), added_message, on_cut, failed: false }
+    }
+
+    /// Ends the reply and returns the session that [`Session::into_reply`] consumed; `None` for a borrowed session.
+    pub fn into_session(mut self) -> Option<Session> {
+        self.close();
+        match std::mem::replace(&mut self.session, Holder::Released) {
+            Holder::Owned(session) => Some(*session),
+            Holder::Borrowed(_) | Holder::Released => None,
+        }
     }
 
     /// Token counts so far.
@@ -73,7 +85,9 @@ impl<'s> ReplyStream<'s> {
 
     /// The names of the tools on offer.
     pub(crate) fn tool_names(&mut self) -> Vec<String> {
-        self.session.get().tools.iter().map(|tool| tool.name.clone()).collect()
+        self.session
+            .get()
+            .map_or_else(Vec::new, |session| session.tools.iter().map(|tool| tool.name.clone()).collect())
     }
 
     /// Stops the reply and sets its treatment.
@@ -104,7 +118,7 @@ impl<'s> ReplyStream<'s> {
     fn close(&mut self) {
         let Some(run) = self.run.take() else { return };
         let outcome = run.into_outcome();
-        let session = self.session.get();
+        let Some(session) = self.session.get() else { return };
         session.state.put(if self.failed { None } else { Some(outcome.state) });
         let whole = outcome.finish.as_ref().filter(|finish| finish.reason != FinishReason::Cancelled);
         let (text, reasoning) = (outcome.answer, outcome.reasoning);
