@@ -63,8 +63,9 @@ fn what_cannot_run_ends_with_2() {
         (&["--model", "q35-nano", "--backend", "mlx", "--device", "cuda", "--prompt", "Hi"], "cpu or metal"),
         #[cfg(not(any(feature = "mlx", target_vendor = "apple")))]
         (&["--model", "q35-nano", "--backend", "mlx", "--prompt", "Hi"], "built without MLX"),
-        (&["--model", "q35-nano", "--prompt", "Hi", "--top-p", "0"], "option `top_p`"),
+        (&["--model", "q35-nano", "--prompt", "Hi", "--top-p", "0"], "--top-p\n  expected: a number above 0"),
         (&["--model", "q35-nano", "--prompt", "Hi", "--memory-limit", "1"], "does not fit in memory"),
+        (&["--model", "q35-nano", "--prompt", "Hi", "--memory-limit", "1"], "--max-context"),
         (&["--model", "q35-nano", "--script", "no-such-file"], "cannot read no-such-file"),
         (&["--render", "no-such-file"], "cannot read no-such-file"),
     ];
@@ -136,7 +137,8 @@ fn a_turn_that_fails_is_told_and_the_script_goes_on() {
     let output = chat(&["--model", "q35-nano", "--max-context", "100", "--script", "-", "--json"], &script);
     assert_eq!(output.status.code(), Some(1));
     let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(lines[0]["error"].as_str().unwrap().contains("does not fit"));
+    let error = lines[0]["error"].as_str().unwrap();
+    assert!(error.contains("does not fit") && error.contains("--max-context"), "{error}");
     assert!(lines[1]["text"].is_string());
     assert_eq!(lines[0]["line"], 1);
 }
@@ -170,6 +172,157 @@ fn a_script_may_come_from_windows() {
     let plain = chat(&["--model", "q35-nano", "--script", "-"], &format!("{line}\n{line}\n"));
     let windows = chat(&["--model", "q35-nano", "--script", "-"], &format!("\u{feff}{line}\r\n{line}\r\n"));
     assert_eq!((windows.status.code(), stdout(&windows)), (Some(0), stdout(&plain)));
+}
+
+#[test]
+fn a_script_may_consist_of_messages() {
+    let quick = json!({"role": "user", "content": "My name is Ada.", "temperature": 0, "max_tokens": 12, "thinking": false});
+    let plain = play(
+        &[],
+        &[json!({"user": "My name is Ada.", "temperature": 0, "max_tokens": 12, "thinking": false})],
+    );
+    assert_eq!(play(&[], std::slice::from_ref(&quick))[0]["text"], plain[0]["text"]);
+    let mut question = quick.clone();
+    question["content"] = json!([{"type": "text", "text": "What is "}, {"type": "text", "text": "my name?"}]);
+    let call = json!({"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}});
+    let script = [
+        json!({"role": "developer", "content": "You are a helpful assistant."}),
+        json!({"role": "user", "content": "My name is Ada."}),
+        json!({"role": "assistant", "content": "Hello Ada."}),
+        question.clone(),
+        json!({"reset": true}),
+        json!({"role": "user", "content": "When?"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "1", "content": "Noon.", "max_tokens": 4}),
+        json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}),
+    ];
+    let replies = play(&[], &script);
+    assert_eq!(replies.len(), 3, "given replies are not generated: {replies:?}");
+    assert!(replies[0]["text"].as_str().unwrap().contains("Ada"));
+    let late = [json!({"role": "user", "content": "Hi"}), json!({"role": "system", "content": "Late."})];
+    let late: String = late.iter().map(|line| format!("{line}\n")).collect();
+    let output = chat(&["--model", "q35-nano", "--max-tokens", "2", "--script", "-"], &late);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("first message only"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_reply_that_ends_within_its_reasoning_says_so() {
+    let base =
+        ["--model", "q35-nano", "--prompt", "Hi", "--think", "--max-tokens", "1", "--show-thinking", "never"];
+    let output = chat(&base, "");
+    assert_eq!((stdout(&output).trim(), output.status.code()), ("", Some(1)));
+    let told = stderr(&output);
+    assert!(told.contains("no answer") && told.contains("--max-tokens"), "{told}");
+}
+
+#[test]
+fn json_that_a_limit_closed_names_its_fields() {
+    let dir = tempfile::tempdir().unwrap();
+    let schema = dir.path().join("schema.json");
+    let fields = json!({"story": {"type": "string", "minLength": 200}, "page": {"type": "integer"}});
+    let object = json!({"type": "object", "properties": fields, "required": ["story", "page"]});
+    std::fs::write(&schema, object.to_string()).unwrap();
+    let base = [
+        "--model",
+        "q35-nano",
+        "--prompt",
+        "Tell me a story.",
+        "--temperature",
+        "0",
+        "--no-think",
+        "--schema",
+    ];
+    let base = [&base[..], &[schema.to_str().unwrap()]].concat();
+    let output = chat(&[&base[..], &["--max-tokens", "4"]].concat(), "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--max-tokens") && stderr(&output).contains("shortest valid answer"));
+    std::fs::write(&schema, object.to_string().replace("200", "0")).unwrap();
+    let output = chat(&[&base[..], &["--max-tokens", "20", "--json"]].concat(), "");
+    let reply: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let answer: Value = serde_json::from_str(reply["text"].as_str().unwrap()).unwrap();
+    assert!(answer["page"].is_i64(), "{reply}");
+    match reply["finish_reason"].as_str() {
+        Some("stop") => assert!(reply["closed_fields"].is_null(), "{reply}"),
+        reason => {
+            assert_eq!(reason, Some("length"), "{reply}");
+            assert!(!reply["closed_fields"].as_array().unwrap().is_empty());
+            assert!(stderr(&output).contains("invented or shortened"));
+        }
+    }
+    assert!(reply["seed"].as_u64().unwrap() < 1 << 53);
+}
+
+#[test]
+fn commands_confirm_and_openai_history_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, history: Value| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, history.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = write(
+        "good.json",
+        json!({"messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "My name is Ada."}]},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"type": "function", "function": {"name": "note", "arguments": "{\"name\": \"Ada\"}"}}]},
+            {"role": "tool", "content": "ok"},
+        ]}),
+    );
+    let bad =
+        write("bad.json", json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]));
+    let saved = dir.path().join("saved.json");
+    let lines = [
+        "/system Be kind.",
+        "/system",
+        "/think on",
+        "/think off",
+        "/think auto",
+        "/think maybe",
+        "/seed 7",
+        "/seed off",
+        &format!("/load {bad}"),
+        &format!("/load {good}"),
+        &format!("/save {}", saved.display()),
+        "/undo",
+        "/undo",
+        "/reset",
+        "/save",
+    ];
+    let output = chat(&["--model", "q35-nano", "--max-tokens", "4"], &lines.join("\n"));
+    let told = stderr(&output);
+    for confirmation in [
+        "system prompt set",
+        "system prompt removed",
+        "thinking on",
+        "thinking off",
+        "template",
+        "/think takes on, off or auto",
+        "seed 7",
+        "a new seed for each reply",
+        "messages[0].content[0].type",
+        "4 messages read from",
+        "4 messages written to",
+        "3 messages removed, 1 left",
+        "nothing to undo",
+        "conversation forgotten, system prompt kept",
+        "/save takes a file",
+    ] {
+        assert!(told.contains(confirmation), "{confirmation}: {told}");
+    }
+    let saved: Value = serde_json::from_slice(&std::fs::read(saved).unwrap()).unwrap();
+    assert_eq!(saved[1]["content"], "My name is Ada.");
+    assert_eq!(saved[2]["tool_calls"][0]["function"]["arguments"], json!({"name": "Ada"}));
+}
+
+#[test]
+fn help_and_documentation_describe_scripts_and_history() {
+    let help = stdout(&chat(&["--help"], ""));
+    for word in ["\"role\"", "drop_last", "--no-history", ".q35_chat_history"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
 }
 
 #[test]

@@ -132,6 +132,36 @@ impl Chat {
         Ok(ids.len())
     }
 
+    /// Streams the continuation of a text, without the chat template.
+    ///
+    /// # Errors
+    /// As [`Session::send`].
+    pub fn complete(
+        &self,
+        text: &str,
+        sampling: &Sampling,
+        cancel: CancelToken,
+    ) -> Result<ReplyStream<'static>, ChatError> {
+        self.session().into_completion(text, sampling, cancel)
+    }
+
+    /// Token ids of a text. Special tokens are recognised.
+    ///
+    /// # Errors
+    /// The model was unloaded and cannot be loaded again, or the tokenizer fails.
+    pub fn tokenize(&self, text: &str) -> Result<Vec<u32>, ChatError> {
+        Ok(self.engine.ready()?.language.tokenizer.encode(text)?)
+    }
+
+    /// Bytes of token ids. A character may extend over several tokens.
+    ///
+    /// # Errors
+    /// The model was unloaded and cannot be loaded again.
+    pub fn token_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, ChatError> {
+        let loaded = self.engine.ready()?;
+        Ok(ids.iter().flat_map(|id| loaded.language.tokenizer.bytes_of(*id)).copied().collect())
+    }
+
     /// True if the weights are loaded.
     pub fn is_loaded(&self) -> bool {
         self.engine.is_loaded()

@@ -3,6 +3,7 @@
 use q35_inference::RunError;
 use q35_text::{TemplateError, TokenizerError};
 
+use crate::message::MessageError;
 use crate::open::OpenError;
 use crate::tools::ToolCallError;
 
@@ -61,6 +62,18 @@ pub enum ChatError {
     /// The reply holds an invalid tool call.
     #[error(transparent)]
     ToolCall(#[from] ToolCallError),
+    /// A message cannot be read.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// A system prompt is not the first message.
+    #[error(
+        "message {index} is a system prompt\n  expected: a system prompt as the first message only\n\
+         hint: replace the first message instead"
+    )]
+    SystemMessage {
+        /// Its index, from 0.
+        index: usize,
+    },
     /// The conversation has no message with this index.
     #[error("the conversation has {messages} messages, none with index {index}")]
     NoSuchMessage {

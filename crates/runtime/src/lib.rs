@@ -29,6 +29,7 @@ mod error;
 mod generate;
 mod generation_config;
 mod grammar;
+mod json_schema;
 mod language;
 mod memory;
 mod message;
@@ -40,6 +41,7 @@ mod sampling;
 mod session;
 mod session_state;
 mod snapshot_file;
+mod tool_call_grammar;
 mod tools;
 mod voice;
 
@@ -56,7 +58,7 @@ pub use chat::Chat;
 pub use error::ChatError;
 pub use generate::{Chunk, Finish, FinishReason, Reply, Timing, TokenDetail, Usage};
 pub use memory::MemoryFootprint;
-pub use message::{Message, Role};
+pub use message::{Message, MessageError, Role};
 pub use open::{MemoryEstimate, OpenError, OpenEvent};
 pub use options::{LoadOptions, WindowPolicy};
 pub use q35_artefact::{ArtefactDir, ArtefactError, ArtefactKind, QuantizeEvent, QuantizeOptions};
@@ -65,7 +67,7 @@ pub use q35_hub::HubOptions;
 pub use q35_inference::CancelToken;
 pub use sampling::{Format, LoopGuard, Sampling, Thinking};
 pub use session::{CutReply, ReplyStream, Session};
-pub use tools::{Tool, ToolCall, ToolCallError};
+pub use tools::{BrokenToolCalls, Tool, ToolCall, ToolCallError};
 pub use voice::{
     SentenceStream, Sentences, SpeakError, Speaker, Speech, Spoken, Utterance, speak, speakable,
 };

@@ -108,6 +108,11 @@ pub enum Format {
     Json,
     /// JSON that is valid under this JSON Schema.
     Schema(Value),
+    /// Calls of the offered tools and nothing else: one, or one or more if `parallel`.
+    ToolCalls {
+        /// True if several calls are permitted.
+        parallel: bool,
+    },
 }
 
 impl Default for Sampling {

@@ -10,7 +10,7 @@ const SYSTEM: &str = "You are a helpful assistant. You answer in short and frien
 /// The reply of a fresh chat to the same conversation.
 fn cold_reply(cold: &Chat, session: &Session, question: &str, sampling: &Sampling) -> Reply {
     let mut twin = cold.session();
-    twin.set_messages(session.messages().to_vec());
+    twin.set_messages(session.messages().to_vec()).unwrap();
     let reply = twin.ask(question, sampling).unwrap();
     assert_eq!(reply.finish.usage.cached_tokens, 0, "nothing is reused without a cache");
     reply
@@ -111,7 +111,7 @@ pub fn a_saved_prompt_is_used_by_another_chat(backend: &Backend) {
     let continues = |chat: &Chat, cold: &Chat, when: &str| {
         let mut session = chat.session().with_system(&system);
         let expected = cold_reply(cold, &session, "Hi", &short(backend));
-        session.push(Message::user("Hi"));
+        session.push(Message::user("Hi")).unwrap();
         let reply = session.respond(&short(backend), CancelToken::new()).unwrap().collect_reply().unwrap();
         assert_eq!(reply.finish.usage.cached_tokens, saved, "{}, {when}", backend.name);
         let mut divergence = Divergence::default();

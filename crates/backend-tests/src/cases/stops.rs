@@ -39,7 +39,7 @@ pub fn a_dropped_stream_leaves_the_session_usable(backend: &Backend) {
     drop(stream);
     assert_eq!(session.messages()[1].content, said, "{}", backend.name);
     let mut twin = cold.session();
-    twin.set_messages(session.messages().to_vec());
+    twin.set_messages(session.messages().to_vec()).unwrap();
     let expected = twin.ask("Why?", &short(backend)).unwrap();
     let mut divergence = Divergence::default();
     divergence.compare(backend, &session.ask("Why?", &short(backend)).unwrap(), &expected, "after the drop");

@@ -14,7 +14,8 @@ use crate::backend::{BackendArgs, VariantArg};
 /// With --prompt it gives one answer, with --script it plays a conversation from a file, otherwise it holds a
 /// conversation on the terminal (/help lists what can be said besides words).
 ///
-/// Exit codes: 0, done; 1, it ran but a reply failed, was stopped, or a template refused; 2, it could not run.
+/// Exit codes: 0, done; 1, it ran but a reply failed, was stopped or ended within its reasoning, or a template refused;
+/// 2, it could not run. docs/chat.md describes scripts, saved conversations and the history of typed lines.
 #[derive(Debug, Parser)]
 #[command(name = "q35-chat", version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -77,12 +78,24 @@ pub struct Chat {
     pub prompt: Option<String>,
 
     /// Play a conversation from a file of JSON lines; - reads stdin
+    ///
+    /// A line is a user message, {"user": "Hi"}, or any message as OpenAI's chat completions write it, {"role": "user",
+    /// "content": "Hi"}. Beside it may stand settings of the reply: temperature, top_k, top_p, min_p,
+    /// repetition_penalty, presence_penalty, frequency_penalty, seed, max_tokens, stop, thinking (true or false),
+    /// max_thinking_tokens, schema (a JSON Schema, or true for any object), logprobs, cancel_after (tokens), roll_back.
+    /// Other lines change the conversation: {"system": "..."}, {"messages": [...]}, {"tools": [...]}, {"reset": true},
+    /// {"drop_last": 2}. A user or tool message gets a reply, unless the next line is the assistant's or a tool's.
+    /// A file that /save wrote is a script as well.
     #[arg(long, value_name = "FILE", conflicts_with = "render")]
     pub script: Option<PathBuf>,
 
     /// Print one rendering of the chat template and end; - reads stdin
     #[arg(long, value_name = "CASE.json")]
     pub render: Option<PathBuf>,
+
+    /// Keep no history of typed lines [default: the last 1000 in ~/.q35_chat_history, readable by you alone]
+    #[arg(long)]
+    pub no_history: bool,
 
     /// Print replies as JSON objects
     #[arg(long)]

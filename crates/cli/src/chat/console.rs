@@ -2,10 +2,11 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use q35_runtime::{Chunk, Finish, Reply, ReplyStream};
+use q35_runtime::{Chunk, Finish, FinishReason, Reply, ReplyStream};
 use serde_json::{Value, json};
 
 use super::args::{Chat, Shown};
+use crate::output::note;
 
 /// The settings of displayed text.
 #[derive(Clone, Copy, Debug)]
@@ -29,9 +30,9 @@ impl Console {
     }
 
     /// Prints a reply as it is generated.
-    pub(super) fn print(self, stream: &mut ReplyStream<'_>) -> anyhow::Result<Option<Finish>> {
+    pub(super) fn print(self, stream: &mut ReplyStream<'_>) -> anyhow::Result<Option<Printed>> {
         let mut out = io::stdout().lock();
-        let (mut thinking, mut finish) = (false, None);
+        let (mut thinking, mut answered, mut finish) = (false, false, None);
         for chunk in stream {
             match chunk? {
                 Chunk::Reasoning(text) if self.thinking => {
@@ -42,6 +43,7 @@ impl Console {
                     out.write_all(text.as_bytes())?;
                 }
                 Chunk::Answer(text) => {
+                    answered = true;
                     if std::mem::take(&mut thinking) {
                         self.end_thinking(&mut out)?;
                     }
@@ -57,11 +59,43 @@ impl Console {
         }
         out.write_all(b"\n")?;
         out.flush()?;
-        Ok(finish)
+        Ok(finish.map(|finish| Printed { finish, answered }))
     }
 
     fn end_thinking(self, out: &mut impl Write) -> io::Result<()> {
         out.write_all(if self.colour { b"\x1b[0m\n\n" } else { b"\n\n" })
+    }
+}
+
+/// The end of a printed reply.
+pub(super) struct Printed {
+    pub(super) finish: Finish,
+    /// True if the reply has an answer, not only reasoning.
+    pub(super) answered: bool,
+}
+
+/// Prints notes about a reply that a limit shortened: an answer that is missing, or JSON that was closed.
+pub(super) fn note_limits(finish: &Finish, answered: bool) {
+    let limit = match finish.reason {
+        FinishReason::Length => "--max-tokens",
+        FinishReason::ContextFull => "--max-context",
+        _ => "the loop guard",
+    };
+    if !answered && matches!(finish.reason, FinishReason::Length | FinishReason::ContextFull) {
+        note(format!(
+            "no answer: {limit} ended the reply within its reasoning, after {} tokens\n\
+             hint: raise {limit}, lower --max-thinking-tokens, or use --no-think",
+            finish.usage.completion_tokens
+        ));
+    }
+    if !finish.closed_fields.is_empty() {
+        let name =
+            |pointer: &String| if pointer.is_empty() { "the whole answer".into() } else { pointer.clone() };
+        let fields: Vec<String> = finish.closed_fields.iter().map(name).collect();
+        note(format!("the JSON was closed by {limit}; invented or shortened: {}", fields.join(", ")));
+    }
+    if let Err(broken) = &finish.tool_calls {
+        note(format!("{broken}\n{} other calls are valid", broken.valid.len()));
     }
 }
 
@@ -79,6 +113,17 @@ pub(super) fn reply_json(reply: &Reply) -> Value {
     object["timing"]["tokens_per_sec"] = json!(finish.timing.tokens_per_sec(&finish.usage));
     if finish.dropped_messages > 0 {
         object["dropped_messages"] = json!(finish.dropped_messages);
+    }
+    if !finish.closed_fields.is_empty() {
+        object["closed_fields"] = json!(finish.closed_fields);
+    }
+    match &finish.tool_calls {
+        Ok(calls) if calls.is_empty() => {}
+        Ok(calls) => object["tool_calls"] = json!(calls),
+        Err(broken) => {
+            object["tool_calls"] = json!(broken.valid);
+            object["tool_calls_error"] = json!(broken.to_string());
+        }
     }
     if !reply.tokens.is_empty() {
         object["tokens"] = json!(reply.tokens);

@@ -1,17 +1,17 @@
 //! A conversation on a terminal, or over the lines of stdin.
 
 use std::io::{BufRead, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use q35_runtime::{CancelToken, Finish, Message, Sampling, Session};
-use rustyline::DefaultEditor;
+use q35_runtime::{CancelToken, Finish, Message, Role, Sampling, Session};
 use rustyline::error::ReadlineError;
+use rustyline::{Config, DefaultEditor};
 use serde_json::Value;
 
 use super::args::Chat;
-use super::console::{Console, finish_line, reply_json};
-use super::interrupt;
+use super::console::{Console, finish_line, note_limits, reply_json};
+use super::{interrupt, words};
 use crate::exit::Outcome;
 use crate::output::{bytes, line, note};
 
@@ -24,10 +24,14 @@ const HELP: &str = "\
 /seed N|off    repeat random choices from a seed, or draw a new seed per reply
 /stats         counts and times of the last reply, and memory
 /save FILE     write the conversation as JSON
-/load FILE     read one
+/load FILE     read one, also as OpenAI's chat completions write it
 /help          show this list
 /quit          leave; so does Ctrl-D
-Ctrl-C stops a reply; the text so far stays in the conversation.";
+Ctrl-C stops a reply; the text so far stays in the conversation.
+Typed lines are kept in ~/.q35_chat_history (the last 1000, readable by you alone; --no-history keeps none).";
+
+/// Number of typed lines in the history file.
+const HISTORY_LINES: usize = 1000;
 
 /// The state of the conversation.
 struct Conversation<'a> {
@@ -68,8 +72,9 @@ fn on_lines(args: &Chat, conversation: &mut Conversation<'_>) -> anyhow::Result<
 }
 
 fn on_terminal(args: &Chat, conversation: &mut Conversation<'_>) -> anyhow::Result<()> {
-    let mut editor = DefaultEditor::new()?;
-    let history = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".q35_chat_history"));
+    let config = Config::builder().max_history_size(HISTORY_LINES)?.build();
+    let mut editor = DefaultEditor::with_config(config)?;
+    let history = history_file(args);
     if let Some(path) = &history {
         // The file does not exist at the first start.
         let _ = editor.load_history(path);
@@ -93,7 +98,27 @@ fn on_terminal(args: &Chat, conversation: &mut Conversation<'_>) -> anyhow::Resu
     }
     if let Some(path) = &history {
         editor.save_history(path).with_context(|| format!("cannot write {}", path.display()))?;
+        keep_private(path)?;
     }
+    Ok(())
+}
+
+/// The file of typed lines; `None` if there is no home directory or no history is wanted.
+fn history_file(args: &Chat) -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty() && !args.no_history)?;
+    Some(PathBuf::from(home).join(".q35_chat_history"))
+}
+
+/// Removes the access of other users.
+fn keep_private(path: &Path) -> anyhow::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(path, private)
+            .with_context(|| format!("cannot protect {}", path.display()))?;
+    }
+    let _ = path;
     Ok(())
 }
 
@@ -110,7 +135,7 @@ impl Conversation<'_> {
         };
         match result {
             Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
-            Err(error) => note(format!("error: {}", crate::exit::message(&error))),
+            Err(error) => note(format!("error: {}", crate::exit::message(&words::in_flags(error)))),
             Ok(()) => {}
         }
         Ok(Next::Continue)
@@ -124,8 +149,9 @@ impl Conversation<'_> {
             let reply = stream.collect_reply()?;
             line(reply_json(&reply).to_string())?;
             self.last = Some(reply.finish);
-        } else {
-            self.last = Console::new(args).print(&mut stream)?;
+        } else if let Some(printed) = Console::new(args).print(&mut stream)? {
+            note_limits(&printed.finish, printed.answered);
+            self.last = Some(printed.finish);
         }
         Ok(())
     }
@@ -135,17 +161,42 @@ impl Conversation<'_> {
         let rest = rest.trim();
         match (name, rest) {
             ("help", _) => line(HELP)?,
-            ("system", text) => {
-                self.session.set_system(Some(text.to_owned()).filter(|text| !text.is_empty()))
+            ("system", "") => {
+                self.session.set_system(None);
+                note("system prompt removed");
             }
-            ("reset", _) => self.session.reset_conversation(),
-            ("undo", _) => self.session.drop_last(2),
-            ("think", "on") => self.sampling.thinking.enable = Some(true),
-            ("think", "off") => self.sampling.thinking.enable = Some(false),
-            ("think", "auto") => self.sampling.thinking.enable = None,
-            ("seed", "off") => self.sampling.seed = None,
+            ("system", text) => {
+                self.session.set_system(Some(text.to_owned()));
+                note("system prompt set");
+            }
+            ("reset", _) => {
+                self.session.reset_conversation();
+                let system = !self.session.messages().is_empty();
+                note(if system {
+                    "conversation forgotten, system prompt kept"
+                } else {
+                    "conversation forgotten"
+                });
+            }
+            ("undo", _) => note(self.undo()),
+            ("think", mode @ ("on" | "off" | "auto")) => {
+                let (enable, text) = match mode {
+                    "on" => (Some(true), "thinking on"),
+                    "off" => (Some(false), "thinking off"),
+                    _ => (None, "thinking as the model's template says"),
+                };
+                self.sampling.thinking.enable = enable;
+                note(text);
+            }
+            ("think", _) => anyhow::bail!("/think takes on, off or auto"),
+            ("seed", "off") => {
+                self.sampling.seed = None;
+                note("a new seed for each reply");
+            }
             ("seed", seed) => {
-                self.sampling.seed = Some(seed.parse().context("/seed takes a whole number or off")?)
+                let seed = seed.parse().context("/seed takes a whole number or off")?;
+                self.sampling.seed = Some(seed);
+                note(format!("seed {seed}"));
             }
             ("stats", _) => self.stats()?,
             ("save", path) if !path.is_empty() => {
@@ -155,12 +206,24 @@ impl Conversation<'_> {
                 note(format!("{} messages written to {path}", self.session.messages().len()));
             }
             ("load", path) if !path.is_empty() => {
-                self.session.set_messages(load(path)?);
+                self.session.set_messages(load(path)?)?;
                 note(format!("{} messages read from {path}", self.session.messages().len()));
             }
+            ("save" | "load", _) => anyhow::bail!("/{name} takes a file"),
             _ => anyhow::bail!("/{command} is not known; /help lists the commands"),
         }
         Ok(())
+    }
+
+    /// Removes the last question and everything after it.
+    fn undo(&mut self) -> String {
+        let messages = self.session.messages();
+        let Some(question) = messages.iter().rposition(|message| message.role == Role::User) else {
+            return "nothing to undo".into();
+        };
+        let count = messages.len() - question;
+        self.session.drop_last(count);
+        format!("{count} messages removed, {} left", self.session.messages().len())
     }
 
     fn stats(&self) -> anyhow::Result<()> {
@@ -185,8 +248,7 @@ impl Conversation<'_> {
 
 fn load(path: &str) -> anyhow::Result<Vec<Message>> {
     let text = std::fs::read(path).map_err(|error| anyhow::anyhow!("cannot read {path}: {error}"))?;
-    let json: Vec<Value> =
+    let json: Value =
         serde_json::from_slice(&text).with_context(|| format!("{path} is not a conversation"))?;
-    let messages: Result<Vec<Message>, String> = json.iter().map(Message::from_json).collect();
-    messages.map_err(|error| anyhow::anyhow!("{path}: {error}"))
+    Message::list_from_json(&json).with_context(|| path.to_owned())
 }

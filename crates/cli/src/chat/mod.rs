@@ -10,6 +10,7 @@ mod once;
 mod open;
 mod render;
 mod script;
+mod words;
 
 pub use args::{Chat, Command};
 
@@ -22,6 +23,10 @@ impl Chat {
     /// # Errors
     /// It could not run.
     pub fn run(self) -> anyhow::Result<Outcome> {
+        self.dispatch().map_err(words::in_flags)
+    }
+
+    fn dispatch(self) -> anyhow::Result<Outcome> {
         if let Some(Command::Bench(bench)) = &self.command {
             return bench.run();
         }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use q35_runtime::{CancelToken, FinishReason, Sampling};
 
 use super::args::Chat;
-use super::console::{Console, reply_json};
+use super::console::{Console, note_limits, reply_json};
 use super::interrupt;
 use crate::exit::Outcome;
 use crate::output::json;
@@ -28,12 +28,17 @@ pub(super) fn run(
     let cancel = CancelToken::new();
     let _guard = interrupt::Guard::new(&cancel);
     let mut stream = session.send_with(text, sampling, cancel)?;
-    let reason = if args.json {
+    let end = if args.json {
         let reply = stream.collect_reply()?;
         json(&reply_json(&reply))?;
-        Some(reply.finish.reason)
+        Some((!reply.text.is_empty(), reply.finish))
     } else {
-        Console::new(args).print(&mut stream)?.map(|finish| finish.reason)
+        Console::new(args).print(&mut stream)?.map(|printed| (printed.answered, printed.finish))
     };
-    Ok(if reason == Some(FinishReason::Cancelled) { Outcome::No } else { Outcome::Done })
+    let Some((answered, finish)) = end else { return Ok(Outcome::No) };
+    note_limits(&finish, answered);
+    // A limit within the reasoning leaves no answer.
+    let limited = matches!(finish.reason, FinishReason::Length | FinishReason::ContextFull);
+    let done = finish.reason != FinishReason::Cancelled && (answered || !limited);
+    Ok(if done { Outcome::Done } else { Outcome::No })
 }

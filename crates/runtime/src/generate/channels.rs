@@ -1,11 +1,11 @@
 //! Separation of reasoning and answer in streamed text.
 
+use crate::tools::{CallStart, CodeTracker, Tool, find_call_start};
+
 /// The tag that opens reasoning.
 pub(crate) const OPEN: &str = "<think>";
 /// The tag that closes reasoning.
 pub(crate) const CLOSE: &str = "</think>";
-/// The tag that begins a tool call; inside reasoning it ends the reasoning.
-pub(crate) const CALL: &str = "<tool_call>";
 
 /// The two parts of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub(crate) enum Channel {
     Answer,
 }
 
-/// Splits streamed text into channels. Tags are never emitted, not even partly: text that may become a tag is held
-/// back.
+/// Splits streamed text into channels. The thinking tags are never emitted, not even partly: text that may become one
+/// is held back. A call of an offered tool ends the reasoning; a tool-call tag that is only mentioned does not.
 ///
 /// White space around the reasoning and before the answer belongs to the template and is left out.
 #[derive(Clone, Debug)]
@@ -27,6 +27,10 @@ pub(crate) struct ChannelSplitter {
     fresh: bool,
     /// True once reasoning was emitted: more of it, after a tag, begins on a new line.
     reasoned: bool,
+    /// The code blocks of the reasoning so far.
+    code: CodeTracker,
+    /// The names of the tools on offer.
+    tools: Vec<String>,
 }
 
 impl ChannelSplitter {
@@ -37,7 +41,14 @@ impl ChannelSplitter {
     }
 
     pub(crate) fn new(channel: Channel) -> Self {
-        Self { channel, pending: String::new(), fresh: true, reasoned: false }
+        let code = CodeTracker::default();
+        Self { channel, pending: String::new(), fresh: true, reasoned: false, code, tools: Vec::new() }
+    }
+
+    /// Sets the tools whose calls end the reasoning.
+    pub(crate) fn with_tools(mut self, tools: &[Tool]) -> Self {
+        self.tools = tools.iter().map(|tool| tool.name.clone()).collect();
+        self
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -62,7 +73,8 @@ impl ChannelSplitter {
 
     /// Closes the reasoning by force: the answer follows, and the text held back is dropped.
     pub(crate) fn close_reasoning(&mut self) {
-        *self = Self { reasoned: self.reasoned, ..Self::new(Channel::Answer) };
+        let tools = std::mem::take(&mut self.tools);
+        *self = Self { reasoned: self.reasoned, tools, ..Self::new(Channel::Answer) };
     }
 
     /// Makes one decision; returns true if another may follow.
@@ -70,18 +82,23 @@ impl ChannelSplitter {
         match self.channel {
             Channel::Reasoning => {
                 let close = self.pending.find(CLOSE).map(|at| (at, at + CLOSE.len()));
-                let call = self.pending.find(CALL).map(|at| (at, at));
+                let start = find_call_start(&self.pending, &self.code, &self.tools);
+                let call = if let CallStart::At(at) = start { Some((at, at)) } else { None };
                 let Some((end, next)) = close.into_iter().chain(call).min() else {
-                    let held = held_back(&self.pending, &[CLOSE, CALL]);
+                    let undecided =
+                        if let CallStart::Undecided(at) = start { self.pending.len() - at } else { 0 };
+                    let held = held_back(&self.pending, &[CLOSE]).max(undecided);
                     let certain = self.pending[..self.pending.len() - held].trim_end().len();
                     let rest = self.pending.split_off(certain);
                     let certain = std::mem::replace(&mut self.pending, rest);
+                    self.code.push_str(&certain);
                     self.emit(&certain, out);
                     return false;
                 };
                 let reasoning = self.pending[..end].trim_end().to_owned();
                 self.emit(&reasoning, out);
                 self.pending.drain(..next);
+                self.code = CodeTracker::default();
                 self.channel = Channel::Answer;
                 self.fresh = true;
                 true
@@ -147,7 +164,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn split(start: Channel, pieces: &[&str]) -> (String, String) {
-        let (mut splitter, mut out) = (ChannelSplitter::new(start), Vec::new());
+        let tool = Tool::new("f", "", serde_json::Value::Null);
+        let (mut splitter, mut out) = (ChannelSplitter::new(start).with_tools(&[tool]), Vec::new());
         pieces.iter().for_each(|piece| splitter.push(piece, &mut out));
         splitter.finish(&mut out);
         let join = |channel| out.iter().filter(|(c, _)| *c == channel).map(|(_, t)| t.as_str()).collect();
@@ -162,6 +180,16 @@ mod tests {
             (Reasoning, "\n\n</think>\n\nYes.", "", "Yes."),
             (Reasoning, "never closed ", "never closed", ""),
             (Reasoning, "use it <tool_call>\n<function=f>", "use it", "<tool_call>\n<function=f>"),
+            (Reasoning, "the tag <tool_call> is\nmeant</think>d", "the tag <tool_call> is\nmeant", "d"),
+            (Reasoning, "`<tool_call>` and <function=g></think>d", "`<tool_call>` and <function=g>", "d"),
+            (
+                Reasoning,
+                "```\n<tool_call><function=f>\n```\n</think>d",
+                "```\n<tool_call><function=f>\n```",
+                "d",
+            ),
+            (Reasoning, "now\n<function=f></function>", "now", "<function=f></function>"),
+            (Reasoning, "so <tool_call> {\"name\": 1}", "so", "<tool_call> {\"name\": 1}"),
             (Reasoning, "a < b </thin air> c</think>d", "a < b </thin air> c", "d"),
             (Reasoning, "x</think></think>y", "x", "y"),
             (Answer, "Plain <b>text</b>\n", "", "Plain <b>text</b>\n"),
@@ -205,7 +233,7 @@ mod tests {
         #[test]
         fn no_cut_changes_the_parts_and_no_tag_begins_to_show(
             parts in prop::collection::vec(prop::sample::select(vec![
-                "</think>", "<think>", "<tool_call>", "</th", "a", " ", "\n", "世", "<", "ink>",
+                "</think>", "<think>", "<tool_call>", "<function=f>", "`", "</th", "a", " ", "\n", "世", "<", "ink>",
             ]), 0..10),
             cuts in prop::collection::vec(1usize..4, 0..40),
             thinking in any::<bool>(),
@@ -221,7 +249,9 @@ mod tests {
             pieces.push(rest);
             let cut = split(start, &pieces);
             prop_assert_eq!(&cut, &split(start, &[&text]));
-            prop_assert!(!cut.0.contains(CLOSE) && !cut.0.contains(CALL));
+            let names = ["f".to_owned()];
+            let call = find_call_start(&cut.0, &CodeTracker::default(), &names);
+            prop_assert!(!cut.0.contains(CLOSE) && !matches!(call, CallStart::At(_)), "{:?}", cut);
         }
     }
 }

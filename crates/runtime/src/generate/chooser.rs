@@ -1,5 +1,7 @@
 //! The choice of the next token: sampler, grammar and seed of one reply.
 
+use std::cell::RefCell;
+
 use q35_inference::RunError;
 
 use crate::grammar::Grammar;
@@ -32,9 +34,14 @@ impl TokenChooser {
         self.sampler.forbid(id);
     }
 
-    /// True if a grammar constrains the answer.
-    pub(super) fn has_grammar(&self) -> bool {
-        self.grammar.is_some()
+    /// The grammar that constrains the answer.
+    pub(super) fn grammar(&self) -> Option<&Grammar> {
+        self.grammar.as_ref()
+    }
+
+    /// Closes a constrained answer with the next tokens. Returns false if there is no grammar or no way to close it.
+    pub(super) fn begin_closing(&mut self) -> bool {
+        self.grammar.as_mut().is_some_and(Grammar::begin_closing)
     }
 
     /// True if the grammar allows nothing more.
@@ -52,12 +59,14 @@ impl TokenChooser {
         tokens_left: usize,
     ) -> Result<Choice, ChatError> {
         let mut failure = None;
-        let grammar = self.grammar.as_mut().filter(|_| answering);
-        let choice = self.sampler.choose(logits, excluded, |logits| {
-            if let Some(grammar) = grammar {
-                failure = grammar.mask(logits, tokens_left).err();
+        let grammar = self.grammar.as_mut().filter(|_| answering).map(RefCell::new);
+        let mask = |logits: &mut [f32]| {
+            if let Some(grammar) = &grammar {
+                failure = grammar.borrow_mut().mask(logits, tokens_left).err();
             }
-        });
+        };
+        let permits = |id| grammar.as_ref().is_none_or(|grammar| grammar.borrow_mut().permits(id));
+        let choice = self.sampler.choose_permitted(logits, excluded, mask, permits);
         match (failure, choice) {
             (Some(error), _) => Err(error),
             (None, Some(choice)) => Ok(choice),
@@ -74,8 +83,8 @@ impl TokenChooser {
     }
 }
 
-/// A seed that differs from call to call.
+/// A seed that differs from call to call, of 53 bits: as a JSON number it survives languages whose numbers are `f64`.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    std::collections::hash_map::RandomState::new().build_hasher().finish() >> 11
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::tools::{ToolCall, ToolCallError};
+use crate::tools::{BrokenToolCalls, ToolCall};
 
 /// One item of a reply's stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,11 +36,11 @@ pub struct TokenDetail {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model ended its turn, or its JSON was complete.
+    /// The model ended its turn, or completed its JSON.
     Stop,
     /// The answer reached a stop text.
     StopText,
-    /// `max_tokens` were generated.
+    /// `max_tokens` were generated, or JSON was closed before they were.
     Length,
     /// The context window is full.
     ContextFull,
@@ -119,8 +119,11 @@ pub struct Finish {
     pub seed: u64,
     /// Number of messages that were dropped from the conversation to make room.
     pub dropped_messages: usize,
-    /// The tool calls of the answer, if tools were offered; an error if their markup or arguments are invalid.
-    pub tool_calls: Result<Vec<ToolCall>, ToolCallError>,
+    /// The tool calls of the answer, if tools were offered; an error, with the valid calls, if one of them is invalid.
+    pub tool_calls: Result<Vec<ToolCall>, BrokenToolCalls>,
+    /// JSON Pointers of the values that the grammar invented or shortened, because it closed the answer before a limit
+    /// or in a loop; `reason` is then `Length`, `ContextFull` or `Repetition`. The empty pointer is the whole answer.
+    pub closed_fields: Vec<String>,
 }
 
 /// A whole reply.

@@ -12,6 +12,6 @@ mod run;
 mod stop_text;
 mod thinking;
 
-pub(crate) use channels::{CALL, CLOSE, ChannelSplitter, OPEN, held_back};
+pub(crate) use channels::{CLOSE, ChannelSplitter, OPEN};
 pub use chunk::{Chunk, Finish, FinishReason, Reply, Timing, TokenDetail, Usage};
 pub(crate) use run::{Context, Prompt, Run};

@@ -11,11 +11,11 @@ use super::output::ReplyOutput;
 use super::repetition::LoopDetector;
 use super::thinking::ThinkingPolicy;
 use super::{Chunk, Finish, FinishReason, Timing, TokenDetail, Usage};
-use crate::grammar::Grammar;
+use crate::grammar::{Grammar, closed_fields};
 use crate::language::Language;
 use crate::prompt_cache::PromptCache;
 use crate::session_state::{SequenceState, SessionState};
-use crate::tools::{Tool, parse_calls};
+use crate::tools::{ParsedAnswer, Tool, parse_answer};
 use crate::{ChatError, LoopGuard, Sampling};
 
 /// The input of a reply, computed before its first token.
@@ -60,7 +60,11 @@ pub(crate) struct Run {
     usage: Usage,
     clock: ReplyClock,
     stage: Stage,
+    /// Ids that close the reasoning by force.
+    closing_ids: Vec<u32>,
     finish: Option<Finish>,
+    /// The answer without its tool calls.
+    content: Option<String>,
 }
 
 /// The ends that the settings set to a reply.
@@ -68,12 +72,18 @@ struct Limits {
     max_tokens: usize,
     loop_guard: Option<LoopGuard>,
     loops: Option<LoopDetector>,
+    /// True once a constrained answer repeated itself and is being closed.
+    closing_loop: bool,
 }
 
 impl Limits {
     fn new(sampling: &Sampling) -> Self {
-        let mut limits =
-            Self { max_tokens: sampling.max_tokens, loop_guard: sampling.loop_guard, loops: None };
+        let mut limits = Self {
+            max_tokens: sampling.max_tokens,
+            loop_guard: sampling.loop_guard,
+            loops: None,
+            closing_loop: false,
+        };
         limits.restart_loops();
         limits
     }
@@ -146,6 +156,8 @@ pub(crate) struct RunOutcome {
     pub(crate) answer: String,
     pub(crate) reasoning: String,
     pub(crate) finish: Option<Finish>,
+    /// The answer without its tool calls, if there are any.
+    pub(crate) content: Option<String>,
 }
 
 impl Run {
@@ -158,7 +170,8 @@ impl Run {
     ) -> Result<Self, ChatError> {
         let chooser = TokenChooser::new(sampling, grammar, &context.language);
         let thinking = ThinkingPolicy::new(&sampling.thinking);
-        let mut splitter = prompt.splitter.clone();
+        let closing_ids = context.language.tokenizer.encode(&thinking.closing_text())?;
+        let mut splitter = prompt.splitter.clone().with_tools(&context.tools);
         if splitter.channel() == Channel::Reasoning && thinking.budget_is_zero() {
             // The template opened reasoning nevertheless: it is closed before it begins.
             prompt.ids.extend(context.language.tokenizer.encode(&format!("\n{CLOSE}\n\n"))?);
@@ -176,7 +189,9 @@ impl Run {
             usage,
             clock: ReplyClock::start(),
             stage: Stage::Prefill,
+            closing_ids,
             finish: None,
+            content: None,
             context,
             prompt,
         };
@@ -192,7 +207,7 @@ impl Run {
 
     pub(crate) fn into_outcome(self) -> RunOutcome {
         let (answer, reasoning) = self.output.into_texts();
-        RunOutcome { state: self.state, answer, reasoning, finish: self.finish }
+        RunOutcome { state: self.state, answer, reasoning, finish: self.finish, content: self.content }
     }
 
     fn prefill(&mut self) -> Result<(), ChatError> {
@@ -228,10 +243,14 @@ impl Run {
             return Ok(());
         }
         let channel = self.output.channel();
+        if channel == Channel::Reasoning && self.must_begin_answer() {
+            let ids = self.close_reasoning();
+            return self.compute(&ids);
+        }
         let Some(id) = self.choose()? else {
             if channel == Channel::Reasoning {
                 // The model ends its turn without an answer: its reasoning is closed, and an answer follows.
-                let ids = self.close_reasoning()?;
+                let ids = self.close_reasoning();
                 return self.compute(&ids);
             }
             self.end(FinishReason::Stop);
@@ -246,7 +265,7 @@ impl Run {
         let mut forced = Vec::new();
         if channel == Channel::Reasoning && self.output.channel() == Channel::Answer {
             self.reasoning_closed();
-            if self.chooser.has_grammar() {
+            if self.chooser.grammar().is_some() {
                 // The grammar describes the answer alone, so the white space before it is forced.
                 forced = self.context.language.tokenizer.encode("\n\n")?;
             }
@@ -258,11 +277,15 @@ impl Run {
         let repeats = self.limits.is_loop(id);
         match self.output.channel() {
             Channel::Reasoning if repeats || self.thinking.is_spent(self.usage.thinking_tokens) => {
-                forced = self.close_reasoning()?;
+                forced = self.close_reasoning();
             }
-            Channel::Answer if repeats && !self.chooser.has_grammar() => {
-                self.end(FinishReason::Repetition);
-                return Ok(());
+            Channel::Answer if repeats => {
+                // A constrained answer is closed, so that it parses.
+                self.limits.closing_loop = self.chooser.begin_closing();
+                if !self.limits.closing_loop {
+                    self.end(FinishReason::Repetition);
+                    return Ok(());
+                }
             }
             Channel::Reasoning | Channel::Answer => {}
         }
@@ -290,7 +313,7 @@ impl Run {
         let language = self.context.language.clone();
         let excluded: &[u32] = if self.thinking.take_must_answer() { language.end_ids() } else { &[] };
         let answering = self.output.channel() == Channel::Answer;
-        let tokens_left = self.limits.max_tokens - self.usage.completion_tokens;
+        let tokens_left = self.tokens_left().0;
         let choice = self.chooser.choose(&self.logits, excluded, answering, tokens_left)?;
         if self.usage.completion_tokens == 0 {
             self.clock.first_token();
@@ -308,12 +331,31 @@ impl Run {
         Ok(Some(choice.id))
     }
 
+    /// Number of tokens until the nearer limit, and the reason for which a reply ends there.
+    fn tokens_left(&self) -> (usize, FinishReason) {
+        let by_settings = self.limits.max_tokens - self.usage.completion_tokens;
+        // The last token of a reply need not be consumed.
+        let by_context = self.state.sequence.max_context() + 1 - self.state.ids.len();
+        match by_context < by_settings {
+            true => (by_context, FinishReason::ContextFull),
+            false => (by_settings, FinishReason::Length),
+        }
+    }
+
+    /// True if the reasoning must end now, so that the shortest valid answer fits into the limits.
+    fn must_begin_answer(&self) -> bool {
+        let Some(grammar) = self.chooser.grammar() else { return false };
+        let by_settings = self.limits.max_tokens - self.usage.completion_tokens;
+        let by_context = self.state.sequence.max_context() + 1 - self.state.ids.len();
+        by_settings <= grammar.shortest() || by_context <= grammar.shortest() + self.closing_ids.len() + 1
+    }
+
     /// Closes the reasoning by force. Returns the ids that close it in the model's context.
-    fn close_reasoning(&mut self) -> Result<Vec<u32>, ChatError> {
+    fn close_reasoning(&mut self) -> Vec<u32> {
         self.output.close_reasoning();
         self.reasoning_closed();
-        let text = self.thinking.force_answer();
-        Ok(self.context.language.tokenizer.encode(&text)?)
+        self.thinking.force_answer();
+        self.closing_ids.clone()
     }
 
     /// Excludes the thinking tags from the rest of the reply.
@@ -329,17 +371,28 @@ impl Run {
         if reason != FinishReason::StopText {
             self.output.flush(reason == FinishReason::Stop);
         }
-        let tools = &self.context.tools;
-        let tool_calls =
-            if tools.is_empty() { Ok(Vec::new()) } else { parse_calls(self.output.answer(), tools) };
-        let called = tool_calls.as_ref().is_ok_and(|calls| !calls.is_empty());
+        let whole = reason == FinishReason::Stop;
+        let parsed = match self.context.tools.is_empty() {
+            true => Ok(ParsedAnswer::default()),
+            false => parse_answer(self.output.answer(), &self.context.tools, whole),
+        };
+        let called = parsed.as_ref().is_ok_and(|parsed| !parsed.calls.is_empty());
+        self.content = parsed.as_ref().ok().filter(|_| called).map(|parsed| parsed.text.clone());
+        let cut_at = self.chooser.grammar().and_then(Grammar::cut_at);
+        let reason = match (reason, cut_at) {
+            (FinishReason::Stop, _) if self.limits.closing_loop => FinishReason::Repetition,
+            (FinishReason::Stop, Some(_)) => self.tokens_left().1,
+            (FinishReason::Stop, None) if called => FinishReason::ToolCalls,
+            (reason, _) => reason,
+        };
         let finish = Finish {
-            reason: if called && reason == FinishReason::Stop { FinishReason::ToolCalls } else { reason },
+            reason,
+            closed_fields: cut_at.map_or(Vec::new(), |cut| closed_fields(self.output.answer(), cut)),
             usage: self.usage,
             timing: self.clock.stop(),
             seed: self.chooser.seed(),
             dropped_messages: self.prompt.dropped_messages,
-            tool_calls,
+            tool_calls: parsed.map(|parsed| parsed.calls),
         };
         self.finish = Some(finish.clone());
         self.output.finish(finish);

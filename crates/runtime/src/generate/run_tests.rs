@@ -112,10 +112,13 @@ fn a_tool_call_ends_reasoning() {
 #[test]
 fn a_broken_tool_call_is_an_error_in_the_finish() {
     let tool = Tool::new("now", "Tells the time.", json!({"type": "object", "properties": {}}));
-    let chat = chat(&["<tool_call>\n{\"name\": \"now\"}\n</tool_call>"]);
+    let chat =
+        chat(&["<tool_call>\n<function=now>\n</function>\n</tool_call>\n<tool_call>\nnow()\n</tool_call>"]);
     let reply = chat.session().with_tools(vec![tool]).ask("When?", &greedy()).unwrap();
     assert_eq!(reply.finish.reason, FinishReason::Stop);
-    assert!(reply.finish.tool_calls.unwrap_err().to_string().contains("expected: <function="));
+    let broken = reply.finish.tool_calls.unwrap_err();
+    assert!(broken.to_string().contains("expected: <function="), "{broken}");
+    assert_eq!(broken.valid.len(), 1, "the valid call is not lost");
 }
 
 #[test]
@@ -225,4 +228,192 @@ fn the_form_binds_the_answer_and_not_the_reasoning() {
     let error =
         chat.generate("Hi", None, &greedy().with_format(Format::Schema(json!({"type": 5})))).unwrap_err();
     assert!(matches!(error, ChatError::Grammar { .. }), "{error}");
+}
+
+fn now() -> Tool {
+    Tool::new("now", "Tells the time.", json!({"type": "object", "properties": {}}))
+}
+
+#[test]
+fn a_mentioned_tool_call_ends_nothing() {
+    let reasoning = "The form is <tool_call> and so on, as in `<tool_call><function=now>`.";
+    let script = format!("{reasoning}\n</think>\n\nIn ticks: `<tool_call>`.");
+    for tools in [vec![], vec![now()]] {
+        let reply = chat(&[&script]).session().with_tools(tools).ask("How?", &Sampling::greedy()).unwrap();
+        assert_eq!((reply.reasoning.as_str(), reply.text.as_str()), (reasoning, "In ticks: `<tool_call>`."));
+        assert_eq!((reply.finish.reason, reply.finish.tool_calls), (FinishReason::Stop, Ok(vec![])));
+    }
+    let call = "I look. <tool_call>\n<function=now>\n</function>\n</tool_call>\n</think>\n\nDone.";
+    let reply = chat(&[call]).session().ask("How?", &Sampling::greedy()).unwrap();
+    assert!(reply.reasoning.contains("<tool_call>"), "no tools are offered: {reply:?}");
+    assert_eq!(reply.text, "Done.");
+}
+
+#[test]
+fn text_around_calls_stays_in_the_conversation() {
+    let chat = chat(&["I look.\n<tool_call>\n<function=now>\n</function>\n</tool_call>\nA moment."]);
+    let mut session = chat.session().with_tools(vec![now()]);
+    let reply = session.ask("When?", &greedy()).unwrap();
+    assert_eq!(reply.finish.reason, FinishReason::ToolCalls);
+    assert_eq!(session.messages()[1].content, "I look.\n\nA moment.");
+}
+
+#[test]
+fn tools_beside_a_json_form_are_refused() {
+    let mut session = chat(&["{}"]).session().with_tools(vec![now()]);
+    let error = session.ask("Hi", &greedy().with_format(Format::Json)).unwrap_err();
+    assert!(matches!(error, ChatError::Option { option: "format", .. }), "{error}");
+}
+
+fn schema(properties: serde_json::Value) -> Format {
+    let required: Vec<&String> = properties.as_object().unwrap().keys().collect();
+    Format::Schema(json!({
+        "type": "object", "properties": properties, "required": required, "additionalProperties": false,
+    }))
+}
+
+#[test]
+fn json_that_a_limit_closed_says_so() {
+    let format =
+        schema(json!({"name": {"type": "string"}, "age": {"type": "integer"}, "ok": {"type": "boolean"}}));
+    let script = r#"{"name": "Ada Lovelace", "age": 36, "ok": true}"#;
+    let reply = say(&[script], &greedy().with_format(format.clone()).with_max_tokens(100));
+    assert_eq!((reply.text.as_str(), &reply.finish.reason), (script, &FinishReason::Stop));
+    assert!(reply.finish.closed_fields.is_empty());
+    let reply = say(&[script], &greedy().with_format(format.clone()).with_max_tokens(script.len()));
+    assert_eq!((reply.text.as_str(), &reply.finish.reason), (script, &FinishReason::Stop), "it just fits");
+    let reply = say(&[script], &greedy().with_format(format.clone()).with_max_tokens(40));
+    let value: serde_json::Value = serde_json::from_str(&reply.text).unwrap();
+    assert_eq!(reply.finish.reason, FinishReason::Length, "{value}");
+    assert_eq!(reply.finish.closed_fields, ["/name", "/age", "/ok"], "{value}");
+    assert!("Ada Lovelace".starts_with(value["name"].as_str().unwrap()));
+    let error =
+        chat(&[script]).generate("Hi", None, &greedy().with_format(format).with_max_tokens(10)).unwrap_err();
+    assert!(matches!(error, ChatError::Option { option: "max_tokens", .. }), "{error}");
+}
+
+#[test]
+fn json_fits_a_context_that_ends() {
+    let format = schema(json!({"text": {"type": "string"}}));
+    let model =
+        FakeModel::scripted(&[r#"{"text": "a long text that does not fit into the context window"}"#]);
+    let chat = model.chat(&LoadOptions::default().with_max_context(90));
+    let reply = chat.generate("Hi", None, &greedy().with_format(format)).unwrap();
+    assert!(serde_json::from_str::<serde_json::Value>(&reply.text).is_ok(), "{reply:?}");
+    assert_eq!(
+        (reply.finish.reason, reply.finish.closed_fields),
+        (FinishReason::ContextFull, vec!["/text".to_owned()])
+    );
+}
+
+#[test]
+fn reasoning_leaves_room_for_the_shortest_answer() {
+    let format = schema(json!({"name": {"type": "string"}, "age": {"type": "integer"}}));
+    let thinking = crate::Thinking { max_tokens: None, ..Default::default() };
+    let endless = (0..400).map(|i| format!("thought {i}, ")).collect::<String>();
+    let chat = chat(&[&endless]);
+    for max_tokens in [24, 25, 30, 60] {
+        let sampling = Sampling { thinking: thinking.clone(), ..Sampling::greedy() };
+        let sampling = sampling.with_format(format.clone()).with_max_tokens(max_tokens);
+        let reply = chat.generate("Hi", None, &sampling).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&reply.text)
+            .unwrap_or_else(|error| panic!("{max_tokens}: {error}: {reply:?}"));
+        assert!(value["age"].is_i64() && value["name"].is_string(), "{value}");
+        assert_eq!(reply.finish.reason, FinishReason::Length);
+        assert!(reply.finish.usage.completion_tokens <= max_tokens);
+    }
+}
+
+#[test]
+fn a_runaway_value_is_closed_by_the_loop_guard() {
+    let number = schema(json!({"x": {"type": "number"}, "y": {"type": "integer"}}));
+    let reply = say(&[&format!("{{\"x\": 3.41248{}", "9".repeat(400))], &greedy().with_format(number));
+    let value: serde_json::Value = serde_json::from_str(&reply.text).unwrap();
+    assert!(value["x"].as_f64().unwrap() > 3.41 && reply.text.len() < 120, "{reply:?}");
+    assert_eq!(
+        (reply.finish.reason, reply.finish.closed_fields),
+        (FinishReason::Repetition, vec!["/x".into(), "/y".into()])
+    );
+    let text = schema(json!({"s": {"type": "string"}}));
+    let reply =
+        say(&[&format!("{{\"s\": \"{}", "and so on ".repeat(60))], &greedy().with_format(text.clone()));
+    assert!(serde_json::from_str::<serde_json::Value>(&reply.text).is_ok(), "{reply:?}");
+    assert_eq!(reply.finish.reason, FinishReason::Repetition);
+    let script = format!("{{\"s\": \"{}\"}}", "and so on ".repeat(40));
+    let unguarded = Sampling { loop_guard: None, ..greedy().with_format(text).with_max_tokens(600) };
+    assert_eq!(say(&[&script], &unguarded).text, script);
+}
+
+#[test]
+fn a_drawn_seed_is_an_exact_number_in_javascript() {
+    for _ in 0..20 {
+        assert!(say(&["a"], &greedy()).finish.seed < 1 << 53);
+    }
+}
+
+/// Schemas as pydantic and zod write them: every answer of a babbling model is valid.
+#[test]
+fn schemas_of_common_libraries() {
+    let pydantic = json!({
+        "$defs": {
+            "Cat": {"title": "Cat", "type": "object", "required": ["kind", "lives"], "properties": {
+                "kind": {"const": "cat", "title": "Kind", "type": "string"}, "lives": {"title": "Lives", "type": "integer"}}},
+            "Dog": {"title": "Dog", "type": "object", "required": ["kind"], "properties": {
+                "kind": {"const": "dog", "title": "Kind", "type": "string"},
+                "owner": {"anyOf": [{"type": "string", "maxLength": 4}, {"type": "null"}], "default": null, "title": "Owner"}}},
+            "Color": {"enum": ["red", "green"], "title": "Color", "type": "string"},
+        },
+        "title": "Home", "type": "object", "required": ["pet", "born", "colors", "price"],
+        "properties": {
+            "pet": {"discriminator": {"mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"}, "propertyName": "kind"},
+                    "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}], "title": "Pet"},
+            "born": {"format": "date", "title": "Born", "type": "string"},
+            "colors": {"items": {"$ref": "#/$defs/Color"}, "type": "array", "uniqueItems": true, "title": "Colors"},
+            "price": {"anyOf": [{"type": "number"}, {"pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$", "type": "string"}]},
+        },
+    });
+    let zod = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object",
+        "properties": {
+            "email": {"type": "string", "format": "email", "pattern":
+                "^(?!\\.)(?!.*\\.\\.)([A-Za-z0-9_'+\\-\\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\\-]*\\.)+[A-Za-z]{2,}$"},
+            "scores": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer",
+                "minimum": -9007199254740991i64, "maximum": 9007199254740991i64}},
+            "pair": {"type": "array", "prefixItems": [{"type": "string", "maxLength": 3}, {"type": "boolean"}]},
+            "note": {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+        },
+        "required": ["email", "scores", "pair", "note"], "additionalProperties": false,
+    });
+    let chat = FakeModel::babbling().chat(&LoadOptions::default());
+    for schema in [pydantic, zod] {
+        for seed in 0..4 {
+            let sampling = Sampling::default().with_thinking(false).with_temperature(1.0).with_seed(seed);
+            let sampling = sampling.with_max_tokens(260).with_format(Format::Schema(schema.clone()));
+            let reply = chat.generate("Hi", None, &sampling).unwrap();
+            let value: serde_json::Value =
+                serde_json::from_str(&reply.text).unwrap_or_else(|error| panic!("{error}: {}", reply.text));
+            let conforms = crate::json_schema::conform(&schema, &schema, &value);
+            assert!(conforms.is_ok(), "{value}: {conforms:?}");
+        }
+    }
+}
+
+#[test]
+fn refused_schemas_name_keyword_and_place() {
+    let cases = [
+        (json!({"properties": {"a": {"not": {"type": "string"}}}}), "`not` at /properties/a"),
+        (json!({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}), "`pattern` at /properties/a"),
+        (json!({"type": "object", "properties": {"a": {}}, "minProperties": 3}), "at the schema's root"),
+        (json!({"items": {"$ref": "#/$defs/missing"}}), "`$ref` at /items"),
+        (json!({"properties": {"a": {"type": "text"}}}), "`type` at /properties/a"),
+    ];
+    for (schema, expected) in cases {
+        let sampling = greedy().with_format(Format::Schema(schema.clone()));
+        let error = chat(&["{}"]).generate("Hi", None, &sampling).unwrap_err().to_string();
+        assert!(error.contains(expected), "{schema}: {error}");
+        assert!(
+            !error.contains("coerce") && !error.contains("lenient") && !error.contains("x-guidance"),
+            "{error}"
+        );
+    }
 }

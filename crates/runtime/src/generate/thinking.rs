@@ -38,10 +38,14 @@ impl ThinkingPolicy {
         !std::mem::replace(&mut self.reasoning_closed, true)
     }
 
-    /// Requires an answer, and returns the text that closes the reasoning in the model's context.
-    pub(super) fn force_answer(&mut self) -> String {
-        self.must_answer = true;
+    /// The text that closes the reasoning in the model's context.
+    pub(super) fn closing_text(&self) -> String {
         format!("{}\n{CLOSE}\n\n", self.settings.close_text)
+    }
+
+    /// Requires an answer after reasoning that was closed by force.
+    pub(super) fn force_answer(&mut self) {
+        self.must_answer = true;
     }
 
     /// True if the next token must not end the turn; asked once per token.

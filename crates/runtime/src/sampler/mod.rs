@@ -60,13 +60,26 @@ impl Sampler {
         self.forbidden.insert(id);
     }
 
-    /// Chooses from logits [vocab]. `mask` sets the logits that a grammar forbids to minus infinity; `excluded` are
-    /// forbidden for this choice. `None` if no token is possible.
+    /// As [`Self::choose_permitted`], with every token permitted.
+    #[cfg(test)]
     pub(crate) fn choose(
         &mut self,
         logits: &[f32],
         excluded: &[u32],
         mask: impl FnOnce(&mut [f32]),
+    ) -> Option<Choice> {
+        self.choose_permitted(logits, excluded, mask, |_| true)
+    }
+
+    /// Chooses from logits [vocab]. `mask` sets the logits that a grammar forbids to minus infinity; `excluded` are
+    /// forbidden for this choice. A chosen token that `permits` rejects is masked, and another one is chosen. `None` if
+    /// no token is possible.
+    pub(crate) fn choose_permitted(
+        &mut self,
+        logits: &[f32],
+        excluded: &[u32],
+        mask: impl FnOnce(&mut [f32]),
+        mut permits: impl FnMut(u32) -> bool,
     ) -> Option<Choice> {
         self.work.clear();
         self.work.extend_from_slice(&logits[..logits.len().min(self.vocabulary)]);
@@ -82,7 +95,11 @@ impl Sampler {
             }
         }
         mask(&mut self.work);
-        let id = self.pick()?;
+        let mut id = self.pick()?;
+        while !permits(id) {
+            self.work[id as usize] = f32::NEG_INFINITY;
+            id = self.pick()?;
+        }
         self.step += 1;
         self.occurrences.push(id);
         let logprobs = self.sampling.logprobs.map(|count| logprobs(logits, id, count));

@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::engine::{Engine, Loaded};
 use crate::generate::{Context, Prompt, Reply, Run};
+use crate::grammar::Grammar;
 use crate::message::{Message, Role};
 use crate::session_state::{Alignment, SequenceState, SessionState};
 use crate::tools::Tool;
-use crate::{ChatError, Sampling};
+use crate::{ChatError, Format, Sampling};
 use prompt_planner::{FittedPrompt, PromptPlanner};
 pub use stream::{CutReply, ReplyStream};
 
@@ -86,14 +87,30 @@ impl Session {
         &self.messages
     }
 
-    /// Replaces the whole conversation, the system prompt included.
-    pub fn set_messages(&mut self, messages: Vec<Message>) {
-        self.messages = messages;
+    /// Replaces the whole conversation, the system prompt included. [`Message::list_from_json`] reads one from JSON.
+    ///
+    /// # Errors
+    /// A system prompt is not the first message.
+    pub fn set_messages(&mut self, messages: Vec<Message>) -> Result<(), ChatError> {
+        match messages.iter().skip(1).position(|message| message.role == Role::System) {
+            Some(index) => Err(ChatError::SystemMessage { index: index + 1 }),
+            None => {
+                self.messages = messages;
+                Ok(())
+            }
+        }
     }
 
-    /// Adds a message without asking for a reply: a tool's answer, or an example.
-    pub fn push(&mut self, message: Message) {
+    /// Adds a message without requesting a reply: a tool's result, or an example.
+    ///
+    /// # Errors
+    /// A system prompt is not the first message.
+    pub fn push(&mut self, message: Message) -> Result<(), ChatError> {
+        if message.role == Role::System && !self.messages.is_empty() {
+            return Err(ChatError::SystemMessage { index: self.messages.len() });
+        }
         self.messages.push(message);
+        Ok(())
     }
 
     /// Replaces a message's text. Index 0 is the system prompt if there is one. Later messages stay.
@@ -211,7 +228,57 @@ impl Session {
     ) -> Result<ReplyStream<'static>, ChatError> {
         self.messages.push(Message::user(user));
         let run = self.start(sampling, cancel)?;
-        Ok(ReplyStream::owned(self, run))
+        Ok(ReplyStream::owned(self, run, true))
+    }
+
+    /// Streams a reply to the conversation and consumes the session, so that the stream may be moved anywhere.
+    /// [`ReplyStream::into_session`] returns the session.
+    ///
+    /// # Errors
+    /// As [`Session::send`].
+    pub fn into_reply(
+        mut self,
+        sampling: &Sampling,
+        cancel: CancelToken,
+    ) -> Result<ReplyStream<'static>, ChatError> {
+        let run = self.start(sampling, cancel)?;
+        Ok(ReplyStream::owned(self, run, false))
+    }
+
+    /// Streams the continuation of `text`, without the chat template.
+    pub(crate) fn into_completion(
+        self,
+        text: &str,
+        sampling: &Sampling,
+        cancel: CancelToken,
+    ) -> Result<ReplyStream<'static>, ChatError> {
+        sampling.check()?;
+        let loaded = self.engine.ready()?;
+        let ids = loaded.language.tokenizer.encode(text)?;
+        let max_context = self.max_context(&loaded);
+        if ids.is_empty() || ids.len() >= max_context {
+            return Err(ChatError::ContextFull { needed: ids.len() + 1, max_context });
+        }
+        let state = self.reuse_state(&loaded, &ids)?;
+        let prompt = Prompt {
+            cached: state.ids.len(),
+            ids,
+            snapshot_lengths: Vec::new(),
+            splitter: crate::generate::ChannelSplitter::after_prompt(""),
+            dropped_messages: 0,
+        };
+        let run = Run::new(self.context(&loaded, cancel), sampling, None, prompt, state)?;
+        Ok(ReplyStream::owned(self, run, false))
+    }
+
+    /// Number of tokens of the conversation's prompt.
+    ///
+    /// # Errors
+    /// The template refuses the conversation.
+    pub fn prompt_tokens(&self, sampling: &Sampling) -> Result<usize, ChatError> {
+        let loaded = self.engine.ready()?;
+        let planner = self.planner(&loaded, sampling.thinking.enable);
+        Ok(planner.fit(&self.messages, usize::MAX, 1, crate::WindowPolicy::Refuse)?.ids.len())
     }
 
     /// Computes the beginning of the next turn's prompt in advance (the last reply as the template renders it), so that
@@ -285,6 +352,26 @@ impl Session {
         Ok(ids.len())
     }
 
+    /// The grammar of the answer's form; `None` for text.
+    fn grammar(&self, loaded: &Loaded, sampling: &Sampling) -> Result<Option<Grammar>, ChatError> {
+        if sampling.format == Format::Text {
+            return Ok(None);
+        }
+        let calls = matches!(sampling.format, Format::ToolCalls { .. });
+        if !self.tools.is_empty() && !calls {
+            let (expected, found) = ("text, as long as tools are offered", "a JSON form".into());
+            return Err(ChatError::Option { option: "format", expected, found });
+        }
+        let grammar = loaded.language.grammars()?.grammar(&sampling.format, &self.tools)?;
+        let shortest = grammar.as_ref().map_or(0, Grammar::shortest);
+        if sampling.max_tokens < shortest {
+            let (expected, found) = ("room for the shortest valid answer", sampling.max_tokens.to_string());
+            let found = format!("{found}, and the shortest valid answer has {shortest} tokens");
+            return Err(ChatError::Option { option: "max_tokens", expected, found });
+        }
+        Ok(grammar)
+    }
+
     fn planner<'a>(&'a self, loaded: &'a Loaded, thinking: Option<bool>) -> PromptPlanner<'a> {
         PromptPlanner { language: &loaded.language, tools: &self.tools, thinking }
     }
@@ -297,10 +384,7 @@ impl Session {
     fn start(&mut self, sampling: &Sampling, cancel: CancelToken) -> Result<Run, ChatError> {
         sampling.check()?;
         let loaded = self.engine.ready()?;
-        let grammar = match sampling.format {
-            crate::Format::Text => None,
-            _ => loaded.language.grammars()?.grammar(&sampling.format)?,
-        };
+        let grammar = self.grammar(&loaded, sampling)?;
         let thinking =
             if sampling.thinking.max_tokens == Some(0) { Some(false) } else { sampling.thinking.enable };
         let planner = self.planner(&loaded, thinking);
@@ -310,16 +394,26 @@ impl Session {
             sampling.max_tokens,
             self.engine.options.window,
         )?;
+        let shortest = grammar.as_ref().map_or(0, Grammar::shortest);
+        let max_context = self.max_context(&loaded);
+        // The last token of a reply need not be consumed.
+        if fitted.ids.len() + shortest > max_context + 1 {
+            return Err(ChatError::ContextFull { needed: fitted.ids.len() + shortest, max_context });
+        }
         let state = self.reuse_state(&loaded, &fitted.ids)?;
         let prompt = self.plan_prefill(&loaded, fitted, state.ids.len(), thinking);
-        let context = Context {
+        let context = self.context(&loaded, cancel);
+        Run::new(context, sampling, grammar, prompt, state).inspect_err(|_| self.state.put(None))
+    }
+
+    fn context(&self, loaded: &Loaded, cancel: CancelToken) -> Context {
+        Context {
             language: loaded.language.clone(),
             cache: self.engine.cache.clone(),
             tools: self.tools.clone(),
             session: self.state.clone(),
             cancel,
-        };
-        Run::new(context, sampling, grammar, prompt, state).inspect_err(|_| self.state.put(None))
+        }
     }
 
     /// Plans the prefill of a prompt whose first `cached` tokens are computed, with the lengths at which snapshots are

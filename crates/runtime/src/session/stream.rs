@@ -4,7 +4,6 @@ use super::Session;
 use crate::ChatError;
 use crate::generate::{Chunk, FinishReason, Reply, Run, Usage};
 use crate::message::Message;
-use crate::tools::text_before_calls;
 
 /// The treatment of a reply that was cut off, because its stream was dropped or cancelled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,13 +43,16 @@ pub struct ReplyStream<'s> {
 enum Holder<'s> {
     Borrowed(&'s mut Session),
     Owned(Box<Session>),
+    /// The session was returned to the caller.
+    Released,
 }
 
 impl Holder<'_> {
-    fn get(&mut self) -> &mut Session {
+    fn get(&mut self) -> Option<&mut Session> {
         match self {
-            Holder::Borrowed(session) => session,
-            Holder::Owned(session) => session,
+            Holder::Borrowed(session) => Some(session),
+            Holder::Owned(session) => Some(session),
+            Holder::Released => None,
         }
     }
 }
@@ -61,15 +63,31 @@ impl<'s> ReplyStream<'s> {
         Self { session: Holder::Borrowed(session), run: Some(run), added_message, on_cut, failed: false }
     }
 
-    pub(super) fn owned(session: Session, run: Run) -> ReplyStream<'static> {
+    pub(super) fn owned(session: Session, run: Run, added_message: bool) -> ReplyStream<'static> {
         let on_cut = session.on_cut.clone();
         let session = Holder::Owned(Box::new(session));
-        ReplyStream { session, run: Some(run), added_message: true, on_cut, failed: false }
+        ReplyStream { session, run: Some(run), added_message, on_cut, failed: false }
+    }
+
+    /// Ends the reply and returns the session that [`Session::into_reply`] consumed; `None` for a borrowed session.
+    pub fn into_session(mut self) -> Option<Session> {
+        self.close();
+        match std::mem::replace(&mut self.session, Holder::Released) {
+            Holder::Owned(session) => Some(*session),
+            Holder::Borrowed(_) | Holder::Released => None,
+        }
     }
 
     /// Token counts so far.
     pub fn usage(&self) -> Usage {
         self.run.as_ref().map(Run::usage).unwrap_or_default()
+    }
+
+    /// The names of the tools on offer.
+    pub(crate) fn tool_names(&mut self) -> Vec<String> {
+        self.session
+            .get()
+            .map_or_else(Vec::new, |session| session.tools.iter().map(|tool| tool.name.clone()).collect())
     }
 
     /// Stops the reply and sets its treatment.
@@ -100,13 +118,13 @@ impl<'s> ReplyStream<'s> {
     fn close(&mut self) {
         let Some(run) = self.run.take() else { return };
         let outcome = run.into_outcome();
-        let session = self.session.get();
+        let Some(session) = self.session.get() else { return };
         session.state.put(if self.failed { None } else { Some(outcome.state) });
         let whole = outcome.finish.as_ref().filter(|finish| finish.reason != FinishReason::Cancelled);
         let (text, reasoning) = (outcome.answer, outcome.reasoning);
         if let Some(finish) = whole {
             let calls = finish.tool_calls.clone().unwrap_or_default();
-            let content = if calls.is_empty() { text.as_str() } else { text_before_calls(&text) };
+            let content = outcome.content.unwrap_or(text);
             let mut message = Message::assistant(content).with_reasoning(reasoning);
             message.tool_calls = calls;
             session.messages.push(message);

@@ -262,7 +262,7 @@ fn replies_equal_cold_ones(steps: &[Step], alignment: usize, budget: u64) -> Res
                 let sampling = short().with_thinking(*thinking).with_max_thinking_tokens(5).with_logprobs(1);
                 let session = &mut sessions[*session];
                 let mut twin = cold.session();
-                twin.set_messages(session.messages().to_vec());
+                twin.set_messages(session.messages().to_vec()).unwrap();
                 let question = format!("word{number} ").repeat(*words);
                 let reply = session.ask(question.as_str(), &sampling).unwrap();
                 let expected = twin.ask(question, &sampling).unwrap();
@@ -318,7 +318,7 @@ fn on_a_grid_less_than_one_chunk_is_computed_again() {
 fn messages_can_be_replaced_as_a_whole() {
     let chat = babbler(&LoadOptions::default());
     let mut session = chat.session();
-    session.set_messages(vec![Message::user("a"), Message::assistant("b"), Message::user("c")]);
+    session.set_messages(vec![Message::user("a"), Message::assistant("b"), Message::user("c")]).unwrap();
     let reply = session.respond(&short(), CancelToken::new()).unwrap().collect_reply().unwrap();
     assert_eq!(session.messages().len(), 4);
     assert_eq!(session.to_json()[3]["content"], reply.text.as_str());
@@ -346,4 +346,19 @@ fn a_system_prompt_is_saved_and_loaded() {
     std::fs::write(model_dir.join("config.json"), "{}").unwrap();
     assert!(matches!(chat().load_prompt(&file), Err(ChatError::SnapshotFile { .. })));
     assert!(matches!(chat().session().save_prompt(&file), Err(ChatError::Option { .. })), "nothing to save");
+}
+
+#[test]
+fn a_late_system_message_is_refused_when_it_comes() {
+    let chat = babbler(&LoadOptions::default());
+    let mut session = chat.session();
+    session.push(Message::system("Be brief.")).unwrap();
+    session.push(Message::user("Hi")).unwrap();
+    let before = session.messages().to_vec();
+    let late = session.push(Message::system("Be long."));
+    assert!(matches!(late, Err(ChatError::SystemMessage { index: 2 })), "{late:?}");
+    let late = session.set_messages(vec![Message::user("a"), Message::system("b")]);
+    assert!(matches!(late, Err(ChatError::SystemMessage { index: 1 })), "{late:?}");
+    assert_eq!(session.messages(), before);
+    session.respond(&short(), CancelToken::new()).unwrap().collect_reply().unwrap();
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 pub use sentences::Sentences;
 pub use speakable::speakable;
 
-use crate::generate::{CALL, held_back};
+use crate::tools::{CallStart, CodeTracker, find_call_start};
 use crate::{ChatError, Chunk, CutReply, Finish, ReplyStream};
 
 /// One item of a spoken reply.
@@ -43,6 +43,9 @@ pub struct SentenceStream<'s> {
     queue: std::collections::VecDeque<Utterance>,
     /// Answer text held back: a possible beginning of a tool call.
     held: String,
+    /// The code blocks of the answer so far.
+    code: CodeTracker,
+    tools: Vec<String>,
     in_call: bool,
     started: Instant,
     first: Option<Duration>,
@@ -50,8 +53,10 @@ pub struct SentenceStream<'s> {
 
 impl<'s> ReplyStream<'s> {
     /// Converts the stream of chunks to one of speakable sentences.
-    pub fn sentences(self) -> SentenceStream<'s> {
+    pub fn sentences(mut self) -> SentenceStream<'s> {
         SentenceStream {
+            tools: self.tool_names(),
+            code: CodeTracker::default(),
             reply: self,
             sentences: Sentences::new(),
             queue: std::collections::VecDeque::new(),
@@ -79,15 +84,17 @@ impl SentenceStream<'_> {
             return;
         }
         self.held.push_str(text);
-        let end = match self.held.find(CALL) {
-            Some(at) => {
+        let end = match find_call_start(&self.held, &self.code, &self.tools) {
+            CallStart::At(at) => {
                 self.in_call = true;
                 at
             }
-            None => self.held.len() - held_back(&self.held, &[CALL]),
+            CallStart::Undecided(at) => at,
+            CallStart::None => self.held.len(),
         };
         let rest = self.held.split_off(end);
         let certain = std::mem::replace(&mut self.held, rest);
+        self.code.push_str(&certain);
         self.queue.extend(self.sentences.push(&certain).into_iter().map(Utterance::Sentence));
     }
 
