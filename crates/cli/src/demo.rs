@@ -38,8 +38,15 @@ pub fn run() -> anyhow::Result<Outcome> {
     let work = tempfile::tempdir().context("cannot make a temporary directory")?;
 
     line("1. Convert to MLX and Core ML, and compare each with the float model")?;
-    let mut table =
-        Table::with_titles(["", "size", "seconds", "KL to float", "top-1 as float", "grade", "computed right"]);
+    let mut table = Table::with_titles([
+        "",
+        "size",
+        "seconds",
+        "KL to float",
+        "top-1 as float",
+        "grade",
+        "computed right",
+    ]);
     let float = bytes(std::fs::metadata(source.dir.join("model.safetensors"))?.len());
     table.row([
         "float".into(),

@@ -5,7 +5,6 @@ use q35_architecture::{Role, mlx_lm_name};
 use q35_checkpoint::{Checkpoint, TensorView};
 use q35_output_dir::TensorRecord;
 use q35_quant::FloatType;
-use q35_quant::affine::AffineSpec;
 use serde_json::{Map, Value};
 
 use crate::layout::{Shard, split_into_shards};

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
 
 use serde::Deserialize;
 
