@@ -1,5 +1,7 @@
 //! Serves the scripted model of the tests, for clients in other languages: `scripted [PORT]`. The key is `test`.
 
+#![allow(clippy::print_stdout, reason = "the address is the result of the program")]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

@@ -166,10 +166,9 @@ fn parse(number: usize, text: &[u8]) -> anyhow::Result<Option<Entry>> {
     if text.is_empty() {
         return Ok(None);
     }
-    if let Ok(fields) = serde_json::from_str::<Map<String, Value>>(text) {
-        if fields.contains_key("role") {
-            return message_entry(number, fields).map(Some);
-        }
+    let fields: Option<Map<String, Value>> = serde_json::from_str(text).ok();
+    if let Some(fields) = fields.filter(|fields| fields.contains_key("role")) {
+        return message_entry(number, fields).map(Some);
     }
     let line: Line = serde_json::from_str(text).map_err(|error| {
         // The position that serde_json reports is relative to this line.

@@ -59,15 +59,12 @@ impl Checker<'_> {
             return Ok(value);
         }
         value = self.typed(schema, value, at)?;
-        if let Some(expected) = schema.get("const") {
-            if !equal(expected, &value) {
-                return mismatch(at, "const", expected);
-            }
+        if let Some(expected) = schema.get("const").filter(|expected| !equal(expected, &value)) {
+            return mismatch(at, "const", expected);
         }
-        if let Some(expected) = schema.get("enum") {
-            if !subschemas(schema, "enum").iter().any(|one| equal(one, &value)) {
-                return mismatch(at, "enum", expected);
-            }
+        let listed = || subschemas(schema, "enum").iter().any(|one| equal(one, &value));
+        if let Some(expected) = schema.get("enum").filter(|_| !listed()) {
+            return mismatch(at, "enum", expected);
         }
         value = self.applicators(schema, value, at, depth)?;
         match value {
@@ -111,10 +108,9 @@ impl Checker<'_> {
             }
             value = checked;
         }
-        if let Some(not) = schema.get("not") {
-            if self.check(not, value.clone(), at, depth + 1).is_ok() {
-                return mismatch(at, "not", not);
-            }
+        let matches = |schema: &&Value| self.check(schema, value.clone(), at, depth + 1).is_ok();
+        if let Some(not) = schema.get("not").filter(matches) {
+            return mismatch(at, "not", not);
         }
         if let Some(condition) = schema.get("if") {
             let holds = self.check(condition, value.clone(), at, depth + 1).is_ok();

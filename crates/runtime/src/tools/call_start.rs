@@ -175,7 +175,10 @@ mod tests {
             let whole = find(&text);
             // Text before the cut that was undecided is seen again together with the rest.
             let before = match find(&text[..cut]) {
-                CallStart::At(at) => return Ok(prop_assert_eq!(whole, CallStart::At(at))),
+                CallStart::At(at) => {
+                    prop_assert_eq!(whole, CallStart::At(at));
+                    return Ok(());
+                }
                 CallStart::Undecided(at) => at,
                 CallStart::None => cut,
             };

@@ -49,7 +49,7 @@ pub(crate) fn parse_answer(
     parser.prose.push(answer[prose_start..].trim());
     let Parser { calls, prose, .. } = parser;
     match error {
-        Some(error) => Err(BrokenToolCalls { error, valid: calls }),
+        Some(error) => Err(BrokenToolCalls { error: Box::new(error), valid: calls }),
         None => {
             let prose: Vec<&str> = prose.into_iter().filter(|part| !part.is_empty()).collect();
             Ok(ParsedAnswer { calls, text: prose.join("\n\n") })
@@ -223,7 +223,8 @@ impl<'a> Parser<'a> {
                 });
             }
         }
-        if !self.eat(FUNCTION_END) && !(self.is_at_end() && self.whole) {
+        let ends = self.eat(FUNCTION_END) || (self.is_at_end() && self.whole);
+        if !ends {
             return Err(self.broken("<parameter= or </function>"));
         }
         self.calls.push(tool.call(arguments)?);
@@ -454,7 +455,7 @@ mod tests {
         for (name, value) in [("unit", "K"), ("n_x", "four"), ("more", "yes")] {
             let body = format!("<function=set>\n<parameter={name}>\n{value}\n</parameter>\n</function>");
             let error = call(&body).unwrap_err();
-            assert!(matches!(error.error, ToolCallError::Value { .. }), "{name}: {error}");
+            assert!(matches!(*error.error, ToolCallError::Value { .. }), "{name}: {error}");
         }
     }
 

@@ -201,7 +201,7 @@ pub enum ToolCallError {
 #[error("{error}")]
 pub struct BrokenToolCalls {
     /// The first error.
-    pub error: ToolCallError,
+    pub error: Box<ToolCallError>,
     /// The calls of the answer that are valid.
     pub valid: Vec<ToolCall>,
 }

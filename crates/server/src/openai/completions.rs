@@ -63,6 +63,14 @@ pub(crate) async fn handle(
     Ok(Json(context.collect(generation, choices).await?).into_response())
 }
 
+/// One continuation while it is generated.
+#[derive(Default)]
+struct Choice {
+    text: String,
+    tokens: Vec<TokenDetail>,
+    finish: Option<Box<Finish>>,
+}
+
 struct Context {
     app: App,
     chat: Chat,
@@ -77,31 +85,29 @@ impl Context {
         mut generation: Generation,
         choices: usize,
     ) -> Result<CompletionResponse, ApiError> {
-        let mut collected: Vec<(String, Vec<TokenDetail>, Option<Box<Finish>>)> =
-            vec![Default::default(); choices];
+        let mut collected: Vec<Choice> = (0..choices).map(|_| Choice::default()).collect();
         while let Some((index, event)) = generation.next().await {
-            let (text, tokens, finish) = &mut collected[index];
+            let choice = &mut collected[index];
             match event {
-                Event::Answer(part) | Event::Reasoning(part) => text.push_str(&part),
-                Event::Token { detail, .. } => tokens.push(detail),
+                Event::Answer(part) | Event::Reasoning(part) => choice.text.push_str(&part),
+                Event::Token { detail, .. } => choice.tokens.push(detail),
                 Event::Finish(end) => {
                     self.app.metrics.reply(&end);
                     log_reply(&self.id, &end);
-                    *finish = Some(end);
+                    choice.finish = Some(end);
                 }
                 Event::Failed(error) => return Err(error),
                 Event::Started => {}
             }
         }
         let mut usage = UsageObject::default();
-        let choice =
-            |(index, (text, tokens, finish)): (usize, (String, Vec<TokenDetail>, Option<Box<Finish>>))| {
-                let finish = finish?;
-                usage.add(&finish.usage);
-                let (finish_reason, detail) = reply::finish_reason(&finish);
-                let logprobs = self.logprobs.map(|top| self.token_logprobs(&tokens, top));
-                Some(CompletionChoice { index, text, logprobs, finish_reason, detail })
-            };
+        let choice = |(index, choice): (usize, Choice)| {
+            let finish = choice.finish?;
+            usage.add(&finish.usage);
+            let (finish_reason, detail) = reply::finish_reason(&finish);
+            let logprobs = self.logprobs.map(|top| self.token_logprobs(&choice.tokens, top));
+            Some(CompletionChoice { index, text: choice.text, logprobs, finish_reason, detail })
+        };
         let choices = collected.into_iter().enumerate().filter_map(choice).collect();
         Ok(CompletionResponse {
             id: self.id.clone(),

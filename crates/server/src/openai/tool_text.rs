@@ -34,7 +34,7 @@ impl ToolText {
 /// Length of the longest suffix of `text` that is the beginning of a marker.
 fn partial_marker(text: &str) -> usize {
     let partial = |marker: &&str| (1..marker.len()).rev().find(|length| text.ends_with(&marker[..*length]));
-    MARKERS.iter().filter_map(|marker| partial(&marker)).max().unwrap_or(0)
+    MARKERS.iter().filter_map(partial).max().unwrap_or(0)
 }
 
 #[cfg(test)]
