@@ -48,8 +48,6 @@ pub struct ServerConfig {
     pub keep_alive: Duration,
     /// Sends the reasoning also as `reasoning`, beside `reasoning_content`.
     pub reasoning_alias: bool,
-    /// Logs prompts and replies. Off by default: they are private.
-    pub log_content: bool,
 }
 
 impl Default for ServerConfig {
@@ -71,7 +69,6 @@ impl Default for ServerConfig {
             idle_unload: None,
             keep_alive: Duration::from_secs(10),
             reasoning_alias: false,
-            log_content: false,
         }
     }
 }

@@ -10,13 +10,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use q35_runtime::{
-    CancelToken, Chat, ChatError, Chunk, Finish, Message, ReplyStream, Sampling, TokenDetail, Tool,
+    CancelToken, Chat, Chunk, Finish, Message, ReplyStream, Sampling, TokenDetail, Tool,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::ServerConfig;
-use crate::error::{ApiError, Kind};
+use crate::error::{ApiError, Kind, OpenError};
 
 /// Input of one generation.
 #[derive(Clone, Debug)]
@@ -103,8 +103,8 @@ impl Engine {
     /// Starts the thread, which opens the model first. The receiver resolves when that has succeeded or failed.
     pub(crate) fn start(
         config: &ServerConfig,
-        open: impl FnOnce() -> Result<Chat, ChatError> + Send + 'static,
-    ) -> (Self, oneshot::Receiver<Result<(), ChatError>>, JoinHandle<()>) {
+        open: impl FnOnce() -> Result<Chat, OpenError> + Send + 'static,
+    ) -> (Self, oneshot::Receiver<Result<(), OpenError>>, JoinHandle<()>) {
         let (jobs, received) = sync_channel(config.queue);
         let shared = Arc::new(Shared::default());
         let (report, opened) = oneshot::channel();

@@ -5,6 +5,9 @@ use axum::response::{IntoResponse, Response};
 use q35_runtime::ChatError;
 use serde_json::{Value, json};
 
+/// Error of the function that opens the model.
+pub(crate) type OpenError = Box<dyn std::error::Error + Send + Sync>;
+
 /// An error that prevents the server from starting or ends it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -28,8 +31,8 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// The model could not be opened.
-    #[error(transparent)]
-    Model(#[from] ChatError),
+    #[error("cannot open the model")]
+    Model(#[source] OpenError),
     /// The socket failed while serving.
     #[error("the server's socket failed")]
     Socket(#[from] std::io::Error),

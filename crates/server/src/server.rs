@@ -10,13 +10,13 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use q35_runtime::{Chat, ChatError};
+use q35_runtime::Chat;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tower_http::cors::CorsLayer;
 
 use crate::engine::Engine;
-use crate::error::{ApiError, Kind};
+use crate::error::{ApiError, Kind, OpenError};
 use crate::metrics::Metrics;
 use crate::{ServeError, ServerConfig, access, anthropic, info, openai, openapi};
 
@@ -45,7 +45,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: App,
-    opened: oneshot::Receiver<Result<(), ChatError>>,
+    opened: oneshot::Receiver<Result<(), OpenError>>,
     thread: JoinHandle<()>,
 }
 
@@ -54,9 +54,9 @@ impl Server {
     ///
     /// # Errors
     /// A setting that cannot be used, or an address that cannot be listened on.
-    pub async fn bind(
+    pub async fn bind<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         config: ServerConfig,
-        open: impl FnOnce() -> Result<Chat, ChatError> + Send + 'static,
+        open: impl FnOnce() -> Result<Chat, E> + Send + 'static,
     ) -> Result<Self, ServeError> {
         config.check()?;
         let address = SocketAddr::new(config.host, config.port);
@@ -64,7 +64,7 @@ impl Server {
             .await
             .map_err(|source| ServeError::Listen { address: address.to_string(), source })?;
         let address = listener.local_addr()?;
-        let (engine, opened, thread) = Engine::start(&config, open);
+        let (engine, opened, thread) = Engine::start(&config, || open().map_err(Into::into));
         let started = unix_time();
         let app = App(Arc::new(Inner { config, engine, metrics: Metrics::default(), started }));
         Ok(Self { listener, address, app, opened, thread })
@@ -93,7 +93,7 @@ impl Server {
         if let Ok(Err(error)) = opened {
             drop(stop);
             let _ = serving.await;
-            return Err(error.into());
+            return Err(ServeError::Model(error));
         }
         match serving.await {
             Ok(result) => result?,

@@ -30,7 +30,7 @@ impl Running {
             runtime.block_on(async {
                 let (chat, consumed) = support::scripted_chat(delay).unwrap();
                 let config = ServerConfig { port: 0, model_id: "scripted".into(), ..config };
-                let server = Server::bind(config, || Ok(chat)).await.unwrap();
+                let server = Server::bind(config, || Ok::<_, q35_runtime::ChatError>(chat)).await.unwrap();
                 report.send((server.address(), consumed)).unwrap();
                 server.run(async { stopped.await.unwrap_or_default() }).await.unwrap();
             });

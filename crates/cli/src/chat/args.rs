@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use q35_runtime::{Format, Sampling};
 
 use super::bench::Bench;
+use super::serve::Serve;
 use crate::backend::{BackendArgs, VariantArg};
 
 /// Talks with a converted Qwen3.5 model
@@ -29,45 +30,9 @@ pub struct Chat {
     #[arg(long, value_name = "DIR|ID", required_unless_present = "render")]
     pub model: Option<String>,
 
-    /// Bits of a weight to which a float checkpoint is quantized as it is opened: 2, 3, 4, 5, 6 or 8
-    #[arg(long, default_value_t = 8, value_parser = parse_bits)]
-    pub bits: u32,
-
-    /// Branch, tag or commit on the hub
-    #[arg(long, value_name = "REV")]
-    pub revision: Option<String>,
-
-    /// The variant.
+    /// Loading.
     #[command(flatten)]
-    pub variant: VariantArg,
-
-    /// Threads [default: as many as there are processors]
-    #[arg(long)]
-    pub threads: Option<usize>,
-
-    /// Tokens of context
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
-    pub max_context: usize,
-
-    /// Refuse to load what needs more memory than this
-    #[arg(long, value_name = "MB")]
-    pub memory_limit: Option<u64>,
-
-    /// Compute with 32-bit activations
-    #[arg(long)]
-    pub exact: bool,
-
-    /// Compute every prompt from its beginning
-    #[arg(long)]
-    pub no_prompt_cache: bool,
-
-    /// Drop the oldest turns when the context is full, instead of refusing
-    #[arg(long)]
-    pub drop_oldest: bool,
-
-    /// A chat template in place of the model's own
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
+    pub load: LoadArgs,
 
     /// The system prompt
     #[arg(long, value_name = "TEXT")]
@@ -109,10 +74,6 @@ pub struct Chat {
     #[arg(long)]
     pub checkpoint_sampling: bool,
 
-    /// The backend.
-    #[command(flatten)]
-    pub backend: BackendArgs,
-
     /// Sampling.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -122,12 +83,63 @@ pub struct Chat {
     pub quiet: bool,
 }
 
+/// Options of loading a model.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LoadArgs {
+    /// Bits of a weight to which a float checkpoint is quantized as it is opened: 2, 3, 4, 5, 6 or 8
+    #[arg(long, default_value_t = 8, value_parser = parse_bits)]
+    pub bits: u32,
+
+    /// Branch, tag or commit on the hub
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+
+    /// The variant.
+    #[command(flatten)]
+    pub variant: VariantArg,
+
+    /// Threads [default: as many as there are processors]
+    #[arg(long)]
+    pub threads: Option<usize>,
+
+    /// Tokens of context
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    pub max_context: usize,
+
+    /// Refuse to load what needs more memory than this
+    #[arg(long, value_name = "MB")]
+    pub memory_limit: Option<u64>,
+
+    /// Compute with 32-bit activations
+    #[arg(long)]
+    pub exact: bool,
+
+    /// Compute every prompt from its beginning
+    #[arg(long)]
+    pub no_prompt_cache: bool,
+
+    /// Drop the oldest turns when the context is full, instead of refusing
+    #[arg(long)]
+    pub drop_oldest: bool,
+
+    /// A chat template in place of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+
+    /// The backend.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
 /// Other commands of `q35-chat`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measures speed
     Bench(Bench),
+    /// Serves the model over HTTP to clients of OpenAI's and Anthropic's APIs, with a page for browsers
+    Serve(Serve),
 }
+
 /// Choice of what is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shown {

@@ -1,5 +1,5 @@
-//! `q35-chat`: a conversation on a terminal, one answer, a scripted conversation, one rendering of a chat template, or
-//! a measurement of speed.
+//! `q35-chat`: a conversation on a terminal, one answer, a scripted conversation, one rendering of a chat template, a
+//! measurement of speed, or an HTTP server.
 
 mod args;
 mod bench;
@@ -10,6 +10,7 @@ mod once;
 mod open;
 mod render;
 mod script;
+mod serve;
 mod words;
 
 pub use args::{Chat, Command};
@@ -27,8 +28,10 @@ impl Chat {
     }
 
     fn dispatch(self) -> anyhow::Result<Outcome> {
-        if let Some(Command::Bench(bench)) = &self.command {
-            return bench.run();
+        match &self.command {
+            Some(Command::Bench(bench)) => return bench.run(),
+            Some(Command::Serve(serve)) => return serve.run(),
+            None => {}
         }
         if let Some(case) = &self.render {
             return render::run(&self, case);
@@ -36,7 +39,7 @@ impl Chat {
         // Invalid settings and scripts are reported before anything is loaded.
         let mut sampling = self.sampling.build()?;
         let script = self.script.as_deref().map(Script::read).transpose()?;
-        let chat = open::open(&self)?;
+        let chat = open::open(self.model.as_deref(), &self.load, self.quiet || self.json)?;
         if self.checkpoint_sampling {
             sampling = self.sampling.apply_to(chat.checkpoint_sampling()?)?;
         }

@@ -7,14 +7,15 @@ use q35_artefact::{QuantizeEvent, QuantizeOptions};
 use q35_backend::{Backend, Precision};
 use q35_runtime::{LoadOptions, OpenEvent, WindowPolicy};
 
-use super::args::Chat;
+use super::args::LoadArgs;
 use crate::output::note;
 use crate::progress::{DownloadProgress, Step, Watcher};
 use crate::source::{NANO, hub_options};
 
-pub(super) fn open(args: &Chat) -> anyhow::Result<q35_runtime::Chat> {
-    let watcher = Watcher::detect(args.quiet || args.json);
-    let model = args.model.as_deref().unwrap_or(NANO);
+/// Opens `model`, the embedded one if none is named. Shows progress unless `quiet`.
+pub(super) fn open(model: Option<&str>, args: &LoadArgs, quiet: bool) -> anyhow::Result<q35_runtime::Chat> {
+    let watcher = Watcher::detect(quiet);
+    let model = model.unwrap_or(NANO);
     let (downloads, quantization) = (DownloadProgress::new(watcher), QuantizeProgress::new(watcher));
     let chat = q35_runtime::Chat::open(model, &options(args)?, &|event| match event {
         OpenEvent::Hub(event) => downloads.show(event),
@@ -30,7 +31,7 @@ pub(super) fn open(args: &Chat) -> anyhow::Result<q35_runtime::Chat> {
     Ok(chat)
 }
 
-fn options(args: &Chat) -> anyhow::Result<LoadOptions> {
+fn options(args: &LoadArgs) -> anyhow::Result<LoadOptions> {
     let template = match &args.chat_template {
         Some(path) => {
             Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?)

@@ -58,7 +58,7 @@ pub(super) fn run(args: &Chat, case: &Path) -> anyhow::Result<Outcome> {
 fn template(args: &Chat) -> anyhow::Result<ChatTemplate> {
     let watcher = crate::progress::Watcher::Quiet;
     let model = match &args.model {
-        Some(model) => Some(source::resolve(model, args.revision.as_deref(), args.variant.name(), watcher)?),
+        Some(model) => Some(source::resolve(model, args.load.revision.as_deref(), args.load.variant.name(), watcher)?),
         None => None,
     };
     let tokens = match &model {
@@ -67,7 +67,7 @@ fn template(args: &Chat) -> anyhow::Result<ChatTemplate> {
         }
         _ => SpecialTokens::new(),
     };
-    Ok(match (&args.chat_template, &model) {
+    Ok(match (&args.load.chat_template, &model) {
         (Some(path), _) => {
             let source =
                 std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
