@@ -369,7 +369,7 @@ fn schemas_of_common_libraries() {
                     "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}], "title": "Pet"},
             "born": {"format": "date", "title": "Born", "type": "string"},
             "colors": {"items": {"$ref": "#/$defs/Color"}, "type": "array", "uniqueItems": true, "title": "Colors"},
-            "price": {"anyOf": [{"type": "number"}, {"pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$", "type": "string"}]},
+            "price": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1000}, {"pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$", "type": "string"}]},
         },
     });
     let zod = json!({
@@ -415,5 +415,52 @@ fn refused_schemas_name_keyword_and_place() {
             !error.contains("coerce") && !error.contains("lenient") && !error.contains("x-guidance"),
             "{error}"
         );
+    }
+}
+
+/// Strings of a format or pattern end in time, however the model goes on.
+#[test]
+fn patterned_strings_are_closed_before_the_limit() {
+    let strings = [
+        json!({"format": "email"}),
+        json!({"format": "date-time"}),
+        json!({"format": "uuid"}),
+        json!({"format": "uri"}),
+        json!({"format": "duration"}),
+        json!({"format": "ipv6"}),
+        json!({"pattern": "^[a-z]+-[0-9]{3,}$"}),
+        json!({"format": "base64"}),
+        json!({"minLength": 30}),
+    ];
+    let chat = FakeModel::babbling().chat(&LoadOptions::default());
+    for mut string in strings {
+        string["type"] = json!("string");
+        let form = schema(json!({"s": string, "n": {"type": "integer"}}));
+        let sampling = Sampling::default().with_thinking(false).with_temperature(1.0).with_seed(3);
+        let reply = chat.generate("Hi", None, &sampling.with_max_tokens(90).with_format(form)).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&reply.text)
+            .unwrap_or_else(|error| panic!("{string}: {error}: {}", reply.text));
+        let conforms = crate::json_schema::conform(&string, &string, &value["s"]);
+        assert!(conforms.is_ok() && value["n"].is_i64(), "{string}: {value}");
+    }
+}
+
+#[test]
+fn unique_items_stay_unique() {
+    let chat = FakeModel::babbling().chat(&LoadOptions::default());
+    let items = [
+        json!({"enum": ["red", "reed", "green"]}),
+        json!({"type": "integer", "minimum": 0, "maximum": 3}),
+        json!({"type": "boolean"}),
+    ];
+    for (item, least) in items.iter().zip([3, 3, 2]) {
+        let set = json!({"type": "array", "items": item, "uniqueItems": true, "minItems": least});
+        for (seed, max_tokens) in (0..6).zip([40, 45, 60, 120, 300, 512]) {
+            let sampling = Sampling::default().with_thinking(false).with_temperature(2.0).with_seed(seed);
+            let sampling = sampling.with_max_tokens(max_tokens).with_format(Format::Schema(set.clone()));
+            let reply = chat.generate("Hi", None, &sampling).unwrap();
+            let value: serde_json::Value = serde_json::from_str(&reply.text).unwrap();
+            assert!(crate::json_schema::conform(&set, &set, &value).is_ok(), "{item}: {value}");
+        }
     }
 }

@@ -49,11 +49,59 @@ impl Closers {
     fn candidates<'a>(&'a self, mask: &'a SimpleVob) -> impl Iterator<Item = u32> + 'a {
         let order: &[u8] = match (self.in_string, self.escaped) {
             (true, true) => b"n\"/\\bfrtu",
-            (true, false) => b"\"0a",
-            _ => b"}]\"01tfn[{:, ",
+            (true, false) => b"\"a0@.:-/TZ",
+            // A comma before digits: a number must not grow.
+            _ => b"}],\"01tfn[{: ",
         };
         let wanted = order.iter().filter_map(|byte| self.by_byte[usize::from(*byte)]);
         wanted.chain(self.by_byte.iter().flatten().copied()).filter(|id| mask.is_allowed(*id))
+    }
+
+    /// In a string that cannot end yet, because of its pattern or format: the token that brings its end nearer. That is
+    /// one after which the string may end, otherwise one that leads to a state not seen before: a repetition within the
+    /// pattern leads to the same state again. `None` elsewhere. The matcher is restored.
+    fn progress(&self, matcher: &mut Matcher, mask: &SimpleVob, seen: &mut Vec<[u64; 4]>) -> Option<u32> {
+        let quote = self.by_byte[usize::from(b'"')]?;
+        if !self.in_string || self.escaped || mask.is_allowed(quote) {
+            return None;
+        }
+        seen.push(self.signature(mask));
+        let mut tried: Vec<u32> = Vec::new();
+        for id in self.candidates(mask).take(16) {
+            if !tried.contains(&id) {
+                tried.push(id);
+            }
+        }
+        if tried.len() == 1 {
+            return tried.pop();
+        }
+        let mut unseen = None;
+        for id in tried {
+            if matcher.consume_token(id).is_err() {
+                return unseen;
+            }
+            let next = matcher.compute_mask();
+            if matcher.rollback(1).is_err() {
+                return None;
+            }
+            match next {
+                Ok(next) if next.is_allowed(quote) => return Some(id),
+                Ok(next) if unseen.is_none() && !seen.contains(&self.signature(&next)) => unseen = Some(id),
+                _ => {}
+            }
+        }
+        unseen
+    }
+
+    /// The bytes that may follow, as a set: it tells most states of a pattern apart.
+    fn signature(&self, mask: &SimpleVob) -> [u64; 4] {
+        let mut set = [0; 4];
+        for (byte, id) in self.by_byte.iter().enumerate() {
+            if id.is_some_and(|id| mask.is_allowed(id)) {
+                set[byte / 64] |= 1 << (byte % 64);
+            }
+        }
+        set
     }
 
     /// True if the current items of unique arrays can still become distinct ones. The matcher is restored.
@@ -114,7 +162,7 @@ const LONGEST: usize = 4096;
 pub(super) fn close(matcher: &mut Matcher, closers: &Closers, longest: usize) -> Option<Vec<u32>> {
     let (mut closers, environment) = (closers.clone(), matcher.tok_env().ok()?);
     let trie = environment.tok_trie();
-    let (mut written, mut bytes) = (0, Vec::new());
+    let (mut written, mut bytes, mut seen) = (0, Vec::new(), Vec::new());
     let complete = loop {
         if matcher.is_stopped() || matcher.is_accepting().unwrap_or(false) {
             break true;
@@ -125,7 +173,8 @@ pub(super) fn close(matcher: &mut Matcher, closers: &Closers, longest: usize) ->
         }
         let Ok(mask) = matcher.compute_mask() else { break false };
         let current = closers.clone();
-        let step = current.candidates(&mask).find_map(|id| {
+        let first = current.progress(matcher, &mask, &mut seen);
+        let step = first.into_iter().chain(current.candidates(&mask)).find_map(|id| {
             let next = current.consume(matcher, id)?;
             if next.can_be_distinct(matcher) {
                 return Some((id, next));
