@@ -55,6 +55,8 @@ pub(crate) fn weights_hint(dir: &Path) -> String {
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
         })
         .unwrap_or_default();
+    // macOS writes `._name` beside `name` on foreign file systems.
+    let names: Vec<&String> = names.iter().filter(|name| !name.starts_with('.')).collect();
     let has = |endings: &[&str]| names.iter().any(|name| endings.iter().any(|ending| name.ends_with(ending)));
     if has(&[".incomplete", ".part", ".crdownload", ".aria2"]) {
         "hint: the download is incomplete; fetch the checkpoint again".to_owned()
