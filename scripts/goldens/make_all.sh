@@ -22,6 +22,10 @@ tiny() {
 tiny tiny
 tiny more-value-heads-untied more-value-heads untied sharded
 tiny text-only-untied text-only untied
+# Variants of config.json and of the head.
+cargo run --quiet -p q35-testkit --example write_checkpoint -- "$work/variants-nested" f32
+cargo run --quiet -p q35-testkit --example write_checkpoint -- "$work/variants-flat" text-only untied f32
+"$python" scripts/goldens/config_variants.py "$work/variants-nested" "$work/variants-flat" "$golden/config_variants.json"
 "$python" scripts/goldens/reference.py crates/nano/model "$golden/nano.safetensors" --rows 6
 
 # Quantization, and whole conversions by mlx-lm.

@@ -8,11 +8,13 @@ use serde_json::Value;
 use crate::{Checkpoint, CheckpointError, read_json};
 
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const TEMPLATE_JSON: &str = "chat_template.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// Copies the source's auxiliary files to `out` and returns their names. config.json, weights and index belong to the
-/// format. A chat template that only tokenizer_config.json contains gets a file of its own too, where newer tools look
-/// for it.
+/// format. A chat template that only chat_template.json or tokenizer_config.json contains gets a file of its own too, where
+/// newer tools look for it, and so does the template for conversations with tools.
 ///
 /// # Errors
 /// A file cannot be read or written.
@@ -32,28 +34,40 @@ pub fn copy_auxiliary_files(checkpoint: &Checkpoint, out: &Path) -> Result<Vec<S
         copied.push(source.name.clone());
     }
     let has = |copied: &[String], name: &str| copied.iter().any(|copied| copied == name);
-    if !has(&copied, CHAT_TEMPLATE)
-        && has(&copied, TOKENIZER_CONFIG)
-        && let Some(template) = embedded_chat_template(&read_json(&checkpoint.dir().join(TOKENIZER_CONFIG))?)
-    {
-        write_file(out, CHAT_TEMPLATE, template.as_bytes())?;
-        copied.push(CHAT_TEMPLATE.to_owned());
+    for source in [TEMPLATE_JSON, TOKENIZER_CONFIG] {
+        if has(&copied, CHAT_TEMPLATE) || !has(&copied, source) {
+            continue;
+        }
+        let json = read_json(&checkpoint.dir().join(source))?;
+        if let Some(template) = embedded_chat_template(&json, "default") {
+            for (name, template) in
+                [(CHAT_TEMPLATE, Some(template)), (TOOL_TEMPLATE, named(&json, "tool_use"))]
+            {
+                let Some(template) = template else { continue };
+                write_file(out, name, template.as_bytes())?;
+                copied.push(name.to_owned());
+            }
+        }
     }
     Ok(copied)
 }
 
-/// The chat template of a tokenizer_config.json; of a list of named templates, the one called `default`.
-fn embedded_chat_template(tokenizer_config: &Value) -> Option<&str> {
-    match tokenizer_config.get("chat_template")? {
-        Value::String(template) => Some(template),
-        Value::Array(named) => {
-            named.iter().find(|entry| entry["name"] == "default").and_then(|entry| entry["template"].as_str())
-        }
-        _ => None,
-    }
+/// The chat template of a JSON file: its only one, or the one of a list that is called `name`.
+fn embedded_chat_template<'a>(json: &'a Value, name: &str) -> Option<&'a str> {
+    json.get("chat_template")?.as_str().or_else(|| named(json, name))
+}
+
+/// The chat template called `name` in a list of them.
+fn named<'a>(json: &'a Value, name: &str) -> Option<&'a str> {
+    let list = json.get("chat_template")?.as_array()?;
+    list.iter().find(|entry| entry["name"] == name)?.get("template")?.as_str()
 }
 
 fn write_file(out: &Path, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
     let path = out.join(name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)
+            .map_err(|source| CheckpointError::Io { path: parent.to_owned(), source })?;
+    }
     fs::write(&path, bytes).map_err(|source| CheckpointError::Io { path, source })
 }

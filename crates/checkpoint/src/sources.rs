@@ -7,12 +7,13 @@ use sha2::{Digest, Sha256};
 use crate::CheckpointError;
 
 /// Files besides config.json, index and weights that a text conversion copies or reads.
-pub(crate) const AUXILIARY_FILES: [&str; 9] = [
+pub(crate) const AUXILIARY_FILES: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

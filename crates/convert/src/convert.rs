@@ -128,7 +128,8 @@ pub fn convert(
     manifest.tensors = written.tensors;
     manifest.tensors.extend(dropped_tensors::records(checkpoint.inventory()));
 
-    let mut notes = written.summary.notes.clone();
+    let mut notes: Vec<String> = checkpoint.notes().iter().map(ToString::to_string).collect();
+    notes.extend(written.summary.notes.iter().cloned());
     if !auxiliary_files.iter().any(|name| name == "tokenizer.json") {
         notes.push("the source has no tokenizer.json, so the result cannot chat by itself".to_owned());
     }

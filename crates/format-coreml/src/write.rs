@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use q35_architecture::TextConfig;
 use q35_checkpoint::{Checkpoint, CheckpointError};
 use q35_format_mil::build::{FinishedFunction, model};
 use q35_format_mil::{PackageWriter, proto};
@@ -34,14 +35,29 @@ impl Plan<'_> {
         progress: &dyn Fn(u64) -> ControlFlow<()>,
     ) -> Result<Vec<FileRecord>, WriteError> {
         let files = self.write_packages(out, progress)?;
-        let config = self.checkpoint.dir().join("config.json");
-        let text = std::fs::read(&config).map_err(|source| CheckpointError::Io { path: config, source })?;
-        write_file(out, "config.json", &text)?;
+        write_file(out, "config.json", &self.config_json()?)?;
         if self.options.layout == Layout::SpeechSwift {
             let json = chat_config::chat_config(self.checkpoint, &self.options, model_name)?;
             write_file(out, "chat_config.json", format!("{json:#}\n").as_bytes())?;
         }
         Ok(files)
+    }
+
+    /// The source's config.json, with the flag of the tied head where the weights decided otherwise.
+    fn config_json(&self) -> Result<Vec<u8>, WriteError> {
+        let config = self.checkpoint.config();
+        let source = self.checkpoint.config_json();
+        if TextConfig::from_json(source).is_ok_and(|read| read == *config) {
+            let path = self.checkpoint.dir().join("config.json");
+            return Ok(std::fs::read(&path).map_err(|source| CheckpointError::Io { path, source })?);
+        }
+        let mut json = source.clone();
+        for section in ["", "/text_config"] {
+            if let Some(section) = json.pointer_mut(section).and_then(Value::as_object_mut) {
+                section.insert("tie_word_embeddings".to_owned(), config.tie_word_embeddings.into());
+            }
+        }
+        Ok(format!("{json:#}\n").into_bytes())
     }
 
     fn write_packages(&self, out: &Path, progress: Progress<'_>) -> Result<Vec<FileRecord>, WriteError> {

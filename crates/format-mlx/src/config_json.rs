@@ -74,11 +74,24 @@ fn quantization(default: AffineSpec, steps: &[Step<'_>]) -> Value {
     Value::Object(table)
 }
 
-/// Adds `rope_theta` and `partial_rotary_factor` to `rope_parameters`, the only place where mlx-lm reads them.
+/// Writes `rope_theta` and `partial_rotary_factor` into `rope_parameters`, the only place where mlx-lm reads them, and
+/// removes contradicting values from elsewhere.
 fn complete_rope(text: &mut Map<String, Value>, config: &TextConfig) {
     let mut rope = text.get("rope_parameters").map(object).unwrap_or_default();
-    rope.entry("rope_theta").or_insert_with(|| config.rope_theta.into());
-    rope.entry("partial_rotary_factor").or_insert_with(|| config.partial_rotary_factor.into());
+    for (key, value) in
+        [("rope_theta", config.rope_theta), ("partial_rotary_factor", config.partial_rotary_factor)]
+    {
+        let differs = |found: Option<&Value>| found.and_then(Value::as_f64) != Some(value);
+        if differs(rope.get(key)) {
+            rope.insert(key.to_owned(), value.into());
+        }
+        if text.contains_key(key) && differs(text.get(key)) {
+            text.shift_remove(key);
+        }
+    }
+    if text.get("rope_scaling").is_some_and(|scaling| !scaling.is_null()) {
+        text.shift_remove("rope_scaling");
+    }
     if !rope.contains_key("type") {
         rope.entry("rope_type").or_insert_with(|| "default".into());
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use q35_architecture::{TensorSpec, TextConfig};
+use q35_architecture::{ConfigReading, TensorSpec, TextConfig};
 use q35_checkpoint::{SafetensorsFile, find_shards, read_json};
 use q35_quant::FloatType;
 use q35_quant::affine::{AffineSpec, PackedView};
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::MlxError;
 use crate::resolver::{LocatedTensor, TensorBytes, TensorData, TensorResolver};
+use crate::names::text_model_name;
 use crate::settings::Settings;
 
 /// An MLX model on disk, memory-mapped and checked. It can be shared between threads.
@@ -99,14 +100,25 @@ impl MlxDirectory {
         let dir = dir.to_owned();
         let config_path = dir.join("config.json");
         let config_json = read_json(&config_path)?;
-        let config = TextConfig::from_json(&config_json)
+        let reading = ConfigReading::from_json(&config_json)
             .map_err(|source| MlxError::Config { path: config_path.clone(), source })?;
         let settings = Settings::from_config(&config_path, &config_json)?;
-        let files = find_shards(&dir)?
+        let shards = find_shards(&dir)?;
+        if shards.index_ignored && shards.unused.iter().any(|name| name.starts_with("model")) {
+            return Err(MlxError::TwoModels { path: dir, shards: shards.unused });
+        }
+        let files = shards
             .files
             .iter()
             .map(|name| SafetensorsFile::open(&dir.join(name)))
             .collect::<Result<Vec<_>, _>>()?;
+        // Without a flag the head's tensors decide.
+        let has_head = files
+            .iter()
+            .flat_map(SafetensorsFile::tensors)
+            .any(|tensor| text_model_name(tensor.name).is_some_and(|name| name.starts_with("lm_head.")));
+        let tie_word_embeddings = reading.tie_word_embeddings.unwrap_or(!has_head);
+        let config = TextConfig { tie_word_embeddings, ..reading.config };
         let tensors = TensorResolver::new(&files).resolve(&dir, &config, &settings)?;
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.spec.name.clone(), i)).collect();
         Ok(Self { dir, config_json, config, files, tensors, by_name })

@@ -37,6 +37,17 @@ pub enum MlxError {
         /// The value found.
         found: String,
     },
+    /// The directory has model.safetensors and other shards with their index; mlx-lm would load both.
+    #[error(
+        "{} holds two models: model.safetensors, and {} with model.safetensors.index.json\n\
+         hint: remove the files of the older one", path.display(), shards.join(", ")
+    )]
+    TwoModels {
+        /// The directory.
+        path: PathBuf,
+        /// Weight files besides model.safetensors.
+        shards: Vec<String>,
+    },
     /// The directory is a float checkpoint.
     #[error("{} is not an MLX model but a float checkpoint\nhint: convert it first with `q35-convert mlx`", path.display())]
     NotConverted {

@@ -122,6 +122,69 @@ fn a_text_only_source_gives_the_same_tensors_in_a_nested_config() {
     assert_eq!(config["text_config"]["rope_parameters"]["rope_theta"], 1e7);
 }
 
+/// Changes a checkpoint's config.json.
+fn edit_config(dir: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut config = read_json(&dir.join("config.json"));
+    edit(&mut config);
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+}
+
+#[test]
+fn contradictions_of_the_source_are_resolved_in_the_output() {
+    let home = tempfile::tempdir().unwrap();
+    let source = home.path().join("source");
+    // Untied weights under a config.json that calls them tied, and three values of theta.
+    TinyCheckpoint::new().untied().write_to(&source);
+    edit_config(&source, |config| {
+        config["tie_word_embeddings"] = true.into();
+        let text = &mut config["text_config"];
+        text["rope_theta"] = 1e4.into();
+        text["rope_parameters"]["rope_theta"] = 2e4.into();
+        text["rope_scaling"] = json!({"type": "default", "rope_theta": 3e4, "partial_rotary_factor": 0.5});
+    });
+    convert_dir(home.path(), 4, 64, &WriteOptions::default()).unwrap();
+    let out = home.path().join("out");
+    let text = &read_json(&out.join("config.json"))["text_config"];
+    assert_eq!(text["rope_parameters"]["rope_theta"], 3e4);
+    assert_eq!(text["rope_parameters"]["partial_rotary_factor"], 0.5);
+    assert_eq!((text.get("rope_theta"), text.get("rope_scaling")), (None, None));
+    assert_eq!(text["tie_word_embeddings"], false);
+    let directory = MlxDirectory::open(&out).unwrap();
+    assert_eq!(Weights::config(&directory), Checkpoint::open(&source).unwrap().config());
+}
+
+#[test]
+fn without_a_flag_the_tensors_decide_whether_the_head_is_tied() {
+    for source in [TinyCheckpoint::new(), TinyCheckpoint::new().untied()] {
+        let home = convert(&source, 4, 64);
+        let out = home.path().join("out");
+        edit_config(&out, |config| {
+            config.as_object_mut().unwrap().remove("tie_word_embeddings");
+            config["text_config"].as_object_mut().unwrap().remove("tie_word_embeddings");
+        });
+        let directory = MlxDirectory::open(&out).unwrap();
+        assert_eq!(Weights::config(&directory), source.config());
+    }
+}
+
+#[test]
+fn two_models_in_one_directory_are_refused() {
+    let home = convert(&TinyCheckpoint::new(), 4, 64);
+    let out = home.path().join("out");
+    fs::copy(out.join("model.safetensors"), out.join("model-00001-of-00001.safetensors")).unwrap();
+    let path = out.join("model.safetensors.index.json");
+    let mut index = read_json(&path);
+    for file in index["weight_map"].as_object_mut().unwrap().values_mut() {
+        *file = "model-00001-of-00001.safetensors".into();
+    }
+    fs::write(&path, index.to_string()).unwrap();
+    let error = MlxDirectory::open(&out).unwrap_err().to_string();
+    assert!(error.contains("holds two models"), "{error}");
+    // A stale index alone is harmless.
+    fs::remove_file(out.join("model-00001-of-00001.safetensors")).unwrap();
+    MlxDirectory::open(&out).unwrap();
+}
+
 #[test]
 fn what_was_written_reads_back_near_the_source() {
     for source in [TinyCheckpoint::new().untied(), TinyCheckpoint::new().with_config(tiny_more_value_heads())]

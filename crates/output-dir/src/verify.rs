@@ -77,8 +77,8 @@ impl fmt::Display for VerifyProblem {
     }
 }
 
-/// Hashes every file of `dir` and compares it with the manifest. Hidden files that the manifest does not list are
-/// ignored.
+/// Hashes every file of `dir` and compares it with the manifest. Hidden files and those that operating systems leave in
+/// directories are ignored where the manifest does not list them.
 ///
 /// # Errors
 /// The manifest is absent or unreadable, or a file cannot be read.
@@ -91,12 +91,19 @@ pub fn verify(dir: &Path) -> Result<Verification, OutputDirError> {
     let listed: BTreeSet<&str> = manifest.files.iter().map(|record| record.path.as_str()).collect();
     let unlisted = list_files(dir)?
         .into_iter()
-        .filter(|path| path != MANIFEST && !path.starts_with('.') && !path.contains("/."))
+        .filter(|path| path != MANIFEST && !is_stray(path))
         .filter(|path| !listed.contains(path.as_str()))
         .map(|path| VerifyProblem::Unlisted { path });
     let problems = found.into_iter().flatten().chain(unlisted).collect();
     let bytes = manifest.files.iter().map(|record| record.bytes).sum();
     Ok(Verification { manifest, bytes, problems })
+}
+
+/// True for hidden files and for the files of Windows and macOS that describe a directory's appearance.
+fn is_stray(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    path.split('/').any(|part| part.starts_with('.'))
+        || ["Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r"].contains(&name)
 }
 
 fn check(dir: &Path, record: &FileRecord) -> Result<Option<VerifyProblem>, OutputDirError> {
@@ -143,7 +150,9 @@ mod tests {
         fs::write(target.join("b"), "longer").unwrap();
         fs::write(target.join("c"), "x").unwrap();
         fs::write(target.join("sub/new"), "").unwrap();
-        fs::write(target.join(".DS_Store"), "").unwrap();
+        for stray in [".DS_Store", "sub/._e", "Thumbs.db", "sub/desktop.ini"] {
+            fs::write(target.join(stray), "").unwrap();
+        }
         let problems: Vec<String> =
             verify(&target).unwrap().problems.iter().map(ToString::to_string).collect();
         assert_eq!(problems.len(), 4, "{problems:?}");

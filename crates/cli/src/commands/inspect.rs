@@ -13,7 +13,7 @@ use crate::backend::VariantArg;
 use crate::commands::{Context, inspect_package};
 use crate::dropped_tensors;
 use crate::exit::Outcome;
-use crate::output::{Table, bytes, grouped, json as print_json, line};
+use crate::output::{Table, bytes, grouped, json as print_json, line, note};
 use crate::source::resolve;
 
 /// Arguments of `q35-convert inspect`.
@@ -175,6 +175,7 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
             "bytes": inventory.kept_bytes,
             "groups": groups.json(),
             "besides": dropped_tensors::to_json(inventory),
+            "notes": checkpoint.notes().iter().map(ToString::to_string).collect::<Vec<_>>(),
         }));
     }
     line(format!("{}: Hugging Face checkpoint", path.display()))?;
@@ -189,6 +190,7 @@ fn checkpoint(path: &Path, context: Context) -> anyhow::Result<()> {
     ))?;
     line(groups.table())?;
     dropped_tensors::print(inventory, "besides")?;
+    checkpoint.notes().iter().for_each(|text| note(format!("note: {text}")));
     Ok(())
 }
 
