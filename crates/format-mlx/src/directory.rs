@@ -10,8 +10,8 @@ use q35_quant::affine::{AffineSpec, PackedView};
 use serde_json::Value;
 
 use crate::MlxError;
-use crate::resolver::{LocatedTensor, TensorBytes, TensorData, TensorResolver};
 use crate::names::text_model_name;
+use crate::resolver::{LocatedTensor, TensorBytes, TensorData, TensorResolver};
 use crate::settings::Settings;
 
 /// An MLX model on disk, memory-mapped and checked. It can be shared between threads.
