@@ -10,15 +10,21 @@ use q35_inference::{Model, ModelMemory, RunError, Sequence};
 use q35_quant::FloatType;
 
 use crate::delta::{DeltaRule, Sizes};
-use crate::device::{MlxDevice, gpu_is_available};
-use crate::engine::Engine;
+use crate::device::{GpuApi, MlxDevice};
+use crate::engine::{Engine, HostTimes};
 use crate::error::MlxBackendError;
 use crate::qwen3_5::Network;
-use crate::sequence::{CHUNK, MlxSequence};
+use crate::sequence::MlxSequence;
 use crate::shared::Shared;
 use crate::snapshot::layout;
 use crate::weights::{ModelWeights, activation_type};
 use crate::worker::Worker;
+
+/// Tokens of a prefill chunk on a CPU.
+const CPU_CHUNK: usize = 64;
+
+/// Tokens of a prefill chunk on a GPU: enough to amortise the cost of a pass, and short enough for cancellation.
+const GPU_CHUNK: usize = 256;
 
 /// An MLX directory loaded into MLX. Dropping it frees the weights.
 pub struct MlxModel {
@@ -31,17 +37,15 @@ impl MlxModel {
     /// # Errors
     /// The device is not available, or a tensor cannot be read or has an unexpected form.
     pub fn load(directory: Arc<MlxDirectory>, device: MlxDevice) -> Result<Self, MlxBackendError> {
-        if device == MlxDevice::Gpu && !gpu_is_available() {
-            return Err(MlxBackendError::NoGpu);
-        }
+        let gpu = device.gpu_api()?;
         let config = directory.config().clone();
         let activations = activation_type(&directory, device)?;
         let source = Arc::clone(&directory);
         let worker = Worker::start(move || {
             // The default device is a setting of the current thread, the worker's.
-            Device::set_default(&match device {
-                MlxDevice::Cpu => Device::cpu(),
-                MlxDevice::Gpu => Device::gpu(),
+            Device::set_default(&match gpu {
+                None => Device::cpu(),
+                Some(_) => Device::gpu(),
             });
             let dtype = match activations {
                 FloatType::Bf16 => Dtype::Bfloat16,
@@ -56,7 +60,7 @@ impl MlxModel {
                 key_dim: config.linear_key_head_dim as i32,
                 value_dim: config.linear_value_head_dim as i32,
             };
-            let delta = DeltaRule::new(sizes, device == MlxDevice::Gpu);
+            let delta = DeltaRule::new(sizes, gpu);
             Ok(Engine::new(Network { config, weights, dtype, delta }))
         })?;
         let (layout, fused, weight_bytes, bytes_per_token) = worker.run(|engine| {
@@ -68,14 +72,28 @@ impl MlxModel {
             config,
             worker,
             layout,
-            device,
+            gpu,
             activations,
             fused,
             weight_bytes,
             bytes_per_token,
+            chunk: if gpu.is_some() { GPU_CHUNK } else { CPU_CHUNK },
             next_sequence,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The interface to the GPU, `None` on the CPU.
+    pub fn gpu(&self) -> Option<GpuApi> {
+        self.shared.gpu
+    }
+
+    /// Time that the worker thread has spent on passes, for measurements.
+    ///
+    /// # Errors
+    /// The worker thread has ended.
+    pub fn host_times(&self) -> Result<HostTimes, MlxBackendError> {
+        self.shared.worker.run(|engine| Ok(engine.times()))
     }
 
     /// Float type of the activations.
@@ -90,10 +108,10 @@ impl Model for MlxModel {
     }
 
     fn describe(&self) -> String {
-        match self.shared.device {
-            MlxDevice::Cpu => "MLX on the CPU, f32".to_owned(),
-            MlxDevice::Gpu if self.shared.fused => "MLX on the GPU (Metal, fused delta step)".to_owned(),
-            MlxDevice::Gpu => "MLX on the GPU (Metal)".to_owned(),
+        match self.shared.gpu.map(GpuApi::name) {
+            None => "MLX on the CPU, f32".to_owned(),
+            Some(api) if self.shared.fused => format!("MLX on the GPU ({api}, fused delta rule)"),
+            Some(api) => format!("MLX on the GPU ({api})"),
         }
     }
 
@@ -106,7 +124,7 @@ impl Model for MlxModel {
     }
 
     fn prefill_alignment(&self) -> usize {
-        CHUNK
+        self.shared.chunk
     }
 
     fn memory(&self) -> ModelMemory {
