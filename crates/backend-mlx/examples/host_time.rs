@@ -93,10 +93,11 @@ mod measurement {
         }
         let per_token = |time: std::time::Duration| time.as_secs_f64() * 1e6 / spent.passes.max(1) as f64;
         println!(
-            "{{\"backend\": \"{}\", \"load_s\": {load_s:.3}, \"prompt\": {}, \"generate\": {}, \"prefill_tok_s\": \
+            "{{\"backend\": \"{}\", \"unfused_reason\": {:?}, \"load_s\": {load_s:.3}, \"prompt\": {}, \"generate\": {}, \"prefill_tok_s\": \
              {:.1}, \"decode_tok_s\": {:.1}, \"build_us_per_token\": {:.1}, \"submit_us_per_token\": {:.1}, \
              \"wait_us_per_token\": {:.1}}}",
             model.describe(),
+            model.unfused_reason().unwrap_or_default(),
             arguments.prompt,
             arguments.generate,
             median(prefill),

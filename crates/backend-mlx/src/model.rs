@@ -63,9 +63,10 @@ impl MlxModel {
             let delta = DeltaRule::new(sizes, gpu);
             Ok(Engine::new(Network { config, weights, dtype, delta }))
         })?;
-        let (layout, fused, weight_bytes, bytes_per_token) = worker.run(|engine| {
+        let (layout, unfused_reason, weight_bytes, bytes_per_token) = worker.run(|engine| {
             let Network { weights, dtype, delta, .. } = &engine.network;
-            Ok((layout(*dtype), delta.is_fused(), weights.size_bytes(), weights.bytes_per_token()))
+            let unfused_reason = delta.unfused_reason().map(str::to_owned);
+            Ok((layout(*dtype), unfused_reason, weights.size_bytes(), weights.bytes_per_token()))
         })?;
         let next_sequence = AtomicU64::new(0);
         let shared = Shared {
@@ -74,7 +75,7 @@ impl MlxModel {
             layout,
             gpu,
             activations,
-            fused,
+            unfused_reason,
             weight_bytes,
             bytes_per_token,
             chunk: if gpu.is_some() { GPU_CHUNK } else { CPU_CHUNK },
@@ -96,6 +97,12 @@ impl MlxModel {
         self.shared.worker.run(|engine| Ok(engine.times()))
     }
 
+    /// The reason for which the delta rule runs as MLX operations instead of the fused kernel; `None` if the kernel is
+    /// used.
+    pub fn unfused_reason(&self) -> Option<&str> {
+        self.shared.unfused_reason.as_deref()
+    }
+
     /// Float type of the activations.
     pub fn activations(&self) -> FloatType {
         self.shared.activations
@@ -110,7 +117,9 @@ impl Model for MlxModel {
     fn describe(&self) -> String {
         match self.shared.gpu.map(GpuApi::name) {
             None => "MLX on the CPU, f32".to_owned(),
-            Some(api) if self.shared.fused => format!("MLX on the GPU ({api}, fused delta rule)"),
+            Some(api) if self.shared.unfused_reason.is_none() => {
+                format!("MLX on the GPU ({api}, fused delta rule)")
+            }
             Some(api) => format!("MLX on the GPU ({api})"),
         }
     }

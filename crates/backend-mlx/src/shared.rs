@@ -16,8 +16,8 @@ pub(crate) struct Shared {
     /// Interface to the GPU, `None` on the CPU.
     pub gpu: Option<GpuApi>,
     pub activations: FloatType,
-    /// True if decoding uses the fused kernel of the delta rule.
-    pub fused: bool,
+    /// The reason for which the fused kernel of the delta rule is not used; `None` if it is used.
+    pub unfused_reason: Option<String>,
     /// Tokens of a prefill chunk: the prefill alignment, and the interval of cancellation checks.
     pub chunk: usize,
     pub weight_bytes: u64,

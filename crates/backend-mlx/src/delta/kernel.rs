@@ -2,7 +2,7 @@
 //! for a chunk they need hundreds.
 //!
 //! One source serves Metal and CUDA. [`DeltaKernel::checked`] compares it with the operations when a model is loaded, and
-//! returns `None` if it fails or differs; it has never run on Metal (`scripts/mlx/check_kernel.sh` runs it on a CPU).
+//! rejects it if it fails or differs; it has never run on Metal (`scripts/mlx/check_kernel.sh` runs it on a CPU).
 
 use mlx_rs::error::Result;
 use mlx_rs::{Array, Device, Dtype, random, with_device};
@@ -54,14 +54,25 @@ pub(crate) struct DeltaKernel {
 impl DeltaKernel {
     /// The kernel, if it supports these sizes, compiles, and agrees with the operations on random inputs of one and of
     /// several tokens.
-    pub fn checked(sizes: Sizes, api: GpuApi) -> Option<Self> {
+    ///
+    /// # Errors
+    /// The reason for which the kernel cannot be used.
+    pub fn checked(sizes: Sizes, api: GpuApi) -> std::result::Result<Self, String> {
         if sizes.key_dim % LANES != 0 {
-            return None;
+            return Err(format!("the key width {} is not a multiple of {LANES}", sizes.key_dim));
         }
-        Self::compile_and_compare(sizes, api).ok().flatten()
+        let kernel = Self::compile(sizes, api).map_err(|error| error.to_string())?;
+        for tokens in [1, 5] {
+            let difference = kernel.largest_difference(tokens).map_err(|error| error.to_string())?;
+            // Also rejects NaN.
+            if difference.is_nan() || difference > TOLERANCE {
+                return Err(format!("it differs from the operations by {difference:e} for {tokens} tokens"));
+            }
+        }
+        Ok(kernel)
     }
 
-    fn compile_and_compare(sizes: Sizes, api: GpuApi) -> Result<Option<Self>> {
+    fn compile(sizes: Sizes, api: GpuApi) -> Result<Self> {
         let (header, source) = match api {
             GpuApi::Metal => ("", SOURCE.to_owned()),
             GpuApi::Cuda => (CUDA_HEADER, format!("{CUDA_POSITIONS}{SOURCE}")),
@@ -70,17 +81,11 @@ impl DeltaKernel {
         let kernel =
             CustomKernel::new(api, "q35_delta_rule", &inputs, &["out", "state_out"], &source, header)?;
         let step = launch(&kernel, sizes, 1)?;
-        let kernel = Self { kernel, sizes, step };
-        for tokens in [1, 5] {
-            if !kernel.agrees(tokens)? {
-                return Ok(None);
-            }
-        }
-        Ok(Some(kernel))
+        Ok(Self { kernel, sizes, step })
     }
 
-    /// Compares the kernel with the operations on random inputs.
-    fn agrees(&self, tokens: i32) -> Result<bool> {
+    /// Largest difference between the results of the kernel and of the operations on random inputs.
+    fn largest_difference(&self, tokens: i32) -> Result<f32> {
         let Sizes { key_heads, value_heads, key_dim, value_dim } = self.sizes;
         let width = 2 * key_heads * key_dim + value_heads * value_dim;
         let normal = |shape: &[i32], seed: u64| random::normal::<f32>(shape, None, None, &random::key(seed)?);
@@ -98,14 +103,17 @@ impl DeltaKernel {
             1 => operations::step(&projected, gates, self.sizes, &state),
             _ => operations::chunks(&projected, gates, self.sizes, &state),
         })?;
+        let mut largest = 0f32;
         for (found, expected) in [(&out, &expected.0), (&after, &expected.1)] {
-            let difference = to_host(&found.subtract(expected)?.abs()?.max(None)?)?;
-            // The comparison is false for NaN.
-            if !difference.iter().all(|difference| *difference <= TOLERANCE) {
-                return Ok(false);
+            for (found, expected) in to_host(found)?.iter().zip(to_host(expected)?) {
+                let difference = (found - expected).abs();
+                if difference.is_nan() {
+                    return Ok(f32::NAN);
+                }
+                largest = largest.max(difference);
             }
         }
-        Ok(true)
+        Ok(largest)
     }
 
     /// Applies the rule to T tokens: outputs [T, H, V], f32, and the next state [H, V, K].
