@@ -1,6 +1,6 @@
-// Runs the source of the delta-rule kernel (delta_rule.metal) on a CPU, with 32 threads as the lanes of a SIMD group, and
-// compares the results with a plain implementation of the rule in double precision. This checks the arithmetic and all
-// indices; it cannot check the translation by the Metal or CUDA compiler.
+// Runs the sources of the GPU kernels on a CPU, with 32 threads as the lanes of a SIMD group, and compares the results with
+// plain implementations in double precision. This checks the arithmetic and all indices; it cannot check the translation by
+// the Metal or CUDA compiler.
 #include <barrier>
 #include <cmath>
 #include <cstdio>
@@ -113,10 +113,91 @@ double largest_difference(int tokens) {
   return largest;
 }
 
+using T = float;
+constexpr float EPSILON = 1e-6f;
+
+void run_swiglu(Position thread_position_in_grid, const int* gate_shape, const float* gate, const float* up, float* out) {
+#include "elementwise/swiglu.metal"
+}
+
+template <int V>
+void run_gated_norm(Position thread_position_in_threadgroup, Position thread_position_in_grid, const float* x,
+                    const float* z, const float* weight, float* out) {
+#include "elementwise/gated_norm.metal"
+}
+
+template <int TAPS, int CHANNELS>
+void run_convolution(Position thread_position_in_grid, const int* x_shape, const float* window, const float* x,
+                     const float* weight, float* out, float* window_out) {
+#include "elementwise/convolution.metal"
+}
+
+double elementwise_difference(int tokens) {
+  constexpr int WIDTH = 70, V = 64, HEADS = 3, TAPS = 4, CHANNELS = 6;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  auto draw = [&](int count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random);
+    return values;
+  };
+  auto silu = [](double x) { return x / (1 + std::exp(-x)); };
+  double largest = 0;
+  auto compare = [&](double expected, float found) {
+    largest = std::isnan(found) ? INFINITY : std::fmax(largest, std::fabs(expected - found));
+  };
+
+  auto gate = draw(tokens * WIDTH), up = draw(tokens * WIDTH);
+  std::vector<float> product(tokens * WIDTH, NAN);
+  const int gate_shape[2] = {tokens, WIDTH};
+  for (unsigned i = 0; i < unsigned(tokens * WIDTH + 50); ++i)
+    run_swiglu({i, 0, 0}, gate_shape, gate.data(), up.data(), product.data());
+  for (int i = 0; i < tokens * WIDTH; ++i) compare(silu(gate[i]) * up[i], product[i]);
+
+  const int rows = tokens * HEADS;
+  auto x = draw(rows * V), z = draw(rows * V), weight = draw(V);
+  std::vector<float> gated(rows * V, NAN);
+  std::vector<std::thread> threads;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    threads.emplace_back([&, lane] {
+      this_lane = int(lane);
+      for (unsigned row = 0; row < unsigned(rows); ++row)
+        run_gated_norm<V>({lane, 0, 0}, {lane, row, 0}, x.data(), z.data(), weight.data(), gated.data());
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (int row = 0; row < rows; ++row) {
+    double square = 0;
+    for (int i = 0; i < V; ++i) square += double(x[row * V + i]) * x[row * V + i];
+    const double scale = 1 / std::sqrt(square / V + 1e-6);
+    for (int i = 0; i < V; ++i) compare(x[row * V + i] * scale * weight[i] * silu(z[row * V + i]), gated[row * V + i]);
+  }
+
+  auto window = draw((TAPS - 1) * CHANNELS), input = draw(tokens * CHANNELS), taps = draw(TAPS * CHANNELS);
+  std::vector<float> out(tokens * CHANNELS, NAN), window_out(window.size(), NAN), all(window);
+  all.insert(all.end(), input.begin(), input.end());
+  const int x_shape[2] = {tokens, CHANNELS};
+  for (unsigned token = 0; token < unsigned(tokens); ++token)
+    for (unsigned channel = 0; channel < CHANNELS + 2; ++channel)
+      run_convolution<TAPS, CHANNELS>({channel, token, 0}, x_shape, window.data(), input.data(), taps.data(), out.data(),
+                                      window_out.data());
+  for (int token = 0; token < tokens; ++token)
+    for (int channel = 0; channel < CHANNELS; ++channel) {
+      double sum = 0;
+      for (int tap = 0; tap < TAPS; ++tap)
+        sum += double(all[(token + tap) * CHANNELS + channel]) * taps[tap * CHANNELS + channel];
+      compare(sum, out[token * CHANNELS + channel]);
+    }
+  for (size_t i = 0; i < window.size(); ++i) compare(all[tokens * CHANNELS + i], window_out[i]);
+  std::printf("%d tokens, SwiGLU, gated norm, convolution: largest difference %.1e\n", tokens, largest);
+  return largest;
+}
+
 int main() {
   double largest = largest_difference<2, 2, 32, 64>(1);
   largest = std::fmax(largest, largest_difference<2, 4, 64, 32>(7));
   largest = std::fmax(largest, largest_difference<4, 12, 96, 6>(3));
   largest = std::fmax(largest, largest_difference<16, 16, 128, 128>(1));  // Qwen3.5-0.8B
+  for (int tokens : {1, 2, 3, 5}) largest = std::fmax(largest, elementwise_difference(tokens));
   return largest <= 1e-5 ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-//! GPU kernels that MLX compiles from source when they first run.
+//! GPU kernels that MLX compiles from source when they first run. One source, in Metal, serves Metal and CUDA.
 
 use std::ffi::CString;
 use std::ptr::null_mut;
@@ -8,6 +8,30 @@ use mlx_rs::{Array, Dtype, Stream};
 use mlx_sys::{mlx_array, mlx_vector_array, mlx_vector_string};
 
 use crate::device::GpuApi;
+
+/// Definitions of the Metal names in kernel sources for CUDA, outside of the function.
+const CUDA_HEADER: &str = "
+namespace metal {
+__device__ inline float max(float a, float b) { return fmaxf(a, b); }
+__device__ inline float fabs(float a) { return fabsf(a); }
+namespace precise {
+__device__ inline float exp(float x) { return expf(x); }
+__device__ inline float log(float x) { return logf(x); }
+__device__ inline float rsqrt(float x) { return rsqrtf(x); }
+}
+}
+__device__ inline float simd_sum(float value) {
+  for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+";
+
+/// Thread positions in CUDA, inside of the function.
+const CUDA_POSITIONS: &str = "
+const uint3 thread_position_in_threadgroup = make_uint3(threadIdx.x, threadIdx.y, threadIdx.z);
+const uint3 thread_position_in_grid = make_uint3(
+    blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z);
+";
 
 /// A GPU kernel.
 pub(crate) struct CustomKernel {
@@ -34,6 +58,8 @@ enum RawLaunch {
 pub(crate) struct LaunchSpec<'a> {
     /// Shape and type of each output.
     pub outputs: &'a [(&'a [i32], Dtype)],
+    /// Type names that the source uses.
+    pub types: &'a [(&'a str, Dtype)],
     /// Compile-time integer constants.
     pub constants: &'a [(&'a str, i32)],
     /// Number of threads per axis.
@@ -43,20 +69,18 @@ pub(crate) struct LaunchSpec<'a> {
 }
 
 impl CustomKernel {
-    /// A kernel with the body `source`, in which the inputs and outputs are pointers of the given names; `header` precedes
-    /// the function. Inputs are passed row-contiguous.
+    /// A kernel with the body `source`, in which the inputs and outputs are pointers of the given names. Inputs are passed
+    /// row-contiguous. `source` may use thread positions, `simd_sum`, and of the namespace `metal` what the header for CUDA
+    /// defines.
     ///
     /// # Errors
     /// MLX rejects the names. Errors in the source appear when a result is evaluated.
-    pub fn new(
-        api: GpuApi,
-        name: &str,
-        inputs: &[&str],
-        outputs: &[&str],
-        source: &str,
-        header: &str,
-    ) -> Result<Self> {
-        let (name, source, header) = (c_string(name)?, c_string(source)?, c_string(header)?);
+    pub fn new(api: GpuApi, name: &str, inputs: &[&str], outputs: &[&str], source: &str) -> Result<Self> {
+        let (header, source) = match api {
+            GpuApi::Metal => ("", source.to_owned()),
+            GpuApi::Cuda => (CUDA_HEADER, format!("{CUDA_POSITIONS}{source}")),
+        };
+        let (name, source, header) = (c_string(name)?, c_string(&source)?, c_string(header)?);
         let (inputs, output_names) = (Strings::new(inputs)?, Strings::new(outputs)?);
         let (name, source, header) = (name.as_ptr(), source.as_ptr(), header.as_ptr());
         // SAFETY: all strings and vectors are alive during the call, which copies them.
@@ -106,6 +130,13 @@ impl CustomKernel {
                             config, data, length, dtype,
                         ));
                     }
+                    for (name, dtype) in spec.types {
+                        let name = c_string(name)?;
+                        let (name, dtype) = (name.as_ptr(), (*dtype).into());
+                        check(mlx_sys::mlx_fast_metal_kernel_config_add_template_arg_dtype(
+                            config, name, dtype,
+                        ));
+                    }
                     for (name, value) in spec.constants {
                         let name = c_string(name)?;
                         let name = name.as_ptr();
@@ -123,6 +154,13 @@ impl CustomKernel {
                         let (data, length, dtype) = (shape.as_ptr(), shape.len(), (*dtype).into());
                         check(mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(
                             config, data, length, dtype,
+                        ));
+                    }
+                    for (name, dtype) in spec.types {
+                        let name = c_string(name)?;
+                        let (name, dtype) = (name.as_ptr(), (*dtype).into());
+                        check(mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
+                            config, name, dtype,
                         ));
                     }
                     for (name, value) in spec.constants {

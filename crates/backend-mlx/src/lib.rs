@@ -29,6 +29,7 @@
 mod custom_kernel;
 mod delta;
 mod device;
+mod elementwise;
 mod engine;
 mod error;
 mod host;

@@ -11,6 +11,7 @@ use q35_quant::FloatType;
 
 use crate::delta::{DeltaRule, Sizes};
 use crate::device::{GpuApi, MlxDevice};
+use crate::elementwise::{Elementwise, LayerSizes};
 use crate::engine::{Engine, HostTimes};
 use crate::error::MlxBackendError;
 use crate::qwen3_5::Network;
@@ -61,11 +62,22 @@ impl MlxModel {
                 value_dim: config.linear_value_head_dim as i32,
             };
             let delta = DeltaRule::new(sizes, gpu);
-            Ok(Engine::new(Network { config, weights, dtype, delta }))
+            let sizes = LayerSizes {
+                channels: config.linear_conv_dim() as i32,
+                taps: config.linear_conv_kernel_dim as i32,
+                value_heads: config.linear_num_value_heads as i32,
+                value_dim: config.linear_value_head_dim as i32,
+                intermediate: config.intermediate_size as i32,
+                epsilon: config.rms_norm_eps as f32,
+            };
+            let elementwise = Elementwise::new(sizes, dtype, gpu);
+            Ok(Engine::new(Network { config, weights, dtype, delta, elementwise }))
         })?;
         let (layout, unfused_reason, weight_bytes, bytes_per_token) = worker.run(|engine| {
-            let Network { weights, dtype, delta, .. } = &engine.network;
-            let unfused_reason = delta.unfused_reason().map(str::to_owned);
+            let Network { weights, dtype, delta, elementwise, .. } = &engine.network;
+            let delta = delta.unfused_reason().map(|reason| format!("delta rule: {reason}"));
+            let elementwise = elementwise.unfused_reason().map(|reason| format!("elementwise: {reason}"));
+            let unfused_reason = delta.or(elementwise);
             Ok((layout(*dtype), unfused_reason, weights.size_bytes(), weights.bytes_per_token()))
         })?;
         let next_sequence = AtomicU64::new(0);
@@ -97,8 +109,8 @@ impl MlxModel {
         self.shared.worker.run(|engine| Ok(engine.times()))
     }
 
-    /// The reason for which the delta rule runs as MLX operations instead of the fused kernel; `None` if the kernel is
-    /// used.
+    /// The reason for which a part of the layers runs as MLX operations instead of a fused kernel; `None` if all fused
+    /// kernels are used.
     pub fn unfused_reason(&self) -> Option<&str> {
         self.shared.unfused_reason.as_deref()
     }
@@ -118,7 +130,7 @@ impl Model for MlxModel {
         match self.shared.gpu.map(GpuApi::name) {
             None => "MLX on the CPU, f32".to_owned(),
             Some(api) if self.shared.unfused_reason.is_none() => {
-                format!("MLX on the GPU ({api}, fused delta rule)")
+                format!("MLX on the GPU ({api}, fused kernels)")
             }
             Some(api) => format!("MLX on the GPU ({api})"),
         }

@@ -16,7 +16,7 @@ pub(crate) struct Shared {
     /// Interface to the GPU, `None` on the CPU.
     pub gpu: Option<GpuApi>,
     pub activations: FloatType,
-    /// The reason for which the fused kernel of the delta rule is not used; `None` if it is used.
+    /// The reason for which a fused kernel is not used; `None` if all are used.
     pub unfused_reason: Option<String>,
     /// Tokens of a prefill chunk: the prefill alignment, and the interval of cancellation checks.
     pub chunk: usize,

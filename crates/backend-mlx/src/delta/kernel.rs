@@ -14,30 +14,6 @@ use crate::host::to_host;
 
 const SOURCE: &str = include_str!("delta_rule.metal");
 
-/// Definitions of the Metal names in the source for CUDA, outside of the function.
-const CUDA_HEADER: &str = "
-namespace metal {
-__device__ inline float max(float a, float b) { return fmaxf(a, b); }
-__device__ inline float fabs(float a) { return fabsf(a); }
-namespace precise {
-__device__ inline float exp(float x) { return expf(x); }
-__device__ inline float log(float x) { return logf(x); }
-__device__ inline float rsqrt(float x) { return rsqrtf(x); }
-}
-}
-__device__ inline float simd_sum(float value) {
-  for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
-";
-
-/// Thread positions in CUDA, inside of the function.
-const CUDA_POSITIONS: &str = "
-const uint3 thread_position_in_threadgroup = make_uint3(threadIdx.x, threadIdx.y, threadIdx.z);
-const uint3 thread_position_in_grid = make_uint3(
-    blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z);
-";
-
 /// Lanes of a SIMD group (a warp in CUDA).
 const LANES: i32 = 32;
 
@@ -73,13 +49,8 @@ impl DeltaKernel {
     }
 
     fn compile(sizes: Sizes, api: GpuApi) -> Result<Self> {
-        let (header, source) = match api {
-            GpuApi::Metal => ("", SOURCE.to_owned()),
-            GpuApi::Cuda => (CUDA_HEADER, format!("{CUDA_POSITIONS}{SOURCE}")),
-        };
         let inputs = ["mixed", "a", "b", "a_log", "dt_bias", "state"];
-        let kernel =
-            CustomKernel::new(api, "q35_delta_rule", &inputs, &["out", "state_out"], &source, header)?;
+        let kernel = CustomKernel::new(api, "q35_delta_rule", &inputs, &["out", "state_out"], SOURCE)?;
         let step = launch(&kernel, sizes, 1)?;
         Ok(Self { kernel, sizes, step })
     }
@@ -149,6 +120,7 @@ fn launch(kernel: &CustomKernel, sizes: Sizes, tokens: i32) -> Result<Launch> {
             (&[tokens, value_heads, value_dim], Dtype::Float32),
             (&[value_heads, value_dim, key_dim], Dtype::Float32),
         ],
+        types: &[],
         constants: &[("KEY_HEADS", key_heads), ("HEADS", value_heads), ("K", key_dim), ("V", value_dim)],
         grid: [LANES, value_dim, value_heads],
         group: [LANES, columns, 1],
