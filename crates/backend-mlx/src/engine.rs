@@ -5,6 +5,7 @@
 //! known, the graph only has to be evaluated.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use mlx_rs::Array;
 use mlx_rs::transforms::async_eval;
@@ -25,6 +26,19 @@ pub(crate) struct ChunkOutput {
     pub hidden: Vec<(HiddenStateAt, Vec<f32>)>,
 }
 
+/// Time that the worker thread has spent on passes, since the model was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostTimes {
+    /// Number of passes: one per decoded token or prefill chunk.
+    pub passes: u64,
+    /// Time for building graphs.
+    pub build: Duration,
+    /// Time for handing graphs to the device.
+    pub submit: Duration,
+    /// Time for waiting for the device and copying results.
+    pub wait: Duration,
+}
+
 /// A sequence's state, and the graph of its next token if that has been built ahead.
 struct SequenceEntry {
     state: State,
@@ -34,11 +48,17 @@ struct SequenceEntry {
 pub(crate) struct Engine {
     pub network: Network,
     sequences: HashMap<u64, SequenceEntry>,
+    times: HostTimes,
 }
 
 impl Engine {
     pub fn new(network: Network) -> Self {
-        Self { network, sequences: HashMap::new() }
+        Self { network, sequences: HashMap::new(), times: HostTimes::default() }
+    }
+
+    /// Time spent so far.
+    pub fn times(&self) -> HostTimes {
+        self.times
     }
 
     /// A sequence's state.
@@ -64,6 +84,7 @@ impl Engine {
         logits_for: LogitsFor,
         observe_hidden: bool,
     ) -> Result<ChunkOutput, MlxBackendError> {
+        let start = Instant::now();
         let SequenceEntry { state, next } = self.sequences.remove(&sequence).ok_or(MlxBackendError::Lost)?;
         let graph = match (next, ids) {
             (Some((slot, graph)), [id]) if logits_for == LogitsFor::LastToken && !observe_hidden => {
@@ -78,13 +99,16 @@ impl Engine {
         };
         drop(state);
         let Graph { after, logits, hidden } = graph;
+        let built = Instant::now();
         async_eval(after.arrays().chain(&logits).chain(hidden.iter().map(|(_, x)| x)))?;
+        let submitted = Instant::now();
         let mut next = None;
         if logits_for == LogitsFor::LastToken && !observe_hidden {
             let slot = TokenSlot::new();
             let graph = self.network.graph(&after, slot.ids(), LogitsFor::LastToken, false)?;
             next = Some((slot, graph));
         }
+        let next_built = Instant::now();
         let mut output = ChunkOutput::default();
         if let Some(logits) = &logits {
             output.logits = to_host(logits)?;
@@ -93,6 +117,10 @@ impl Engine {
             output.hidden.push((location, to_host(&x)?));
         }
         self.sequences.insert(sequence, SequenceEntry { state: after, next });
+        self.times.passes += 1;
+        self.times.build += (built - start) + (next_built - submitted);
+        self.times.submit += submitted - built;
+        self.times.wait += next_built.elapsed();
         Ok(output)
     }
 }

@@ -8,7 +8,8 @@ use q35_inference::RunError;
 pub enum MlxBackendError {
     /// MLX has no usable GPU in this build on this machine.
     #[error(
-        "MLX has no GPU here\n  expected: a build for macOS, on a machine with Metal\nhint: use MLX's CPU device"
+        "MLX has no GPU here\n  expected: a Mac with Metal, or an NVIDIA GPU and a build with MLX for CUDA \
+         (scripts/mlx/setup_linux.sh --cuda)\nhint: use MLX's CPU device"
     )]
     NoGpu,
     /// An error that MLX reports.

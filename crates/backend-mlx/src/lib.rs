@@ -1,5 +1,5 @@
-//! Runs an MLX model directory through MLX itself (mlx-rs): on Apple's GPU by Metal, and on Linux by MLX's CPU backend,
-//! on which the tests run.
+//! Runs an MLX model directory through MLX itself (mlx-rs): on Apple's GPUs through Metal, on NVIDIA's through CUDA, and on
+//! MLX's CPU backend.
 //!
 //! The crate reads directories through `q35_format_mlx`, computes with MLX operations only, and implements
 //! [`q35_inference::Model`]. It must not know about chat.
@@ -8,8 +8,8 @@
 //! models and sequences can be moved and shared freely. A token is one lazy graph, evaluated asynchronously; while the
 //! device works on it, the worker builds the graph of the next token (see `engine`).
 //!
-//! The crate is empty without the feature `mlx`, because MLX needs Xcode on a Mac and `scripts/mlx/setup_linux.sh`
-//! elsewhere. It has never run on Metal: see `docs/apple.md`.
+//! The crate is empty without the feature `mlx`, because MLX needs Xcode on a Mac and `scripts/mlx/setup_linux.sh` (with
+//! `--cuda` for a GPU) elsewhere. It has never run on Metal: see `docs/apple.md`.
 //!
 #![cfg_attr(feature = "mlx", doc = "```no_run")]
 #![cfg_attr(not(feature = "mlx"), doc = "```ignore")]
@@ -26,8 +26,10 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+mod custom_kernel;
 mod delta;
 mod device;
+mod elementwise;
 mod engine;
 mod error;
 mod host;
@@ -42,6 +44,7 @@ mod token_slot;
 mod weights;
 mod worker;
 
-pub use device::MlxDevice;
+pub use device::{GpuApi, MlxDevice};
+pub use engine::HostTimes;
 pub use error::MlxBackendError;
 pub use model::MlxModel;

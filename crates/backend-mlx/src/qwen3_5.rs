@@ -10,7 +10,8 @@ use mlx_rs::{Array, Dtype};
 use q35_architecture::TextConfig;
 use q35_inference::{HiddenStateAt, LogitsFor};
 
-use crate::delta::{DeltaRule, Gates, Projected, silu};
+use crate::delta::{DeltaRule, Gates, Projected};
+use crate::elementwise::Elementwise;
 use crate::kv_cache::KeyValueCache;
 use crate::state::{LayerState, State};
 use crate::weights::{Attention, DeltaNet, Layer, Matrix, Mixer, ModelWeights};
@@ -31,6 +32,7 @@ pub(crate) struct Network {
     /// Type of the activations: on a GPU that of the scales, on the CPU f32, because MLX's half precision is slow there.
     pub dtype: Dtype,
     pub delta: DeltaRule,
+    pub elementwise: Elementwise,
 }
 
 impl Network {
@@ -88,8 +90,8 @@ impl Network {
             x = x.add(&mixed)?;
             observe(HiddenStateAt::AfterAttention(index), &x);
             let normed = self.norm(&x, &layer.post_attention_layernorm)?;
-            let gate = silu(&layer.gate_proj.apply(&normed)?)?;
-            x = x.add(&layer.down_proj.apply(&gate.multiply(&layer.up_proj.apply(&normed)?)?)?)?;
+            let (gate, up) = (layer.gate_proj.apply(&normed)?, layer.up_proj.apply(&normed)?);
+            x = x.add(&layer.down_proj.apply(&self.elementwise.swiglu(&gate, &up)?)?)?;
             observe(HiddenStateAt::AfterMlp(index), &x);
         }
         let out = self.norm(&x, &self.weights.norm)?;
@@ -116,27 +118,15 @@ impl Network {
         conv: &mut Array,
         recurrent: &mut Array,
     ) -> Result<Array> {
-        let config = &self.config;
-        let tokens = x.dim(0);
-        let (value_heads, value_dim) =
-            (config.linear_num_value_heads as i32, config.linear_value_head_dim as i32);
-
-        let window = ops::concatenate(&[conv.clone(), net.in_proj_qkv.apply(x)?], 0)?;
-        let taps = config.linear_conv_kernel_dim as i32;
-        *conv = window.try_index(tokens..tokens + taps - 1)?;
-        let projected = Projected {
-            mixed: causal_convolution(&window, &net.conv1d, tokens)?,
-            a: net.in_proj_a.apply(x)?,
-            b: net.in_proj_b.apply(x)?,
-        };
+        let (mixed, window) = self.elementwise.convolution(conv, &net.in_proj_qkv.apply(x)?, &net.conv1d)?;
+        *conv = window;
+        let projected = Projected { mixed, a: net.in_proj_a.apply(x)?, b: net.in_proj_b.apply(x)? };
         let gates = Gates { a_log: &net.a_log, dt_bias: &net.dt_bias };
         let (out, after) = self.delta.run(&projected, gates, recurrent)?;
         *recurrent = after;
 
-        let z =
-            net.in_proj_z.apply(x)?.reshape(&[tokens, value_heads, value_dim])?.as_dtype(Dtype::Float32)?;
-        let gated = self.norm(&out, &net.norm)?.multiply(&silu(&z)?)?;
-        net.out_proj.apply(&gated.reshape(&[tokens, value_heads * value_dim])?.as_dtype(self.dtype)?)
+        let gated = self.elementwise.gated_norm(&out, &net.in_proj_z.apply(x)?, &net.norm)?;
+        net.out_proj.apply(&gated)
     }
 
     /// x [T, D] -> [T, D]; appends T tokens to the cache.
@@ -168,18 +158,4 @@ impl Network {
         let out = out.squeeze_axes(&[0])?.swap_axes(0, 1)?.multiply(ops::sigmoid(&gate)?)?;
         attention.o_proj.apply(&out.reshape(&[tokens, heads * width])?)
     }
-}
-
-/// Depthwise causal convolution: window [taps - 1 + T, channels], weight [taps, channels] -> [T, channels]. The last tap
-/// multiplies the token itself.
-fn causal_convolution(window: &Array, weight: &Array, tokens: i32) -> Result<Array> {
-    if tokens == 1 {
-        return window.multiply(weight)?.sum_axis(0, true);
-    }
-    let mut mixed = window.try_index(0..tokens)?.multiply(weight.try_index(0..1)?)?;
-    for tap in 1..weight.dim(0) {
-        let shifted = window.try_index(tap..tap + tokens)?;
-        mixed = mixed.add(&shifted.multiply(weight.try_index(tap..tap + 1)?)?)?;
-    }
-    Ok(mixed)
 }

@@ -10,9 +10,6 @@ use crate::shared::Shared;
 use crate::snapshot::{restore, save};
 use crate::state::{LayerState, State};
 
-/// Tokens of a prefill chunk: the prefill alignment, and the interval of cancellation checks.
-pub(crate) const CHUNK: usize = 64;
-
 pub(crate) struct MlxSequence {
     shared: Arc<Shared>,
     id: u64,
@@ -74,14 +71,14 @@ impl Sequence for MlxSequence {
     ) -> Result<(), RunError> {
         self.check_tokens(ids)?;
         let (observe_hidden, id, vocab) = (observer.wants_hidden(), self.id, self.shared.config.vocab_size);
-        let before = self.position;
+        let (before, chunk_length) = (self.position, self.shared.chunk);
         let mut rest = ids;
         while !rest.is_empty() {
             if observer.cancelled() {
                 return Err(RunError::Cancelled);
             }
-            // Chunks end at absolute multiples of CHUNK, so that results do not depend on aligned cuts of a prompt.
-            let (chunk, tail) = rest.split_at(rest.len().min(CHUNK - self.position % CHUNK));
+            // Chunks end at absolute multiples of the chunk length, so that results do not depend on aligned cuts of a prompt.
+            let (chunk, tail) = rest.split_at(rest.len().min(chunk_length - self.position % chunk_length));
             let chunk_logits = match logits_for {
                 LogitsFor::LastToken if !tail.is_empty() => LogitsFor::None,
                 other => other,

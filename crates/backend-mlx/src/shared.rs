@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use q35_architecture::TextConfig;
 use q35_quant::FloatType;
 
-use crate::device::MlxDevice;
+use crate::device::GpuApi;
 use crate::worker::Worker;
 
 pub(crate) struct Shared {
@@ -13,10 +13,13 @@ pub(crate) struct Shared {
     pub worker: Worker,
     /// Layout string of snapshots.
     pub layout: String,
-    pub device: MlxDevice,
+    /// Interface to the GPU, `None` on the CPU.
+    pub gpu: Option<GpuApi>,
     pub activations: FloatType,
-    /// True if decoding uses the fused delta-rule kernel.
-    pub fused: bool,
+    /// The reason for which a fused kernel is not used; `None` if all are used.
+    pub unfused_reason: Option<String>,
+    /// Tokens of a prefill chunk: the prefill alignment, and the interval of cancellation checks.
+    pub chunk: usize,
     pub weight_bytes: u64,
     pub bytes_per_token: u64,
     pub next_sequence: AtomicU64,

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use q35_architecture::TensorSpec;
 use q35_backend_cpu::{CpuModel, CpuOptions, Mode};
-use q35_backend_mlx::{MlxDevice, MlxModel};
+use q35_backend_mlx::MlxModel;
 use q35_checkpoint::TensorView;
 use q35_format_mlx::{Form, Recipe, RoundToNearest, Treatment};
 use q35_quant::affine::{AffineSpec, PackedMatrix};
 use q35_reference::{Device, Reference};
 use q35_testkit::{TinyCheckpoint, tiny_more_value_heads};
-use support::{all_rows, ids, mean_kl, quantized, rounded};
+use support::{all_rows, check_kl, device, ids, mean_kl, quantized, rounded};
 
 /// Divides ids into two prefill parts, neither a multiple of the prefill alignment, and single decode tokens.
 fn cuts(ids: &[u32]) -> Vec<&[u32]> {
@@ -34,9 +34,9 @@ fn mlx_agrees_with_the_float_reference_on_the_same_weights() {
         let directory = quantized(&source, &rounded(bits, 32), Form::default());
         let ids = ids(150, directory.config().vocab_size);
         let expected = all_rows(&Reference::load(directory.as_ref(), Device::Cpu).unwrap(), &[&ids]);
-        let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
+        let model = MlxModel::load(directory, device()).unwrap();
         let kl = mean_kl(&expected, &all_rows(&model, &cuts(&ids)));
-        assert!(kl <= 1e-6, "{bits} bits: mean KL {kl:e}");
+        check_kl(&format!("{bits} bits"), kl, 1e-6);
     }
 }
 
@@ -89,8 +89,8 @@ fn mlx_agrees_with_the_cpu_backend_on_every_form() {
         let ids = ids(150, directory.config().vocab_size);
         let options = CpuOptions::default().with_mode(Mode::Exact).with_threads(1);
         let expected = all_rows(&CpuModel::open(Arc::clone(&directory), options).unwrap(), &[&ids]);
-        let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
+        let model = MlxModel::load(directory, device()).unwrap();
         let kl = mean_kl(&expected, &all_rows(&model, &cuts(&ids)));
-        assert!(kl <= 1e-6, "{name}: mean KL {kl:e}");
+        check_kl(name, kl, 1e-6);
     }
 }

@@ -9,11 +9,11 @@ use q35_backend_mlx::{MlxBackendError, MlxDevice, MlxModel};
 use q35_format_mlx::Form;
 use q35_inference::{Discard, LogitsFor, Model, RunError, Snapshot};
 use q35_testkit::TinyCheckpoint;
-use support::{Collect, all_rows, ids, mean_kl, quantized, rounded};
+use support::{Collect, all_rows, check_kl, device, ids, mean_kl, quantized, rounded};
 
 fn model() -> MlxModel {
     let directory = quantized(&TinyCheckpoint::new(), &rounded(4, 32), Form::default());
-    MlxModel::load(directory, MlxDevice::Cpu).unwrap()
+    MlxModel::load(directory, device()).unwrap()
 }
 
 /// Decoding evaluates graphs that were built before their token id was known.
@@ -37,7 +37,7 @@ fn tokens_decoded_one_by_one_give_what_they_give_together() {
         }
     }
     let kl = mean_kl(&expected[59..], &found.0);
-    assert!(kl <= 1e-9, "mean KL {kl:e}");
+    check_kl("one by one", kl, 1e-9);
 }
 
 #[test]
@@ -97,12 +97,12 @@ fn snapshots_that_do_not_fit_are_refused_and_change_nothing() {
 #[test]
 fn unavailable_devices_bad_tokens_and_overlong_sequences_are_errors() {
     let directory = quantized(&TinyCheckpoint::new(), &rounded(4, 32), Form::default());
-    if !cfg!(target_vendor = "apple") {
+    if MlxDevice::default() == MlxDevice::Cpu {
         let error = MlxModel::load(Arc::clone(&directory), MlxDevice::Gpu).err();
         assert!(matches!(error, Some(MlxBackendError::NoGpu)));
     }
     let vocab = directory.config().vocab_size as u32;
-    let model = MlxModel::load(directory, MlxDevice::Cpu).unwrap();
+    let model = MlxModel::load(directory, device()).unwrap();
     let mut sequence = model.new_sequence(4).unwrap();
     let outside = sequence.extend(&[vocab], LogitsFor::None, &mut Discard);
     assert!(matches!(outside, Err(RunError::Token { .. })));

@@ -23,10 +23,14 @@ pub enum BackendError {
     )]
     NoMlx,
     /// MLX does not compute on the requested device.
-    #[error("MLX cannot compute on {device}\nhint: MLX computes on cpu or metal here")]
+    #[error(
+        "MLX cannot compute on {device}\nhint: MLX computes on cpu or {gpu} (also called gpu) on this system"
+    )]
     MlxDevice {
-        /// The device's name.
+        /// The requested device's name.
         device: &'static str,
+        /// Name of the system's kind of GPU.
+        gpu: &'static str,
     },
     /// Only Apple's Core ML has a compute plan.
     #[error("only Apple's Core ML can say where it would run what, and this is no system of Apple's")]

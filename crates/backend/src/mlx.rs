@@ -16,7 +16,9 @@ pub fn open_mlx(directory: Arc<MlxDirectory>, options: &RunOptions) -> Result<Ru
         directory.read_ahead();
     }
     let on_mlx = || match options.device {
-        Some(device @ Device::Cuda) => Err(BackendError::MlxDevice { device: device.name() }),
+        Some(device) if device != Device::Cpu && device != Device::GPU => {
+            Err(BackendError::MlxDevice { device: device.name(), gpu: Device::GPU.name() })
+        }
         _ => Ok(()),
     };
     match options.backend {

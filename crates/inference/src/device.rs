@@ -10,14 +10,18 @@ pub enum Device {
     /// The processor
     #[default]
     Cpu,
-    /// Apple's GPU; for the float model a build with the feature `candle-metal`
-    #[cfg_attr(feature = "clap", value(alias = "gpu"))]
+    /// Apple's GPU; `gpu` on Apple's systems. For the float model a build with the feature `candle-metal`
+    #[cfg_attr(all(feature = "clap", target_vendor = "apple"), value(alias = "gpu"))]
     Metal,
-    /// An NVIDIA GPU, for the float model (a build with the feature `cuda`)
+    /// An NVIDIA GPU; `gpu` on other systems. For the float model a build with the feature `cuda`
+    #[cfg_attr(all(feature = "clap", not(target_vendor = "apple")), value(alias = "gpu"))]
     Cuda,
 }
 
 impl Device {
+    /// The system's kind of GPU: [`Device::Metal`] on Apple's systems, [`Device::Cuda`] elsewhere.
+    pub const GPU: Self = if cfg!(target_vendor = "apple") { Self::Metal } else { Self::Cuda };
+
     /// The device's name on the command line and in manifests.
     pub fn name(self) -> &'static str {
         match self {
