@@ -38,10 +38,17 @@ pub fn run() -> anyhow::Result<Outcome> {
     let work = tempfile::tempdir().context("cannot make a temporary directory")?;
 
     line("1. Convert to MLX and Core ML, and compare each with the float model")?;
-    let mut table =
-        Table::with_titles(["", "size", "seconds", "KL to float", "top-1 as float", "within limits"]);
+    let mut table = Table::with_titles([
+        "",
+        "size",
+        "seconds",
+        "KL to float",
+        "top-1 as float",
+        "computed right",
+        "fidelity",
+    ]);
     let float = bytes(std::fs::metadata(source.dir.join("model.safetensors"))?.len());
-    table.row(["float".into(), float, String::new(), String::new(), String::new(), String::new()]);
+    table.add_row(vec!["float".to_owned(), float]);
     let coreml = CoreMl::new(Options { context: 512, ..Options::default() });
     let targets: [(&str, &dyn Target); 3] = [
         (MLX, &Mlx::round_to_nearest(8, 64)?),
@@ -64,6 +71,7 @@ pub fn run() -> anyhow::Result<Outcome> {
             format!("{:.1e}", total.kl.mean),
             format!("{:.1} %", 100.0 * total.top1_agreement),
             if parity.passed { "yes" } else { "NO" }.into(),
+            report.grade().map_or_else(String::new, |grade| grade.to_string()),
         ]);
     }
     line(table.render())?;
@@ -90,7 +98,7 @@ fn talk(dir: &Path, turns: &[(&str, &str)]) -> anyhow::Result<bool> {
         let mut text = String::new();
         for chunk in session.send(*question, &sampling)? {
             match chunk? {
-                Chunk::Answer(piece) => text.push_str(&piece),
+                Chunk::Answer(part) => text.push_str(&part),
                 Chunk::Finish(finish) => {
                     total.prompt_tokens += finish.usage.prompt_tokens;
                     total.cached_tokens += finish.usage.cached_tokens;

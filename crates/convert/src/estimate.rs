@@ -1,4 +1,4 @@
-//! Estimated duration of a conversion, told before it starts.
+//! Estimated duration of a conversion.
 
 use std::time::Duration;
 

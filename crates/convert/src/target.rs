@@ -35,7 +35,7 @@ pub trait Target {
 pub struct Job<'a> {
     /// The source.
     pub checkpoint: &'a Checkpoint,
-    /// Where the source came from.
+    /// Origin of the source.
     pub provenance: &'a Provenance,
     /// The staging directory.
     pub staging: &'a Path,
@@ -109,7 +109,7 @@ pub struct Summary {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Details {
-    /// Of an MLX directory.
+    /// Facts of an MLX directory.
     Mlx {
         /// Bits and group size, of most matrices where they differ.
         spec: AffineSpec,
@@ -124,7 +124,7 @@ pub enum Details {
         /// Names of the matrices that stay in float.
         kept_matrices: Vec<String>,
     },
-    /// Of Core ML packages.
+    /// Facts of Core ML packages.
     CoreMl {
         /// Settings of the conversion.
         options: q35_format_coreml::Options,

@@ -121,7 +121,7 @@ fn two_packages_are_complete_each() {
         let [main] = &split[name].functions[..] else { panic!("{name}") };
         assert_eq!(main.name, "main");
         assert_language_model(main, tokens);
-        // One file serves both functions: what they share stands there once.
+        // Both functions share one weight file, which has every shared weight once.
         let int8 = |inspection: &Inspection| inspection.weight_bytes[&DType::I8];
         assert_eq!(int8(&split[name]), int8(&joined["model.mlpackage"]));
     }
