@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use q35_checkpoint::{Checkpoint, Inventory, copy_auxiliary_files};
 use q35_inference::CancelToken;
 use q35_output_dir::{Existing, FileRecord, Manifest, OutputDirError, Staging};
-use q35_parity::ParityReport;
+use q35_parity::{Grade, ParityReport};
 
 use crate::model_card::model_card;
 use crate::progress::ProgressCallback;
@@ -79,9 +79,15 @@ impl ConversionReport {
         self.manifest.files.iter().map(|file| file.bytes).sum()
     }
 
-    /// True unless the parity check found the output outside its limits.
+    /// True unless the implementation verdict of the parity check is negative. Fidelity, the loss by quantization, is
+    /// [`Self::grade`].
     pub fn passed(&self) -> bool {
         self.parity.as_ref().is_none_or(|report| report.passed)
+    }
+
+    /// The grade of the fidelity verdict, if the output was verified and run.
+    pub fn grade(&self) -> Option<Grade> {
+        self.parity.as_ref().and_then(ParityReport::grade)
     }
 
     /// The outcome of the parity check as a sentence.
