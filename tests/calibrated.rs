@@ -248,6 +248,8 @@ fn an_interrupted_calibration_leaves_no_output_and_continues() {
     shop.report("whole", &[]);
     let saved = shop.path(".stopped.calibration");
     for times in [1, 2] {
+        // The process is ready for the signal once it has saved a layer itself.
+        let _ = fs::remove_dir_all(&saved);
         let mut running =
             shop.command("stopped", &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         while !saved.join("layer-0.safetensors").exists() && running.try_wait().unwrap().is_none() {

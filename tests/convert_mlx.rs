@@ -194,7 +194,7 @@ fn the_source_is_never_replaced() {
         assert!(stderr.contains(message), "{stderr}");
         assert_eq!(contents(&source), before);
     };
-    refused("found: config.json, generation_config.json");
+    refused("found: chat_template.jinja, config.json, generation_config.json");
     // Not even where q35 may replace the directory.
     let manifest = json!({"manifest_version": 1, "kind": "mlx", "tool": {"name": "q35", "version": "0"}});
     fs::write(source.join("manifest.json"), manifest.to_string()).unwrap();
@@ -283,6 +283,8 @@ fn sources_that_cannot_be_used_are_refused_by_name() {
             |shop| {
                 let index = json!({"weight_map": {"a": "../b"}}).to_string();
                 fs::write(shop.path("source/model.safetensors.index.json"), index).unwrap();
+                // Beside a complete model.safetensors the index would be ignored.
+                fs::remove_file(shop.path("source/model.safetensors")).unwrap();
             },
             "`a` is placed in \"../b\"",
         ),

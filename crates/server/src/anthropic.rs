@@ -13,7 +13,7 @@ use crate::openai::chat::{Context, Plan};
 use crate::openai::tool_text::ToolText;
 use crate::openai::types::ChatRequest;
 use crate::openai::{new_id, reply};
-use crate::request::{Body, EventSender, Gone, event_stream};
+use crate::request::{Body, EventSender, Gone, event_stream, read};
 use crate::server::App;
 
 /// An error in the form that Anthropic's clients parse.
@@ -175,8 +175,7 @@ fn translate(request: &Value) -> Result<ChatRequest, ApiError> {
         }
         Some(_) => return Err(ApiError::field("thinking.type", "expected enabled, adaptive or disabled")),
     }
-    serde_path_to_error::deserialize(Value::Object(chat))
-        .map_err(|error| ApiError::field(error.path().to_string(), error.inner().to_string()))
+    read(Value::Object(chat))
 }
 
 /// Adds one turn: text and calls of the assistant become one message, each tool result a message of its own.

@@ -2,9 +2,10 @@
 
 use q35_runtime::ChatError;
 
-/// Rewrites an error that names an option of the library.
+/// Rewrites an error that names an option of the library. Below a context, such as a line of a script, the name is that of
+/// a field and stays.
 pub(super) fn in_flags(error: anyhow::Error) -> anyhow::Error {
-    let text = error.downcast_ref::<ChatError>().and_then(flag_text);
+    let text = error.chain().next().and_then(|first| first.downcast_ref::<ChatError>()).and_then(flag_text);
     text.map_or(error, anyhow::Error::msg)
 }
 

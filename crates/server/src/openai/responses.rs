@@ -13,7 +13,7 @@ use super::{new_id, reply};
 use crate::engine::{Event, Generation};
 use crate::error::ApiError;
 use crate::info::check_model;
-use crate::request::{Body, EventSender, Gone, event_stream};
+use crate::request::{Body, EventSender, Gone, event_stream, read};
 use crate::server::{App, unix_time};
 
 /// Generates a response, whole or as a stream.
@@ -115,8 +115,7 @@ fn translate(request: &Value) -> Result<ChatRequest, ApiError> {
     if let Some(effort) = request.pointer("/reasoning/effort").filter(|effort| !effort.is_null()) {
         chat.insert("reasoning_effort".into(), effort.clone());
     }
-    serde_path_to_error::deserialize(Value::Object(chat))
-        .map_err(|error| ApiError::field(error.path().to_string(), error.inner().to_string()))
+    read(Value::Object(chat))
 }
 
 /// Adds one input item. Consecutive calls of the assistant become one message.

@@ -84,10 +84,11 @@ pub fn scripted_chat(delay: Duration) -> Result<(Chat, Arc<AtomicUsize>), ChatEr
 impl ScriptedModel {
     /// Logits after `ids`: the next token of the scripted reply.
     fn logits(&self, ids: &[u32]) -> Vec<f32> {
-        let text = self.tokenizer.decode(ids);
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.tokenizer.bytes_of(*id)).copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
         let (before, written) = match text.rfind("<|im_start|>assistant\n") {
             Some(at) => (&text[..at], &text[at + "<|im_start|>assistant\n".len()..]),
-            None => (text.as_str(), ""),
+            None => (&*text, ""),
         };
         let turn = &before[before.rfind("<|im_start|>user\n").unwrap_or(0)..];
         let reply = SCRIPT.iter().find(|(marker, _)| turn.contains(marker)).map_or("", |(_, reply)| reply);
