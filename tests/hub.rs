@@ -153,8 +153,18 @@ fn a_converted_model_on_the_hub_is_talked_with() {
     assert_eq!(run(machine.mlx("out", &[])).0, 0);
     let published = HubServer::of_directory("owner/model", Path::new(&machine.path("out")));
     let reader = Machine::with(&published.clone().with_fault(WEIGHTS, Fault::DropsConnection(1)));
-    let arguments =
-        ["--model", "owner/model", "--prompt", "Hi", "--no-think", "--max-tokens", "4", "--seed", "1", "--json"];
+    let arguments = [
+        "--model",
+        "owner/model",
+        "--prompt",
+        "Hi",
+        "--no-think",
+        "--max-tokens",
+        "4",
+        "--seed",
+        "1",
+        "--json",
+    ];
     let (code, stdout, stderr) = run(reader.command(env!("CARGO_BIN_EXE_q35-chat"), &arguments));
     assert_eq!(code, 0, "{stderr}");
     let reply: Value = serde_json::from_str(&stdout).unwrap();

@@ -235,7 +235,10 @@ mod tests {
             assert!(is_path(path), "{path}");
         }
         let found = describe_nearest(Path::new("src/missing"));
-        assert!(found.starts_with("no such directory; `src` holds backoff.rs, cache.rs, download.rs"), "{found}");
+        assert!(
+            found.starts_with("no such directory; `src` holds backoff.rs, cache.rs, download.rs"),
+            "{found}"
+        );
     }
 
     #[test]

@@ -9,9 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use q35_runtime::{
-    CancelToken, Chat, Chunk, Finish, Message, ReplyStream, Sampling, TokenDetail, Tool,
-};
+use q35_runtime::{CancelToken, Chat, Chunk, Finish, Message, ReplyStream, Sampling, TokenDetail, Tool};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 

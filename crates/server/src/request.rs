@@ -41,18 +41,43 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             }
             other => ApiError::new(Kind::Invalid, other.body_text()),
         })?;
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let path = error.path().to_string();
-            match path.as_str() {
-                "." | "" => ApiError::new(Kind::Invalid, format!("the body is not valid: {}", error.inner())),
-                _ => ApiError::field(path, error.inner().to_string()),
-            }
-        })?;
-        json.end()
-            .map_err(|error| ApiError::new(Kind::Invalid, format!("the body is not valid: {error}")))?;
-        Ok(Self(value))
+        let invalid = |error: serde_json::Error| {
+            ApiError::new(Kind::Invalid, format!("the body is not valid: {error}"))
+        };
+        let value: Value = serde_json::from_slice(&bytes).map_err(invalid)?;
+        read(value).map(Self)
     }
+}
+
+/// Deserializes a request.
+///
+/// # Errors
+/// A 400 that names the field at fault.
+pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+    let copy = value.clone();
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let message = error.inner().to_string();
+        match path.as_str() {
+            // Below a flattened struct serde knows no path.
+            "." | "" | "?" => match field_at_fault::<T>(&copy) {
+                Some(field) => ApiError::field(field, message),
+                None => ApiError::new(Kind::Invalid, format!("the body is not valid: {message}")),
+            },
+            _ => ApiError::field(path, message),
+        }
+    })
+}
+
+/// The field without which `value` can be deserialized.
+fn field_at_fault<T: DeserializeOwned>(value: &Value) -> Option<&str> {
+    let fields = value.as_object()?;
+    let is_at_fault = |name: &&String| {
+        let mut others = fields.clone();
+        others.remove(name.as_str());
+        T::deserialize(Value::Object(others)).is_ok()
+    };
+    fields.keys().find(is_at_fault).map(String::as_str)
 }
 
 /// The client has closed the stream.

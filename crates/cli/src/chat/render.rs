@@ -58,7 +58,9 @@ pub(super) fn run(args: &Chat, case: &Path) -> anyhow::Result<Outcome> {
 fn template(args: &Chat) -> anyhow::Result<ChatTemplate> {
     let watcher = crate::progress::Watcher::Quiet;
     let model = match &args.model {
-        Some(model) => Some(source::resolve(model, args.load.revision.as_deref(), args.load.variant.name(), watcher)?),
+        Some(model) => {
+            Some(source::resolve(model, args.load.revision.as_deref(), args.load.variant.name(), watcher)?)
+        }
         None => None,
     };
     let tokens = match &model {

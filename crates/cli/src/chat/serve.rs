@@ -87,7 +87,11 @@ pub struct Serve {
 impl Serve {
     pub(super) fn run(&self) -> anyhow::Result<Outcome> {
         let level = if self.quiet { LevelFilter::ERROR } else { LevelFilter::INFO };
-        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .init();
         let config = self.config()?;
         let cancel = interrupt::token()?;
         let (model, load, quiet) = (self.model.clone(), self.load.clone(), self.quiet);

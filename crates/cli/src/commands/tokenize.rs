@@ -57,7 +57,8 @@ pub fn run(args: &Args, context: Context) -> anyhow::Result<Outcome> {
     };
     if context.json {
         let tokenizer = open_tokenizer(&dir)?;
-        let tokens: Vec<String> = ids.iter().map(|id| String::from_utf8_lossy(tokenizer.bytes_of(*id)).into_owned()).collect();
+        let tokens: Vec<String> =
+            ids.iter().map(|id| String::from_utf8_lossy(tokenizer.bytes_of(*id)).into_owned()).collect();
         print_json(&json!({"ids": ids, "tokens": tokens}))?;
     } else {
         line(serde_json::to_string(&ids)?)?;
