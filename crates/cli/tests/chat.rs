@@ -60,8 +60,12 @@ fn what_cannot_run_ends_with_2() {
         (&["--prompt", "Hi"], "--model"),
         (&["--model", empty, "--prompt", "Hi"], "holds no model"),
         (&["--model", "q35-nano", "--backend", "coreml", "--prompt", "Hi"], "cannot run an MLX model"),
-        (&["--model", "q35-nano", "--backend", "mlx", "--device", "cuda", "--prompt", "Hi"], "cpu or metal"),
-        #[cfg(not(any(feature = "mlx", target_vendor = "apple")))]
+        #[cfg(not(feature = "mlx"))]
+        (
+            &["--model", "q35-nano", "--backend", "mlx", "--device", "gpu", "--prompt", "Hi"],
+            "built without MLX",
+        ),
+        #[cfg(not(feature = "mlx"))]
         (&["--model", "q35-nano", "--backend", "mlx", "--prompt", "Hi"], "built without MLX"),
         (&["--model", "q35-nano", "--prompt", "Hi", "--top-p", "0"], "--top-p\n  expected: a number above 0"),
         (&["--model", "q35-nano", "--prompt", "Hi", "--memory-limit", "1"], "does not fit in memory"),

@@ -85,26 +85,33 @@ impl ScriptedModel {
     /// Logits after `ids`: the next token of the scripted reply.
     fn logits(&self, ids: &[u32]) -> Vec<f32> {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.tokenizer.bytes_of(*id)).copied().collect();
-        let text = String::from_utf8_lossy(&bytes);
-        let (before, written) = match text.rfind("<|im_start|>assistant\n") {
-            Some(at) => (&text[..at], &text[at + "<|im_start|>assistant\n".len()..]),
-            None => (&*text, ""),
-        };
+        // The reply begins after the assistant's mark, or in a text without one after the last colon.
+        let after = |mark: &[u8]| (mark.len()..=bytes.len()).rev().find(|end| bytes[..*end].ends_with(mark));
+        let start = after(b"<|im_start|>assistant\n").or_else(|| after(b": ")).unwrap_or(0);
+        let (before, written) = bytes.split_at(start);
+        let before = String::from_utf8_lossy(before);
         let turn = &before[before.rfind("<|im_start|>user\n").unwrap_or(0)..];
         let reply = SCRIPT.iter().find(|(marker, _)| turn.contains(marker)).map_or("", |(_, reply)| reply);
-        let written = ["<think>\n\n</think>\n\n", "<think>\n"]
-            .iter()
-            .find_map(|prefix| written.strip_prefix(prefix))
-            .unwrap_or(written);
+        let prefixes: [&[u8]; 2] = [b"<think>\n\n</think>\n\n", b"<think>\n"];
+        let written = prefixes.iter().find_map(|prefix| written.strip_prefix(*prefix)).unwrap_or(written);
         // Reasoning that was closed by force is not part of the script.
-        let written = match written.rsplit_once("</think>\n\n") {
-            Some((_, answer)) if !reply.contains("</think>") => answer,
+        let close = b"</think>\n\n";
+        let closed = (close.len()..=written.len()).rev().find(|end| written[..*end].ends_with(close));
+        let written = match closed {
+            Some(end) if !reply.contains("</think>") => &written[end..],
             _ => written,
         };
         let mut logits = vec![-20.0; VOCABULARY];
         let end = self.tokenizer.id_of("<|im_end|>").unwrap_or(0);
-        let next =
-            reply.strip_prefix(written).and_then(|rest| self.tokenizer.encode(rest).ok()?.first().copied());
+        // A character may be written in part, so the tokens of the whole reply are followed.
+        let ids = self.tokenizer.encode(reply).unwrap_or_default();
+        let mut length = 0;
+        let next = ids.into_iter().find(|id| {
+            let starts_here = length == written.len();
+            length += self.tokenizer.bytes_of(*id).len();
+            starts_here
+        });
+        let next = next.filter(|_| reply.as_bytes().starts_with(written));
         logits[next.unwrap_or(end) as usize] = 20.0;
         logits
     }
