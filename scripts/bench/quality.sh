@@ -25,7 +25,7 @@ make() {
 for bits in 8 5 4; do
     make "int$bits-rtn" --bits "$bits"
 done
-make int4-best --recipe best
+make int4-best --recipe calibrated
 directories=("$work/int8-rtn" "$work/int5-rtn" "$work/int4-rtn" "$work/int4-best")
 
 # mlx-lm's methods: GPTQ, and bits by measured sensitivity.
