@@ -263,7 +263,11 @@ fn recipe(dir: &Path) -> Option<String> {
         let value = manifest.settings.get(name)?;
         Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };
-    let recipe = value("recipe").map(|recipe| format!("recipe {recipe}"));
+    // Manifests keep the recipe's earlier name, so that artefacts stay equal to the byte.
+    let recipe = value("recipe").map(|recipe| match recipe.as_str() {
+        "best" => "recipe calibrated".to_owned(),
+        recipe => format!("recipe {recipe}"),
+    });
     let group = value("group_size").map(|size| format!("groups of {size}"));
     let encoding = value("encoding").map(|encoding| format!("encoding {encoding}"));
     let parts: Vec<String> = [recipe, group, encoding].into_iter().flatten().collect();
