@@ -137,7 +137,7 @@ pub enum Command {
     /// Measures speed
     Bench(Bench),
     /// Serves the model over HTTP to clients of OpenAI's and Anthropic's APIs, with a page for browsers
-    Serve(Serve),
+    Serve(Box<Serve>),
 }
 
 /// Choice of what is shown.

@@ -102,7 +102,7 @@ pub fn score_blocks(
     });
 }
 
-/// Second step: sets each block's [`BlockWeights::max_probability`]. `weights` are those of all blocks.
+/// Second step: sets the largest probability of each block. `weights` are those of all blocks.
 pub fn normalize_blocks(weights: &mut [BlockWeights]) {
     let heads = weights.first().map_or(0, |block| block.max_score.len());
     for head in 0..heads {

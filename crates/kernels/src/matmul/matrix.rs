@@ -214,7 +214,7 @@ impl<'a> Matrix<'a> {
             }
     }
 
-    /// Dequantizes row `row` to `out` [columns], as an embedding look-up does: `scale * q + bias` in f32, rounded after
+    /// Dequantizes row `row` to `out`, \[columns\], as an embedding look-up does: `scale * q + bias` in f32, rounded after
     /// the product and after the sum.
     ///
     /// # Panics
