@@ -94,7 +94,7 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         nano = Path(work) / "nano-int4"
         step(report, "convert_nano", [options.bin / "q35-convert", "mlx", "--model", "q35-nano", "--out", nano,
-                                      "--no-verify"], options)
+                                      "--recipe", "rtn", "--no-verify"], options)
         if not options.skip_tests:
             for test in TESTS:
                 program = options.bin / "tests" / test
